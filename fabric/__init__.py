@@ -1,0 +1,1 @@
+"""fabric: typed channels, routing, in-flight transforms and adaptive paths for modular inference."""

@@ -1,0 +1,271 @@
+// Every byte that two processes share: records, rings, state and doorbell segments, slot tables.
+//
+// Plain data only: no logic, no allocation. All integers are little-endian; every struct is
+// standard-layout and its size is asserted. Who may write which part is said beside each struct.
+// docs/WIRE.md §2 describes the same bytes in words; tests/tidy compares fabric/limits.py with §limits.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+namespace fabric {
+
+using u8 = std::uint8_t;
+using u16 = std::uint16_t;
+using u32 = std::uint32_t;
+using u64 = std::uint64_t;
+
+// ------------------------------------------------------------------ limits (fabric/limits.py)
+inline constexpr u8 kRecordVersion = 1;
+inline constexpr u32 kRecordHeaderBytes = 64;
+inline constexpr u32 kInlineBytesMax = 4096;      ///< meta + tensors carried in the ring
+inline constexpr u32 kRecordBytesMax = 8192;      ///< header + extensions + table + inline
+inline constexpr u32 kSegmentsPerRecordMax = 64;
+inline constexpr u32 kLaneBytes = 256 * 1024;     ///< power of two, one direction
+inline constexpr u32 kReturnEntries = 4096;       ///< power of two, one direction
+inline constexpr u32 kLanesPerPortMax = 1024;     ///< bits of the ready bitmap
+inline constexpr u32 kEndpointsPerPortMax = 128;  ///< sender ledgers
+inline constexpr u32 kFlowsInPerPortMax = 1024;
+inline constexpr u32 kOutstandingPerEndpoint = 2048;  ///< power of two
+inline constexpr u32 kHeldPerPort = 8192;
+inline constexpr u32 kSlotsPerSegmentMax = 1024;
+inline constexpr u32 kCacheLine = 64;
+
+// ------------------------------------------------------------------ words
+enum class Class : u8 { control = 0, token = 1, embedding = 2, bulk = 3 };
+enum class Pattern : u8 { stream = 0, queue = 1, broadcast = 2, request = 3, reply = 4 };
+enum class Delivery : u8 { at_most_once = 0, at_least_once = 1 };
+enum class MemoryKind : u8 { host = 0, pinned = 1, cuda = 2, foreign = 3 };
+
+/// How a message ended. The pair (end, reason) is what the ledger counts.
+enum class End : u8 { none = 0, delivered = 1, dropped = 2, failed = 3 };
+enum class Reason : u8 {
+  none = 0,
+  expired = 1,           // dropped: deadline passed before it was handed over
+  overflow_oldest = 2,   // dropped
+  overflow_newest = 3,   // dropped
+  rejected = 4,          // failed: overflow policy reject
+  consumer_error = 5,    // failed: the consumer refused it (nack)
+  peer_lost = 6,         // failed: consumer died before it was handed over
+  outcome_unknown = 7,   // failed: handed over, consumer or path died before the acknowledgement
+  path_broken = 8,       // failed: no path within the deadline
+  cancelled = 9,         // dropped: the sender or requester cancelled it
+  closed = 10,           // failed: channel or endpoint closed
+  corrupted = 11,        // failed: checksum or generation did not hold
+  no_target = 12,        // failed: no consumer within the deadline
+  transform_drop = 13,   // dropped by a transform
+  transform_error = 14,  // failed in a transform
+  sender_lost = 15,      // failed: the sender died before it was in a lane
+  count = 16,
+};
+
+// ------------------------------------------------------------------ record
+enum RecordFlag : u16 {
+  kFlagRedelivered = 1 << 0,
+  kFlagMetaInSegment = 1 << 1,  // segment 0 holds the inline part (too large for the ring)
+  kFlagStreamEnd = 1 << 2,      // last message of a streamed reply
+  kFlagStreamMore = 1 << 3,     // a streamed reply, more to come
+  kFlagError = 1 << 4,          // the inline part is an error report (reply)
+  kFlagCancel = 1 << 5,         // cancels `correlation`
+  kFlagPad = 1 << 15,           // ring filler up to the wrap; skip total_len bytes
+};
+
+/// Fixed head of every record in a lane and of every EAGER / ANNOUNCE frame (there `deadline_ns`
+/// holds remaining nanoseconds, in a lane absolute CLOCK_MONOTONIC; 0 = none).
+/// Followed by extensions (TLV, to header_len8 * 8), the segment table, the inline bytes.
+struct RecordHeader {
+  u8 version;
+  u8 header_len8;      ///< header + extensions, in units of 8 bytes
+  u16 flags;           ///< RecordFlag
+  u32 total_len;       ///< whole record in the ring, before padding to 8
+  u64 flow;            ///< cluster-wide flow id: sender node << 48 | counter
+  u64 flow_seq;        ///< 1, 2, 3 … within the flow; receivers refuse gaps and discard repeats
+  u64 sequence;        ///< the producer's own number; kept over redelivery
+  u64 deadline_ns;
+  u32 channel;         ///< registry number
+  u32 type;            ///< low 32 bits of the type fingerprint
+  u32 generation;      ///< plan generation that routed it
+  u8 klass;            ///< Class
+  u8 kind;             ///< 0 message; other values are reserved and refused
+  u16 segment_count;
+  u64 payload_bytes;   ///< inline bytes + all segment lengths
+};
+static_assert(sizeof(RecordHeader) == kRecordHeaderBytes);
+
+/// Extension: {u16 type, u16 len, len bytes, zero padding to 8}. Unknown types are skipped.
+enum class Extension : u16 { producer = 1, key = 2, correlation = 3, trace = 4, tenant = 5 };
+struct ExtensionHead { u16 type; u16 len; };
+struct ProducerExtension { u64 port; u64 incarnation; };                // always present
+struct CorrelationExtension { u64 id; u64 reply_flow; };                // request and reply
+
+/// One piece of out-of-line payload.
+struct SegmentEntry {
+  u8 memory_kind;      ///< MemoryKind
+  u8 device;           ///< cuda ordinal
+  u16 numa_node;       ///< 0xffff unknown
+  u32 tenant;          ///< uid of the owner
+  u32 segment;         ///< node-wide segment id
+  u32 slot;
+  u32 generation;      ///< must equal the slot's, before and after the read
+  u32 index_count;     ///< 0 = contiguous
+  u64 offset;          ///< bytes from the slot's start
+  u64 length;
+  u64 ready_fence;     ///< 0 = ready
+};
+static_assert(sizeof(SegmentEntry) == 48);
+
+// ------------------------------------------------------------------ lane pair segment (one memfd)
+// One per (port pair, class): side 0 is the port with the smaller id. Each direction has a record
+// ring (written by the sending side) and a return ring (written by the receiving side). A cursor is
+// a byte or entry count since creation; it only grows; position = cursor & (size - 1).
+struct alignas(kCacheLine) Cursor {
+  std::atomic<u64> value;
+  u8 pad[kCacheLine - sizeof(std::atomic<u64>)];
+};
+/// head: producer only. tail: consumer only, released after the record was taken over.
+struct RingCursors { Cursor head; Cursor tail; };
+
+/// What flows back from a receiver (or gateway) to the sending side.
+enum class ReturnKind : u8 { end = 1, credit = 2, release = 3 };
+struct ReturnEntry {
+  u64 flow;
+  u64 a;        ///< end: first flow_seq · credit: messages, cumulative · release: segment << 32 | slot
+  u64 b;        ///< end: last flow_seq  · credit: bytes, cumulative    · release: slot generation
+  u8 kind;      ///< ReturnKind
+  u8 end;       ///< End
+  u8 reason;    ///< Reason
+  u8 pad;
+  u32 epoch;    ///< credit epoch; an older epoch is ignored
+};
+static_assert(sizeof(ReturnEntry) == 32);
+
+struct LaneHead {
+  u64 magic;        ///< "FABLANE1"
+  u32 version;
+  u32 klass;
+  u64 port[2];      ///< port ids, ascending
+  u64 incarnation[2];
+  u32 lane_bytes;
+  u32 return_entries;
+};
+inline constexpr u64 kLaneMagic = 0x31454e414c424146ULL;
+struct LaneDirection {       // direction d: from side d to side 1-d
+  RingCursors records;       // head written by side d, tail by side 1-d
+  RingCursors returns;       // head written by side 1-d, tail by side d
+};
+struct LanePairLayout {
+  alignas(4096) LaneHead head;
+  alignas(4096) LaneDirection direction[2];
+  alignas(4096) u8 records[2][kLaneBytes];
+  alignas(4096) ReturnEntry returns[2][kReturnEntries];
+};
+
+// ------------------------------------------------------------------ doorbell segment (peers write)
+enum class Wake : u32 { awake = 0, futex = 1, eventfd = 2 };
+struct DoorbellLayout {
+  alignas(kCacheLine) std::atomic<u32> state;   ///< Wake; also the futex word
+  alignas(kCacheLine) std::atomic<u64> ready[kLanesPerPortMax / 64];  ///< bit = consumer's lane index
+  alignas(kCacheLine) std::atomic<u32> freeze;  ///< written by the daemon only: audit cut in progress
+};
+
+// ------------------------------------------------------------------ state segment (one port writes)
+// Read by the daemon (audit, death handling). After the port's death the daemon writes it (adoption).
+struct StateHead {
+  u64 magic;                           ///< "FABSTAT1"
+  u32 version;
+  u32 tenant;
+  u64 port;
+  u64 incarnation;
+  std::atomic<u64> heartbeat_ns;       ///< CLOCK_MONOTONIC, by the native service thread
+  std::atomic<u32> busy;               ///< 1 inside an operation; see docs/ARCHITECTURE.md §audit
+  std::atomic<u32> held_high;          ///< entries of the held table ever used
+};
+inline constexpr u64 kStateMagic = 0x3154415453424146ULL;
+
+enum class OutState : u8 { empty = 0, pending = 1, accepted = 2, ended = 3, waiting = 4 };
+/// One accepted message that has not ended. Index = sequence & (kOutstandingPerEndpoint - 1).
+struct OutEntry {
+  std::atomic<u64> sequence;
+  u64 flow;                            ///< 0 while it waits for a consumer (state waiting)
+  u64 flow_seq;
+  std::atomic<u32> word;               ///< OutState | End << 8 | Reason << 16: one store ends it
+  u32 pad;
+};
+static_assert(sizeof(OutEntry) == 32);
+
+/// Folded ends: `tail` and its counters flip together through `active`.
+struct Fold {
+  u64 tail;                            ///< every sequence <= tail has ended and is counted here
+  u64 count[4][static_cast<int>(Reason::count)];   ///< [End][Reason]
+};
+struct SenderLedger {
+  u64 endpoint;                        ///< 0 = free
+  u32 channel;
+  u8 pattern, delivery, klass, pad;
+  std::atomic<u64> accepted;           ///< last accepted sequence
+  std::atomic<u32> active;             ///< which Fold holds
+  u32 pad2;
+  Fold fold[2];
+  alignas(kCacheLine) OutEntry outstanding[kOutstandingPerEndpoint];
+};
+
+/// The receiving half of a flow.
+struct FlowIn {
+  std::atomic<u64> flow;               ///< 0 = free
+  u64 endpoint;
+  u32 channel;
+  u32 lane;
+  std::atomic<u64> drained;            ///< last flow_seq taken from the lane
+  std::atomic<u64> handed;             ///< last flow_seq handed to the endpoint
+  std::atomic<u64> ended_upto;         ///< every flow_seq <= this was reported in the return ring
+  std::atomic<u64> reported[4];        ///< ends reported, by End
+};
+
+enum class HeldState : u8 { free = 0, queued = 1, handed = 2, ended = 3, releasing = 4 };
+/// One message between lane and end, or one view that still holds its slot. Only the reader writes.
+struct HeldEntry {
+  u64 flow;
+  u64 flow_seq;
+  u32 segment;                         ///< first segment; more are in the record it was drained with
+  u32 slot;
+  u32 generation;
+  std::atomic<u32> word;               ///< HeldState | segment_count << 8
+  u64 since_ns;
+  u64 channel;
+};
+static_assert(sizeof(HeldEntry) == 48);
+
+struct StateLayout {
+  alignas(4096) StateHead head;
+  alignas(4096) FlowIn flows[kFlowsInPerPortMax];
+  alignas(4096) HeldEntry held[kHeldPerPort];
+  alignas(4096) SenderLedger ledger[kEndpointsPerPortMax];
+};
+
+// ------------------------------------------------------------------ arena segment (owner writes)
+// One size class per segment: slot i lies at data_offset + i * slot_bytes.
+struct SlotMeta {
+  std::atomic<u32> generation;         ///< odd = loaned or sent, even = free; +1 at each change
+  u32 pad;
+};
+struct SegmentLayout {                 // at offset 0 of the memfd
+  u64 magic;                           ///< "FABSEGM1"
+  u32 version;
+  u32 segment;
+  u64 port;
+  u64 incarnation;
+  u32 tenant;
+  u32 numa_node;
+  u64 slot_bytes;
+  u32 slot_count;
+  u32 pad;
+  u64 data_offset;                     ///< multiple of 4096
+  u8 pad2[kCacheLine - 8];
+  SlotMeta slots[kSlotsPerSegmentMax];
+};
+inline constexpr u64 kSegmentMagic = 0x314d474553424146ULL;
+
+static_assert(std::atomic<u64>::is_always_lock_free && std::atomic<u32>::is_always_lock_free);
+
+}  // namespace fabric

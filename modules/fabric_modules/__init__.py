@@ -1,0 +1,1 @@
+"""First-party inference modules: prefill and decode."""

@@ -1,0 +1,1 @@
+"""First-party transforms, registered through the entry points third parties use."""

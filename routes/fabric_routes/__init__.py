@@ -1,0 +1,1 @@
+"""First-party routing policies, registered through the entry points third parties use."""
