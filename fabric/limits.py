@@ -1,0 +1,80 @@
+"""Every limit of the fabric, with its unit in its name.
+
+The first block mirrors `fabric/native/core/layout.hpp` name for name (`kLaneBytes` → `LANE_BYTES`); a tidy test
+compares them. Reaching a limit raises `CapacityError` (or the error named beside it) and is counted.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# ---- shared memory (layout.hpp §limits)
+RECORD_VERSION: Final = 1
+RECORD_HEADER_BYTES: Final = 64
+INLINE_BYTES_MAX: Final = 4096
+RECORD_BYTES_MAX: Final = 8192
+SEGMENTS_PER_RECORD_MAX: Final = 64
+LANE_BYTES: Final = 256 * 1024
+RETURN_ENTRIES: Final = 4096
+LANES_PER_PORT_MAX: Final = 1024
+ENDPOINTS_PER_PORT_MAX: Final = 128
+FLOWS_IN_PER_PORT_MAX: Final = 1024
+OUTSTANDING_PER_ENDPOINT: Final = 2048
+HELD_PER_PORT: Final = 8192
+SLOTS_PER_SEGMENT_MAX: Final = 1024
+CACHE_LINE: Final = 64
+
+# ---- names and text
+NAME_BYTES_MAX: Final = 128  # node, module, channel, type, field, plugin and policy names
+KEY_BYTES_MAX: Final = 256  # routing key of a message
+TOKEN_BYTES_MAX: Final = 256
+ERROR_TEXT_BYTES_MAX: Final = 4096
+SOCKET_PATH_BYTES_MAX: Final = 107  # sun_path less its terminator
+
+# ---- messages
+FIELDS_PER_TYPE_MAX: Final = 64
+TENSORS_PER_MESSAGE_MAX: Final = 32
+TENSOR_RANK_MAX: Final = 16
+TENSOR_ALIGNMENT_BYTES: Final = 64
+STRING_BYTES_MAX: Final = 1 << 20  # one str or bytes scalar
+META_BYTES_MAX: Final = 4 << 20  # all scalars of one message, encoded
+MESSAGE_BYTES_MAX: Final = 1 << 30  # tensors of one message together
+SCHEMA_BYTES_MAX: Final = 64 << 10
+
+# ---- arenas of a client
+SEGMENT_BYTES_MIN: Final = 1 << 20  # slots are pooled into segments of at least this size
+SEGMENT_BYTES_MAX: Final = 2 << 30
+SLOT_BYTES_MIN: Final = 8 << 10
+SEGMENTS_PER_PORT_MAX: Final = 256
+SEGMENT_IDLE_S: Final = 10.0  # an own segment with every slot free this long is given back
+
+# ---- control connections (attach, node to node)
+FRAME_BYTES_MAX: Final = 1 << 20
+FRAME_FDS_MAX: Final = 8
+FRAME_BACKLOG_BYTES_MAX: Final = 8 << 20  # written by us, unread by the peer: then it is broken
+CONTROL_REQUESTS_MAX: Final = 256  # unanswered requests of one client
+PROTOCOL_QUOTE_BYTES_MAX: Final = 64
+
+# ---- credit a receiver grants by default (per flow)
+CREDIT_MESSAGES: Final = 256
+CREDIT_BYTES: Final = 64 << 20
+
+# ---- requests and routes
+REQUESTS_IN_FLIGHT_MAX: Final = 1024  # per requester
+STREAM_REPLIES_QUEUED_MAX: Final = 1024  # per streamed request, unread by its caller
+CANCELLED_REMEMBERED_MAX: Final = 4096  # correlations whose late replies are discarded silently
+ROUTE_PINS_MAX: Final = 65536  # keys pinned to a flow, per sender
+ROUTE_PIN_TTL_S: Final = 60.0
+ROUTE_ASK_S: Final = 1.0
+
+# ---- waits
+DEFAULT_DEADLINE_S: Final = 30.0
+DEADLINE_S_MAX: Final = 86_400.0
+ATTACH_S: Final = 10.0
+RECONNECT_S: Final = 10.0  # the keeper ends modules when no daemon was there this long
+RECONNECT_BACKOFF_S: Final = (0.02, 0.5)  # first, largest
+CONTROL_CALL_S: Final = 10.0
+CLOSE_S: Final = 1.0
+HEARTBEAT_MS: Final = 100
+SUSPECT_MS: Final = 1000
+LEASE_MS: Final = 3000
