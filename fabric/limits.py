@@ -78,3 +78,21 @@ CLOSE_S: Final = 1.0
 HEARTBEAT_MS: Final = 100
 SUSPECT_MS: Final = 1000
 LEASE_MS: Final = 3000
+
+# ---- fabric.yaml
+CONFIG_BYTES_MAX: Final = 1 << 20
+CONFIG_NODES_MAX: Final = 100_000  # YAML values, anchors followed
+CONFIG_PROBLEMS_MAX: Final = 20  # mistakes printed for one file
+CHANNELS_MAX: Final = 1024
+MODULES_MAX: Final = 256
+PLUGINS_MAX: Final = 64
+REPLICAS_MAX: Final = 64
+TRANSFORMS_PER_CHANNEL_MAX: Final = 8
+
+# ---- control API and fabricctl
+CONTROL_MESSAGE_BYTES_MAX: Final = 8 << 20  # one gRPC request or answer
+CONTROL_ERROR_BYTES_MAX: Final = 8 << 10  # error detail, carried in trailing metadata
+CONTROL_S: Final = 30.0  # a verb of fabricctl, unless it says otherwise
+NODE_UP_S: Final = 30.0  # fabricctl up waits this long for the health service
+NODE_DOWN_S: Final = 15.0  # fabricctl down waits this long for every process to be gone
+LOG_LINES_MAX: Final = 10_000
