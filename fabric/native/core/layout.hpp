@@ -30,6 +30,9 @@ inline constexpr u32 kFlowsInPerPortMax = 1024;
 inline constexpr u32 kOutstandingPerEndpoint = 2048;  ///< power of two
 inline constexpr u32 kHeldPerPort = 8192;
 inline constexpr u32 kSlotsPerSegmentMax = 1024;
+inline constexpr u32 kTensorsPerMessageMax = 64;
+inline constexpr u32 kKeyBytesMax = 512;
+inline constexpr u32 kPinsPerSenderMax = 65536;   ///< keys that a stream sender remembers
 inline constexpr u32 kCacheLine = 64;
 
 // ------------------------------------------------------------------ words
@@ -92,6 +95,12 @@ struct RecordHeader {
   u64 payload_bytes;   ///< inline bytes + all segment lengths
 };
 static_assert(sizeof(RecordHeader) == kRecordHeaderBytes);
+
+/// What the inline bytes begin with (and segment 0, if kFlagMetaInSegment): {InlineHead, u64 size of
+/// each tensor, meta, zeros to 64}, then, when the tensors are inline too, each tensor at a multiple of
+/// 64 from the start of the inline bytes. Otherwise the tensors lie in the last segment, each at a
+/// multiple of 64 from its offset. Gateways carry these bytes unread.
+struct InlineHead { u32 meta_bytes; u32 tensor_count; };
 
 /// Extension: {u16 type, u16 len, len bytes, zero padding to 8}. Unknown types are skipped.
 enum class Extension : u16 { producer = 1, key = 2, correlation = 3, trace = 4, tenant = 5 };
@@ -165,7 +174,7 @@ struct LanePairLayout {
 enum class Wake : u32 { awake = 0, futex = 1, eventfd = 2 };
 struct DoorbellLayout {
   alignas(kCacheLine) std::atomic<u32> state;   ///< Wake; also the futex word
-  alignas(kCacheLine) std::atomic<u64> ready[kLanesPerPortMax / 64];  ///< bit = consumer's lane index
+  alignas(kCacheLine) std::atomic<u64> ready[kLanesPerPortMax / 64];  ///< bit = lane number mod kLanesPerPortMax
   alignas(kCacheLine) std::atomic<u32> freeze;  ///< written by the daemon only: audit cut in progress
 };
 
@@ -190,7 +199,7 @@ struct OutEntry {
   u64 flow;                            ///< 0 while it waits for a consumer (state waiting)
   u64 flow_seq;
   std::atomic<u32> word;               ///< OutState | End << 8 | Reason << 16: one store ends it
-  u32 pad;
+  u32 position;                        ///< low 32 bits of the lane cursor at which its record begins
 };
 static_assert(sizeof(OutEntry) == 32);
 

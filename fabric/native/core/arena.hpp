@@ -1,0 +1,85 @@
+// Slots of shared memory: the owner's arena and a reader's view of other arenas.
+//
+// Arena: one owner object, under its lock; segments are added whole, one size class each. Slot
+// generations live in the segment (odd = taken), who still needs a slot is private to the owner.
+// SegmentMap: what a reader has mapped; Segment objects are shared so that views outlive a drop.
+#pragma once
+
+#include <memory>
+#include <unordered_map>
+#include <vector>
+
+#include "core/memory.hpp"
+
+namespace fabric {
+
+class Segment {
+ public:
+  /// Maps and checks `fd` as segment number `segment`.
+  static Status open(u32 segment, int fd, bool writable, std::shared_ptr<Segment>& out);
+  u32 number() const { return number_; }
+  u64 slot_bytes() const { return slot_bytes_; }
+  u32 slot_count() const { return slot_count_; }
+  u8* slot(u32 index) const { return data_ + index * slot_bytes_; }
+  u32 generation(u32 index) const;    ///< acquire
+  /// Address of a piece: ranges checked, generation equal and odd; stale otherwise.
+  Status resolve(const SegmentEntry& entry, const u8*& out) const;
+  /// Does the generation still hold? Call after reading (acquire fence inside).
+  bool holds(const SegmentEntry& entry) const;
+  SegmentLayout* layout() const { return mapping_.as<SegmentLayout>(); }
+
+ private:
+  Mapping mapping_;
+  u8* data_ = nullptr;
+  u64 slot_bytes_ = 0;
+  u32 slot_count_ = 0, number_ = 0;
+};
+
+using SegmentMap = std::unordered_map<u32, std::shared_ptr<Segment>>;
+
+struct SlotRef {
+  u32 segment = 0;
+  u32 slot = 0;
+  u32 generation = 0;                 ///< 0 = no slot
+  explicit operator bool() const { return generation != 0; }
+};
+
+class Arena {
+ public:
+  /// Own, writable segment. Slots that are odd (a former life) stay taken until reclaim().
+  Status add(u32 segment, int fd);
+  Status drop(u32 segment);           ///< refused (capacity) while a slot is taken
+  /// A slot of at least `bytes`; need_segment when no fitting class has a free one.
+  Status allocate(u64 bytes, SlotRef& out);
+  u8* address(const SlotRef& ref) const;
+  SegmentEntry entry(const SlotRef& ref, u64 offset, u64 length) const;
+
+  // A slot is given back when neither its message nor its reader needs it.
+  void hold_message(const SlotRef& ref);            ///< allocate() holds it for the writer already
+  void drop_message(const SlotRef& ref);
+  void hold_reader(const SlotRef& ref, u64 flow);
+  bool drop_reader(u32 segment, u32 slot, u32 generation, u64 flow);  ///< false: not such a reader
+  void drop_readers_of(u64 flow);                   ///< that reader is dead
+  void free(const SlotRef& ref);                    ///< writer, message and reader at once
+
+  std::vector<u32> idle() const;      ///< segments with every slot free
+  bool owns(u32 segment) const { return segments_.count(segment) != 0; }
+  u64 taken_slots() const { return taken_; }
+  u32 segment_count() const { return static_cast<u32>(segments_.size()); }
+  std::shared_ptr<Segment> find(u32 segment) const;
+  /// drop_reader without the flow check (gateways free by slot).
+  bool valid(const SlotRef& ref) const;
+
+ private:
+  struct Use { u64 reader_flow = 0; bool message = false; };
+  struct Own {
+    std::shared_ptr<Segment> segment;
+    std::vector<u32> free;
+    std::vector<Use> use;
+  };
+  void give_back(Own& own, u32 slot);
+  std::unordered_map<u32, Own> segments_;
+  u64 taken_ = 0;
+};
+
+}  // namespace fabric

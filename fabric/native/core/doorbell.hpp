@@ -1,0 +1,57 @@
+// Waking a port: a ready bitmap, one state word, a futex or an eventfd behind it.
+//
+// Producer: publish, mark(lane), wake(). Consumer: prepare(mode), look at its rings once more,
+// then sleep. A seq_cst fence on both sides makes sure that one of the two sees the other.
+// Doorbell is the owner's end (one waiter at a time), DoorbellRinger a peer's; any thread may ring.
+#pragma once
+
+#include "core/memory.hpp"
+
+namespace fabric {
+
+class DoorbellRinger {
+ public:
+  Status attach(int doorbell_fd, int event_fd);  ///< fds are duplicated
+  void mark(u32 lane);                ///< sets the lane's ready bit
+  void wake();                        ///< wakes the owner if it sleeps; call after mark()
+  void ring(u32 lane) { mark(lane); wake(); }
+  void forget();                      ///< forked child: drops the mapping without touching it
+
+ private:
+  Mapping mapping_;
+  DoorbellLayout* layout_ = nullptr;
+  Fd event_;
+};
+
+class Doorbell {
+ public:
+  static constexpr u32 kWords = kLanesPerPortMax / 64;
+
+  Status attach(int doorbell_fd, int event_fd);  ///< fds are duplicated
+  /// Announces sleep in `mode` and fences. Look for work afterwards, then sleep or cancel().
+  void prepare(Wake mode);
+  /// Sleeps on the futex until woken or `deadline_ns` (absolute). prepare(Wake::futex) came before.
+  void sleep_until(u64 deadline_ns);
+  void cancel();                      ///< back to awake
+  void wake_self();                   ///< another thread of the owner ends the sleep
+  bool any_ready() const;
+  /// Takes the ready bits of word `index` (lane numbers index * 64 + bit).
+  u64 take_ready(u32 index);
+  int event_fd() const { return event_.get(); }
+  void drain_event();                 ///< reads the eventfd down to zero
+  bool frozen() const;
+  void park_while_frozen(u64 deadline_ns);  ///< futex on `freeze`
+  DoorbellLayout* layout() const { return layout_; }
+  void forget();
+
+ private:
+  Mapping mapping_;
+  DoorbellLayout* layout_ = nullptr;
+  Fd event_;
+};
+
+/// Daemon side: stops new operations of a port and waits until none is inside (audit).
+bool freeze_port(int doorbell_fd, int state_fd, u64 deadline_ns, Status& status);
+Status thaw_port(int doorbell_fd);
+
+}  // namespace fabric

@@ -1,0 +1,58 @@
+// File descriptors, mappings and the creation of shared segments.
+//
+// Every created fd is a memfd with SHRINK|GROW sealed, close-on-exec. Owners: Fd and Mapping close
+// and unmap; both move, neither copies. Thread-safe as far as each object is used by one thread.
+#pragma once
+
+#include "core/status.hpp"
+
+namespace fabric {
+
+class Fd {
+ public:
+  Fd() = default;
+  explicit Fd(int fd) : fd_(fd) {}
+  Fd(Fd&& other) noexcept : fd_(other.release()) {}
+  Fd& operator=(Fd&& other) noexcept;
+  ~Fd() { reset(); }
+  int get() const { return fd_; }
+  int release() { int fd = fd_; fd_ = -1; return fd; }
+  void reset();
+  static Fd duplicate(int fd);  ///< close-on-exec; get() < 0 on failure
+
+ private:
+  int fd_ = -1;
+};
+
+class Mapping {
+ public:
+  Mapping() = default;
+  Mapping(Mapping&& other) noexcept;
+  Mapping& operator=(Mapping&& other) noexcept;
+  ~Mapping() { reset(); }
+  void reset();
+  u8* base() const { return base_; }
+  std::size_t size() const { return size_; }
+  explicit operator bool() const { return base_ != nullptr; }
+  template <class T> T* as() const { return reinterpret_cast<T*>(base_); }
+  void keep_from_children();  ///< MADV_DONTFORK: a forked child has no mapping here
+  void forget() { base_ = nullptr; size_ = 0; }  ///< without unmapping (forked child)
+
+  /// Maps all of `fd`; refused when it is smaller than `bytes_min`. The fd stays the caller's.
+  static Status map(int fd, std::size_t bytes_min, bool writable, Mapping& out);
+
+ private:
+  u8* base_ = nullptr;
+  std::size_t size_ = 0;
+};
+
+Status create_memfd(const char* name, std::size_t bytes, Fd& out);
+Status create_state(u64 port, u64 incarnation, u32 tenant, Fd& out);
+Status create_doorbell(Fd& out);
+Status create_lane_pair(u32 klass, const u64 port[2], const u64 incarnation[2], Fd& out);
+Status create_segment(u32 segment, u64 port, u64 incarnation, u32 tenant, u64 slot_bytes,
+                      u32 slot_count, Fd& out);
+/// FUTURE_WRITE|SEAL: after the one writer has mapped; every later writable mapping fails.
+Status seal_segment(int fd);
+
+}  // namespace fabric

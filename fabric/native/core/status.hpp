@@ -1,0 +1,44 @@
+// The outcome of a native operation: no exceptions in core; bind/errors.cpp is the only translator.
+#pragma once
+
+#include <string>
+#include <utility>
+
+#include "core/layout.hpp"
+
+namespace fabric {
+
+enum class Code : u8 {
+  ok = 0,
+  closed,
+  deadline,
+  would_block,
+  stale,
+  capacity,
+  protocol,
+  internal,
+  peer_lost,
+  credit,
+  path_broken,
+  need_segment,  ///< detail = {size, 0} for a writer, {0, segment} for a reader
+  invalid,       ///< the caller's argument
+};
+
+/// Success costs nothing but a byte; a failure says what, on what and what was found.
+struct [[nodiscard]] Status {
+  Code code = Code::ok;
+  std::string message;
+  u64 detail[2] = {0, 0};
+
+  bool ok() const { return code == Code::ok; }
+  static Status success() { return {}; }
+  static Status fail(Code code, std::string message) { return {code, std::move(message), {0, 0}}; }
+  static Status need_segment(u64 size, u64 segment) {
+    return {Code::need_segment, "a segment is needed", {size, segment}};
+  }
+};
+
+/// `what: strerror(errno)` as an internal failure.
+Status system_failure(const char* what);
+
+}  // namespace fabric
