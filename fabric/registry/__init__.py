@@ -1,0 +1,1 @@
+"""Registry: what the cluster agrees on (nodes, channels, endpoints), kept by the first node."""
