@@ -74,6 +74,11 @@ enum RecordFlag : u16 {
   kFlagPad = 1 << 15,           // ring filler up to the wrap; skip total_len bytes
 };
 
+/// skip: header and extensions only. The message with this flow_seq ended at an earlier hop, which has
+/// reported the end; the reader counts 1 message and `payload_bytes` as drained (sequence and credit),
+/// hands over nothing and reports nothing. Written by gateways.
+enum class RecordKind : u8 { message = 0, skip = 1 };
+
 /// Fixed head of every record in a lane and of every EAGER / ANNOUNCE frame (there `deadline_ns`
 /// holds remaining nanoseconds, in a lane absolute CLOCK_MONOTONIC; 0 = none).
 /// Followed by extensions (TLV, to header_len8 * 8), the segment table, the inline bytes.
@@ -90,7 +95,7 @@ struct RecordHeader {
   u32 type;            ///< low 32 bits of the type fingerprint
   u32 generation;      ///< plan generation that routed it
   u8 klass;            ///< Class
-  u8 kind;             ///< 0 message; other values are reserved and refused
+  u8 kind;             ///< RecordKind; other values are refused
   u16 segment_count;
   u64 payload_bytes;   ///< inline bytes + all segment lengths
 };
