@@ -74,7 +74,7 @@ class Reader:
         if not isinstance(node, yaml.ScalarNode):
             return INVALID
         try:
-            return self._plain.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+            return self._plain.construct_object(node, deep=True)
         except (yaml.constructor.ConstructorError, ValueError):
             return INVALID
 
@@ -101,7 +101,9 @@ def found(reader: Reader, node: yaml.Node) -> str:
     return f"{kind} {shown}" if kind else f"'{shown}'"
 
 
-def items(reader: Reader, node: yaml.Node, path: str, what: str) -> list[tuple[str, yaml.Node, yaml.Node]]:
+def items(
+    reader: Reader, node: yaml.Node, path: str, what: str
+) -> list[tuple[str, yaml.Node, yaml.Node]]:
     """Return (key, key node, value node) of a mapping, noting keys that are no text or repeat."""
     if reader.scalar(node) is None:
         return []
@@ -116,7 +118,11 @@ def items(reader: Reader, node: yaml.Node, path: str, what: str) -> list[tuple[s
             reader.note(key_node, path, f"expected a text as key, found {found(reader, key_node)}")
         elif key in seen:
             first = seen[key].start_mark.line + 1
-            reader.note(key_node, f"{path}.{key}".lstrip("."), f"the key '{key}' stands twice (first in line {first})")
+            reader.note(
+                key_node,
+                f"{path}.{key}".lstrip("."),
+                f"the key '{key}' stands twice (first in line {first})",
+            )
         else:
             seen[key] = key_node
             rows.append((key, key_node, value_node))
@@ -151,7 +157,9 @@ def named(decode_value: Decoder, what: str, pattern: re.Pattern[str], count_max:
     def decode(reader: Reader, node: yaml.Node, path: str) -> Any:
         rows = items(reader, node, path, what)
         if len(rows) > count_max:
-            return reader.note(node, path, f"at most {count_max} entries are allowed, found {len(rows)}")
+            return reader.note(
+                node, path, f"at most {count_max} entries are allowed, found {len(rows)}"
+            )
         values: dict[str, Any] = {}
         for key, key_node, value_node in rows:
             inner = f"{path}.{key}"
@@ -174,7 +182,9 @@ def sequence(decode_item: Decoder, what: str, count_max: int) -> Decoder:
         if not isinstance(node, yaml.SequenceNode):
             return reader.note(node, path, f"expected {what}, found {found(reader, node)}")
         if len(node.value) > count_max:
-            return reader.note(node, path, f"at most {count_max} entries are allowed, found {len(node.value)}")
+            return reader.note(
+                node, path, f"at most {count_max} entries are allowed, found {len(node.value)}"
+            )
         values = []
         for index, item in enumerate(node.value):
             inner = f"{path}[{index}]"
@@ -214,7 +224,9 @@ def choice(options: tuple[str, ...]) -> Decoder:
         if isinstance(value, str) and value in options:
             return value
         hint = did_you_mean(value, options) if isinstance(value, str) else ""
-        return reader.note(node, path, f"expected one of {', '.join(options)}, found {found(reader, node)}{hint}")
+        return reader.note(
+            node, path, f"expected one of {', '.join(options)}, found {found(reader, node)}{hint}"
+        )
 
     return decode
 
@@ -226,7 +238,9 @@ def integer(low: int, high: int) -> Decoder:
         value = reader.scalar(node)
         if type(value) is int and low <= value <= high:
             return value
-        return reader.note(node, path, f"expected a whole number from {low} to {high}, found {found(reader, node)}")
+        return reader.note(
+            node, path, f"expected a whole number from {low} to {high}, found {found(reader, node)}"
+        )
 
     return decode
 
@@ -238,7 +252,11 @@ def number(low: float, high: float, unit: str) -> Decoder:
         value = reader.scalar(node)
         if type(value) in (int, float) and low <= value <= high:
             return float(value)
-        return reader.note(node, path, f"expected a number of {unit} from {low:g} to {high:g}, found {found(reader, node)}")
+        return reader.note(
+            node,
+            path,
+            f"expected a number of {unit} from {low:g} to {high:g}, found {found(reader, node)}",
+        )
 
     return decode
 
@@ -263,7 +281,11 @@ def size_bytes(low: int, high: int) -> Decoder:
                 value = None
         if type(value) is int and low <= value <= high:
             return value
-        return reader.note(node, path, f"expected a size from {low} to {high} bytes, such as 64MiB, found {found(reader, node)}")
+        return reader.note(
+            node,
+            path,
+            f"expected a size from {low} to {high} bytes, such as 64MiB, found {found(reader, node)}",
+        )
 
     return decode
 
@@ -281,4 +303,6 @@ def plain(reader: Reader, node: yaml.Node, path: str) -> Any:
     value = reader.scalar(node)
     if value is None or type(value) in (str, int, float, bool):
         return value
-    return reader.note(node, path, f"expected text, number, boolean, list or mapping, found {found(reader, node)}")
+    return reader.note(
+        node, path, f"expected text, number, boolean, list or mapping, found {found(reader, node)}"
+    )

@@ -17,7 +17,11 @@ from fabric.config.spec import ChannelSpec, FabricSpec, ModuleSpec
 BUILT_PATTERNS = ("stream", "queue", "request")
 BUILT_OVERFLOWS = ("block",)
 ORDERED_FLOW = ("stream", "queue")  # patterns whose messages may take any number of hops
-REPLYING = ("request", "scatter", "gather")  # may only wait or refuse: a lost reply would look like a lost request
+REPLYING = (
+    "request",
+    "scatter",
+    "gather",
+)  # may only wait or refuse: a lost reply would look like a lost request
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,7 +56,9 @@ def validate(spec: FabricSpec) -> list[Problem]:
     """
     problems = list(_channel_problems(spec))
     problems += _module_problems(spec)
-    return [msgspec.structs.replace(problem, place=spec.place(problem.where)) for problem in problems]
+    return [
+        msgspec.structs.replace(problem, place=spec.place(problem.where)) for problem in problems
+    ]
 
 
 def _channel_problems(spec: FabricSpec) -> Iterator[Problem]:

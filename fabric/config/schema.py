@@ -48,25 +48,36 @@ _channel = r.record(
         "overflow": r.Field(r.choice(OVERFLOWS)),
         "class": r.Field(r.choice(CLASSES)),
         "route": r.Field(r.optional(_name)),
-        "transforms": r.Field(r.sequence(_name, "a list of transforms", limits.TRANSFORMS_PER_CHANNEL_MAX)),
+        "transforms": r.Field(
+            r.sequence(_name, "a list of transforms", limits.TRANSFORMS_PER_CHANNEL_MAX)
+        ),
         "idempotent": r.Field(r.boolean),
         "credit": r.Field(_credit),
     },
     "a channel",
 )
 _restart = r.record(
-    {"backoff_s": r.Field(r.sequence(r.number(0.01, 3600.0, "seconds"), "two numbers: [first, longest]", 2))},
+    {
+        "backoff_s": r.Field(
+            r.sequence(r.number(0.01, 3600.0, "seconds"), "two numbers: [first, longest]", 2)
+        )
+    },
     "restart",
 )
 _module = r.record(
     {
         "class": r.Field(
-            r.text("a class such as 'fabric_modules.prefill:Prefill' or 'file.py:Class'", _CLASS_PATH), required=True
+            r.text(
+                "a class such as 'fabric_modules.prefill:Prefill' or 'file.py:Class'", _CLASS_PATH
+            ),
+            required=True,
         ),
         "node": r.Field(r.optional(_name)),
         "replicas": r.Field(r.integer(1, limits.REPLICAS_MAX)),
         "config": r.Field(r.plain),
-        "channels": r.Field(r.named(_name, "a mapping of fields to channels", _NAME, limits.FIELDS_PER_TYPE_MAX)),
+        "channels": r.Field(
+            r.named(_name, "a mapping of fields to channels", _NAME, limits.FIELDS_PER_TYPE_MAX)
+        ),
         "restart": r.Field(_restart),
     },
     "a module",
@@ -74,9 +85,17 @@ _module = r.record(
 _document = r.record(
     {
         "version": r.Field(r.integer(1, 1), required=True),
-        "plugins": r.Field(r.sequence(r.text("a path of a plugin file", _PATH), "a list of files", limits.PLUGINS_MAX)),
-        "channels": r.Field(r.named(_channel, "a mapping of names to channels", _NAME, limits.CHANNELS_MAX)),
-        "modules": r.Field(r.named(_module, "a mapping of names to modules", _NAME, limits.MODULES_MAX)),
+        "plugins": r.Field(
+            r.sequence(
+                r.text("a path of a plugin file", _PATH), "a list of files", limits.PLUGINS_MAX
+            )
+        ),
+        "channels": r.Field(
+            r.named(_channel, "a mapping of names to channels", _NAME, limits.CHANNELS_MAX)
+        ),
+        "modules": r.Field(
+            r.named(_module, "a mapping of names to modules", _NAME, limits.MODULES_MAX)
+        ),
     },
     "the document (version, plugins, channels, modules)",
 )
@@ -102,10 +121,13 @@ def load(path: str | os.PathLike[str]) -> FabricSpec:
         content = file.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(
-            f"cannot read {file}: {error.strerror or error}. Check the path and its permissions", file=str(file)
+            f"cannot read {file}: {error.strerror or error}. Check the path and its permissions",
+            file=str(file),
         ) from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{file} is not UTF-8 text (byte {error.start}): save it as UTF-8", file=str(file)) from error
+        raise ConfigError(
+            f"{file} is not UTF-8 text (byte {error.start}): save it as UTF-8", file=str(file)
+        ) from error
     return parse(content, source=str(file), search=(str(file.resolve().parent), os.getcwd()))
 
 
@@ -130,7 +152,9 @@ def parse(content: str, *, source: str = "fabric.yaml", search: Sequence[str] = 
     try:
         values = _decode(reader, content, source)
     except RecursionError as error:
-        raise ConfigError(f"{source}: nested too deeply, or an anchor that contains itself", file=source) from error
+        raise ConfigError(
+            f"{source}: nested too deeply, or an anchor that contains itself", file=source
+        ) from error
     if reader.mistakes:
         _refuse(reader.mistakes, source)
     return _build(values, source, reader.positions, search)
@@ -152,7 +176,11 @@ def _decode(reader: r.Reader, content: str, source: str) -> Any:
     except yaml.YAMLError as error:
         return _refuse([r.Mistake(0, 0, "", f"not valid YAML: {error}")], source)
     except r.TooManyNodes as error:
-        reader.note(error.node, "", f"more than {limits.CONFIG_NODES_MAX} values (anchors followed): make it smaller")
+        reader.note(
+            error.node,
+            "",
+            f"more than {limits.CONFIG_NODES_MAX} values (anchors followed): make it smaller",
+        )
         return None
 
 
@@ -168,13 +196,26 @@ def _refuse(mistakes: Sequence[r.Mistake], source: str) -> Any:
 
 
 def _build(
-    values: dict[str, Any], source: str, positions: dict[str, tuple[int, int]], search: Sequence[str]
+    values: dict[str, Any],
+    source: str,
+    positions: dict[str, tuple[int, int]],
+    search: Sequence[str],
 ) -> FabricSpec:
     plugins = tuple(PluginSpec(path=_found(path, search)) for path in values.get("plugins", ()))
-    channels = {name: _channel_spec(name, fields) for name, fields in values.get("channels", {}).items()}
-    modules = {name: _module_spec(name, fields, search) for name, fields in values.get("modules", {}).items()}
+    channels = {
+        name: _channel_spec(name, fields) for name, fields in values.get("channels", {}).items()
+    }
+    modules = {
+        name: _module_spec(name, fields, search)
+        for name, fields in values.get("modules", {}).items()
+    }
     return FabricSpec(
-        version=values["version"], plugins=plugins, channels=channels, modules=modules, source=source, positions=positions
+        version=values["version"],
+        plugins=plugins,
+        channels=channels,
+        modules=modules,
+        source=source,
+        positions=positions,
     )
 
 

@@ -1,0 +1,164 @@
+"""Ask a daemon through its control API: blocking calls, plain dicts, `FabricError`s.
+
+One client for fabricctl, scripts and tests; safe from several threads. It never starts a daemon.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+os.environ.setdefault(
+    "GRPC_VERBOSITY", "ERROR"
+)  # read once by the library; its notices are not for our users
+
+import grpc
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from fabric import errors, limits
+from fabric.controlplane.api import convert, status
+from fabric.controlplane.api.v1 import control_pb2 as pb
+from fabric.controlplane.api.v1 import control_pb2_grpc as pb_grpc
+
+
+class ControlClient:
+    """Calls of one daemon.
+
+    Parameters
+    ----------
+    path : str
+        The control socket (the attach socket's path with ``.ctl``).
+    deadline_s : float
+        How long a call may take before `DeadlineExceeded`.
+    """
+
+    def __init__(self, path: str, *, deadline_s: float = limits.CONTROL_S) -> None:
+        self.path = path
+        self.deadline_s = deadline_s
+        self._channel = grpc.insecure_channel(
+            f"unix:{path}",
+            options=(
+                ("grpc.max_receive_message_length", limits.CONTROL_MESSAGE_BYTES_MAX),
+                ("grpc.max_metadata_size", 4 * limits.CONTROL_ERROR_BYTES_MAX),
+                ("grpc.enable_http_proxy", 0),
+            ),
+        )
+        self._stub: Any = pb_grpc.ControlStub(self._channel)  # type: ignore[no-untyped-call]
+        self._health: Any = health_pb2_grpc.HealthStub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection. Idempotent."""
+        self._channel.close()
+
+    def is_serving(self) -> bool:
+        """Ask the health service once; False when nothing answers or it says anything but SERVING."""
+        try:
+            answer = self._health.Check(
+                health_pb2.HealthCheckRequest(service="fabric.v1.Control"), timeout=1.0
+            )
+        except grpc.RpcError:
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    def status(self) -> dict[str, Any]:
+        """Return the daemon's identity, processes, places and counts."""
+        return self._call("Status", pb.StatusRequest())
+
+    def topology(self) -> dict[str, Any]:
+        """Return nodes, links, ports and channels with endpoints and flows."""
+        return self._call("Topology", pb.TopologyRequest())
+
+    def ls(self, kind: str) -> list[dict[str, Any]]:
+        """Return the rows of a listing: node, module, channel or plugin."""
+        rows: list[dict[str, Any]] = self._call("List", pb.ListRequest(kind=kind))["rows"]
+        return rows
+
+    def show(self, kind: str, name: str) -> dict[str, Any]:
+        """Return everything about one node, module, channel or plugin.
+
+        Raises
+        ------
+        ConfigError
+            Nothing of that kind has the name.
+        """
+        row: dict[str, Any] = self._call("Show", pb.ShowRequest(kind=kind, name=name)).get(
+            "row", {}
+        )
+        return row
+
+    def validate(
+        self, text: str, *, source: str = "fabric.yaml", search: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """Return the problems of a `fabric.yaml` against this node, without changing anything."""
+        return self._call("Validate", pb.SpecRequest(text=text, source=source, search=search))
+
+    def apply(
+        self, text: str, *, source: str = "fabric.yaml", search: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """Make a `fabric.yaml` so; return the generation and the changes.
+
+        Raises
+        ------
+        ConfigError
+            It cannot be applied; nothing was changed.
+        """
+        return self._call("Apply", pb.SpecRequest(text=text, source=source, search=search))
+
+    def plugin_load(
+        self, path: str, source: str, *, channel: str | None = None, kind: str | None = None
+    ) -> dict[str, Any]:
+        """Load a plugin file's text into a stage host; with `channel`, put it to work there."""
+        request = pb.PluginLoadRequest(path=path, source=source, channel=channel, kind=kind)
+        return self._call("PluginLoad", request)
+
+    def plugin_logs(self, name: str, lines: int = 100) -> list[str]:
+        """Return the last lines that a plugin's stage host wrote."""
+        return list(self._call("PluginLogs", pb.LogsRequest(name=name, lines=lines))["lines"])
+
+    def module_logs(self, name: str, lines: int = 100) -> list[str]:
+        """Return the last lines that a module wrote."""
+        return list(self._call("ModuleLogs", pb.LogsRequest(name=name, lines=lines))["lines"])
+
+    def module_stop(self, name: str) -> dict[str, Any]:
+        """Drain and stop a module."""
+        return self._call("ModuleStop", pb.ModuleStopRequest(name=name))
+
+    def audit(self) -> dict[str, Any]:
+        """Compare the ledgers with what is in flight."""
+        return self._call("Audit", pb.AuditRequest())
+
+    def down(self) -> dict[str, Any]:
+        """Ask the node to stop; return the processes that will end."""
+        return self._call("Down", pb.DownRequest())
+
+    def _call(self, method: str, request: Message) -> dict[str, Any]:
+        try:
+            reply = getattr(self._stub, method)(request, timeout=self.deadline_s)
+        except grpc.RpcError as error:
+            raise status.from_rpc(error, _verb(method), self.path, self.deadline_s) from error
+        return convert.from_message(reply)
+
+
+def _verb(method: str) -> str:
+    return "".join(
+        f"_{letter.lower()}" if letter.isupper() else letter for letter in method
+    ).lstrip("_")
+
+
+def is_unreachable(error: errors.FabricError) -> bool:
+    """Tell whether an error means that no daemon answered, rather than that a daemon refused."""
+    return bool(error.context.get("unreachable"))

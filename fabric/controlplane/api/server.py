@@ -1,0 +1,269 @@
+"""Serve `fabric.v1` on a unix socket, beside gRPC's health and reflection services.
+
+Runs in the daemon's event loop. It decides nothing: every call is one call of `Control`, which
+answers plain dicts. The socket is only for its owner (0600).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import grpc
+from google.protobuf.message import Message
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from fabric import config, errors, limits
+from fabric.controlplane.api import convert, status
+from fabric.controlplane.api.v1 import control_pb2 as pb
+from fabric.controlplane.api.v1 import control_pb2_grpc as pb_grpc
+
+SERVICE = pb.DESCRIPTOR.services_by_name["Control"].full_name
+Answer = Mapping[str, Any]
+
+
+class ControlLike(Protocol):
+    """What the API needs of the daemon (`fabric.controlplane.control.Control`, or a fake)."""
+
+    async def status(self) -> Answer: ...
+    async def topology(self) -> Answer: ...
+    async def ls(self, kind: str) -> list[dict[str, Any]]: ...
+    async def show(self, kind: str, name: str) -> Answer: ...
+    async def validate(self, spec: config.FabricSpec) -> Answer: ...
+    async def apply(self, spec: config.FabricSpec) -> Answer: ...
+    async def plugin_load(
+        self, path: str, source: str, channel: str | None = None, kind: str | None = None
+    ) -> Answer: ...
+    async def plugin_logs(self, name: str, lines: int) -> Answer: ...
+    async def module_logs(self, name: str, lines: int) -> Answer: ...
+    async def module_stop(self, name: str) -> Answer: ...
+    async def audit(self) -> Answer: ...
+    async def down(self) -> Answer: ...
+
+
+class ControlServicer(pb_grpc.ControlServicer):
+    """Each method: request fields → `Control` → reply fields, with errors mapped by `status`."""
+
+    def __init__(self, control: ControlLike) -> None:
+        self._control = control
+
+    async def Status(self, request: pb.StatusRequest, context: Any) -> Message:
+        return await _answer(context, pb.StatusReply, self._control.status)
+
+    async def Topology(self, request: pb.TopologyRequest, context: Any) -> Message:
+        return await _answer(context, pb.TopologyReply, self._control.topology)
+
+    async def List(self, request: pb.ListRequest, context: Any) -> Message:
+        async def rows() -> Answer:
+            return {"rows": await self._control.ls(request.kind)}
+
+        return await _answer(context, pb.ListReply, rows)
+
+    async def Show(self, request: pb.ShowRequest, context: Any) -> Message:
+        async def row() -> Answer:
+            return {"row": await self._control.show(request.kind, request.name)}
+
+        return await _answer(context, pb.ShowReply, row)
+
+    async def Validate(self, request: pb.SpecRequest, context: Any) -> Message:
+        async def check() -> Answer:
+            spec, problems = _read(request)
+            answer = dict(await self._control.validate(spec))
+            return {**answer, "problems": _merge(problems, answer.get("problems"))}
+
+        return await _answer(context, pb.ValidateReply, check)
+
+    async def Apply(self, request: pb.SpecRequest, context: Any) -> Message:
+        async def apply() -> Answer:
+            spec, problems = _read(request)
+            refused = [problem for problem in problems if problem["severity"] == "error"]
+            if refused:
+                lines = [f"{p['place']}: {p['where']}: {p['what']}. {p['fix']}" for p in refused]
+                raise errors.ConfigError("\n".join(lines), file=spec.source, problems=refused)
+            answer = dict(await self._control.apply(spec))
+            return {**answer, "problems": _merge(problems, answer.get("problems"))}
+
+        return await _answer(context, pb.ApplyReply, apply)
+
+    async def PluginLoad(self, request: pb.PluginLoadRequest, context: Any) -> Message:
+        async def load() -> Answer:
+            channel = request.channel if request.HasField("channel") else None
+            kind = request.kind if request.HasField("kind") else None
+            return await self._control.plugin_load(
+                request.path, request.source, channel=channel, kind=kind
+            )
+
+        return await _answer(context, pb.PluginLoadReply, load)
+
+    async def PluginLogs(self, request: pb.LogsRequest, context: Any) -> Message:
+        async def logs() -> Answer:
+            return await self._control.plugin_logs(request.name, _lines(request))
+
+        return await _answer(context, pb.LogsReply, logs)
+
+    async def ModuleLogs(self, request: pb.LogsRequest, context: Any) -> Message:
+        async def logs() -> Answer:
+            return await self._control.module_logs(request.name, _lines(request))
+
+        return await _answer(context, pb.LogsReply, logs)
+
+    async def ModuleStop(self, request: pb.ModuleStopRequest, context: Any) -> Message:
+        async def stop() -> Answer:
+            return await self._control.module_stop(request.name)
+
+        return await _answer(context, pb.ModuleStopReply, stop)
+
+    async def Audit(self, request: pb.AuditRequest, context: Any) -> Message:
+        return await _answer(context, pb.AuditReply, self._control.audit)
+
+    async def Down(self, request: pb.DownRequest, context: Any) -> Message:
+        return await _answer(context, pb.DownReply, self._control.down)
+
+
+async def _answer(
+    context: Any, reply: type[Message], call: Callable[[], Awaitable[Answer]]
+) -> Message:
+    try:
+        return convert.to_message(await call(), reply())
+    except Exception as error:
+        await _abort(context, error)
+        raise  # abort has raised already; this line is for the reader and the type checker
+
+
+async def _abort(context: Any, error: Exception) -> None:
+    known = (
+        error
+        if isinstance(error, errors.FabricError)
+        else errors.InternalError(f"{type(error).__name__}: {error}")
+    )
+    text = str(known)[: status.DETAIL_CHARACTERS_MAX]
+    await context.abort(status.status_of(known), text, (status.to_trailer(known),))
+
+
+def _read(request: pb.SpecRequest) -> tuple[config.FabricSpec, list[dict[str, Any]]]:
+    spec = config.parse(
+        request.text, source=request.source or "fabric.yaml", search=tuple(request.search)
+    )
+    return spec, [problem.to_wire() for problem in config.validate(spec)]
+
+
+def _merge(first: list[dict[str, Any]], second: Any) -> list[dict[str, Any]]:
+    """Return both lists of problems; the daemon may have run the same rules, so repeats are left out."""
+    merged = list(first)
+    merged += [problem for problem in second or () if problem not in merged]
+    return merged
+
+
+def _lines(request: pb.LogsRequest) -> int:
+    return min(request.lines or limits.LOG_LINES_MAX, limits.LOG_LINES_MAX)
+
+
+class ControlServer:
+    """A serving control API; `close` it once."""
+
+    def __init__(self, server: grpc.aio.Server, path: str, checks: Any) -> None:
+        self._server = server
+        self._checks = checks
+        self.path = path
+
+    async def close(self, grace_s: float = 1.0) -> None:
+        """Stop: health says NOT_SERVING, calls in progress get `grace_s`, the socket is removed. Idempotent."""
+        await self._checks.enter_graceful_shutdown()
+        await self._server.stop(grace_s)
+        Path(self.path).unlink(missing_ok=True)
+
+
+async def serve(control: ControlLike, path: str) -> ControlServer:
+    """Serve a `Control` on a unix socket.
+
+    Parameters
+    ----------
+    control : ControlLike
+        Its coroutines run in this event loop.
+    path : str
+        Of the socket; at most `limits.SOCKET_PATH_BYTES_MAX` bytes, its folder must exist.
+
+    Returns
+    -------
+    ControlServer
+        Serving; health answers SERVING for ``""`` and ``fabric.v1.Control``.
+
+    Raises
+    ------
+    ConfigError
+        The path is too long or is something else than a socket.
+    BusyError
+        A live process serves on that path.
+    """
+    _claim(path)
+    server = grpc.aio.server(
+        options=(
+            ("grpc.max_receive_message_length", limits.CONTROL_MESSAGE_BYTES_MAX),
+            ("grpc.max_send_message_length", limits.CONTROL_MESSAGE_BYTES_MAX),
+            ("grpc.max_metadata_size", 4 * limits.CONTROL_ERROR_BYTES_MAX),
+        )
+    )
+    pb_grpc.add_ControlServicer_to_server(ControlServicer(control), server)  # type: ignore[no-untyped-call]
+    checks = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    reflection.enable_server_reflection(
+        (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+    )
+    _bind(server, path)
+    await server.start()
+    for name in ("", SERVICE):
+        await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
+    return ControlServer(server, path, checks)
+
+
+def _claim(path: str) -> None:
+    if len(os.fsencode(path)) > limits.SOCKET_PATH_BYTES_MAX:
+        raise errors.ConfigError(
+            f"the socket path {path} has {len(os.fsencode(path))} bytes, the system allows"
+            f" {limits.SOCKET_PATH_BYTES_MAX}: choose a shorter one with --socket",
+            path=path,
+        )
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise errors.ConfigError(
+            f"{path} exists and is not a socket: remove it or choose another --socket", path=path
+        )
+    if is_answered(path):
+        raise errors.BusyError(
+            f"another process serves on {path}: choose another --socket or end it", path=path
+        )
+    os.unlink(path)
+
+
+def is_answered(path: str) -> bool:
+    """Tell whether a process accepts connections on a unix socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(limits.CLOSE_S)
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+        return True
+
+
+def _bind(server: grpc.aio.Server, path: str) -> None:
+    # The umask makes the socket 0600 from its first instant; chmod alone would leave a gap.
+    before = os.umask(0o177)
+    try:
+        server.add_insecure_port(f"unix:{path}")
+    except RuntimeError as error:
+        raise errors.ConfigError(
+            f"cannot listen on {path}: {error}. Check that its folder exists and is writable",
+            path=path,
+        ) from error
+    finally:
+        os.umask(before)
+    os.chmod(path, 0o600)

@@ -1,0 +1,1 @@
+"""Generated from `control.proto`; see `fabric/controlplane/api/generate.py`. Do not edit."""

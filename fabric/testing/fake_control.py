@@ -1,0 +1,168 @@
+"""A `Control` with fixed answers that records what it was asked, and a thread that serves it.
+
+For the tests of the control API, of fabricctl and of anything else that talks to a daemon through them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from typing import Any
+
+from fabric import config, errors
+from fabric.controlplane.api import server
+
+STATUS = {
+    "node": "a", "number": 1, "incarnation": 1_763_000_000_000_000_001, "state": "serving", "version": "0.1.0",
+    "pid": 4_000_001, "keeper_pid": 4_000_000, "socket": "/run/a.sock", "control_socket": "/run/a.sock.ctl",
+    "state_dir": "/state/a", "log": "/state/a/logs/fabricd.log", "listen": "127.0.0.1:7400", "registry": "a",
+    "generation": 3, "uptime_s": 75.5, "ports": 3, "channels": 1, "modules": 1, "plugins": 1, "colour": "blue",
+}  # fmt: skip
+TOPOLOGY = {
+    "generation": 3,
+    "nodes": [
+        {"name": "a", "number": 1, "address": "127.0.0.1:7400", "incarnation": 11, "state": "serving", "local": True},
+        {"name": "b", "number": 2, "address": "127.0.0.2:7400", "incarnation": 22, "state": "suspect", "local": False},
+    ],
+    "links": [
+        {"source": "a", "target": "b", "link": "tcp", "state": "up", "connections": 2, "bytes_sent": 3 << 20,
+         "bytes_received": 1024, "rtt_us": 180},
+    ],
+    "ports": [
+        {"port": 1 << 32 | 7, "name": "prefill", "node": "a", "kind": "module", "pid": 4321, "state": "ready"},
+        {"port": 2 << 32 | 3, "name": "decode", "node": "b", "kind": "module", "pid": 4400, "state": "ready"},
+    ],
+    "channels": [
+        {"name": "kv", "type": "kv.layer", "pattern": "stream", "delivery": "at_least_once", "class": "bulk",
+         "route": None, "transforms": ["upper"],
+         "endpoints": [
+             {"endpoint": 1 << 32 | 1, "role": "sender", "port": 1 << 32 | 7, "name": "prefill", "node": "a",
+              "stage": 0},
+             {"endpoint": 2 << 32 | 1, "role": "receiver", "port": 2 << 32 | 3, "name": "decode", "node": "b",
+              "stage": 1},
+         ],
+         "flows": [
+             {"flow": 1 << 48 | 5, "source": "prefill", "target": "decode", "path": "tcp", "messages": 60,
+              "bytes": 5 << 20, "outstanding": 2, "generation": 3},
+         ]},
+    ],
+}  # fmt: skip
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "node": [{"name": "a", "number": 1, "address": "127.0.0.1:7400", "state": "serving", "incarnation": 11}],
+    "module": [
+        {"name": "prefill", "node": "a", "state": "ready", "pid": 4321, "restarts": 0,
+         "class": "fabric_modules.prefill:Prefill", "channels": {"prompts": "prompts"}},
+    ],
+    "channel": [
+        {"name": "kv", "type": "kv.layer", "pattern": "stream", "delivery": "at_least_once", "class": "bulk",
+         "route": None, "transforms": [], "senders": 1, "receivers": 1, "accepted": 60, "delivered": 58, "dropped": 0,
+         "failed": 0, "in_flight": 2},
+    ],
+    "plugin": [
+        {"name": "upper", "path": "/p/upper.py", "state": "ready", "pid": 99, "restarts": 1,
+         "exports": [{"kind": "transform", "name": "upper"}], "error": None},
+    ],
+}  # fmt: skip
+AUDIT = {
+    "verdict": "balanced", "duration_ms": 12.5, "differences": [],
+    "channels": [{"name": "kv", "accepted": 60, "delivered": 58, "dropped": 0, "failed": 0, "in_flight": 2}],
+}  # fmt: skip
+
+
+class FakeControl:
+    """Answers as `docs/ARCHITECTURE.md` says; set `failure` to make the next call raise it."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.failure: BaseException | None = None
+        self.audit_answer: dict[str, Any] = dict(AUDIT)
+        self.status_answer: dict[str, Any] = dict(STATUS)
+        self.down_answer: dict[str, Any] = {"pids": []}
+
+    def _note(self, *call: Any) -> None:
+        self.calls.append(call)
+        if self.failure is not None:
+            raise self.failure
+
+    async def status(self) -> dict[str, Any]:
+        self._note("status")
+        return self.status_answer
+
+    async def topology(self) -> dict[str, Any]:
+        self._note("topology")
+        return TOPOLOGY
+
+    async def ls(self, kind: str) -> list[dict[str, Any]]:
+        self._note("ls", kind)
+        return ROWS[kind]
+
+    async def show(self, kind: str, name: str) -> dict[str, Any]:
+        self._note("show", kind, name)
+        for row in ROWS[kind]:
+            if row["name"] == name:
+                return row
+        raise errors.ConfigError(
+            f"there is no {kind} '{name}'; did you mean '{ROWS[kind][0]['name']}'?", name=name
+        )
+
+    async def validate(self, spec: config.FabricSpec) -> dict[str, Any]:
+        self._note("validate", spec)
+        return {"problems": []}
+
+    async def apply(self, spec: config.FabricSpec) -> dict[str, Any]:
+        self._note("apply", spec)
+        changes = [{"kind": "channel", "name": name, "action": "added"} for name in spec.channels]
+        return {"generation": 4, "changes": changes}
+
+    async def plugin_load(
+        self, path: str, source: str, channel: str | None = None, kind: str | None = None
+    ) -> dict[str, Any]:
+        self._note("plugin_load", path, source, channel, kind)
+        exports = [
+            {"kind": "transform", "name": "upper", "accepts": "demo.text", "produces": "demo.text"}
+        ]
+        return {"name": "upper", "exports": exports, "channel": channel, "generation": 5}
+
+    async def plugin_logs(self, name: str, lines: int) -> dict[str, Any]:
+        self._note("plugin_logs", name, lines)
+        return {"lines": ["loaded", "Traceback (most recent call last):"]}
+
+    async def module_logs(self, name: str, lines: int) -> dict[str, Any]:
+        self._note("module_logs", name, lines)
+        return {"lines": ["ready"]}
+
+    async def module_stop(self, name: str) -> dict[str, Any]:
+        self._note("module_stop", name)
+        return {"name": name, "state": "stopped"}
+
+    async def audit(self) -> dict[str, Any]:
+        self._note("audit")
+        return self.audit_answer
+
+    async def down(self) -> dict[str, Any]:
+        self._note("down")
+        return self.down_answer
+
+
+class ServedControl:
+    """A fake daemon: a `Control` served on a socket, in an event loop of its own thread, until `close`."""
+
+    def __init__(self, control: server.ControlLike, path: str) -> None:
+        self.control = control
+        self.path = path
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._server: server.ControlServer = self.run(server.serve(control, path))
+
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run a coroutine in the loop of the server; at most 10 s."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
+
+    def close(self) -> None:
+        """End the server, its loop and its thread."""
+        self.run(self._server.close(0.1))
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
