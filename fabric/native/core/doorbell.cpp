@@ -1,0 +1,126 @@
+#include "core/doorbell.hpp"
+
+#include <linux/futex.h>
+#include <sys/eventfd.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <climits>
+
+#include "core/clock.hpp"
+#include "core/futex.hpp"
+
+namespace fabric {
+namespace {
+
+// The word changes before the wake: a waiter that was about to sleep sees it and does not.
+void wake_owner(DoorbellLayout* layout, int event_fd) {
+  u32 expected = layout->state.load(std::memory_order_relaxed);
+  if (expected == static_cast<u32>(Wake::awake)) return;
+  const u32 former = layout->state.exchange(static_cast<u32>(Wake::awake), std::memory_order_acq_rel);
+  if (former == static_cast<u32>(Wake::futex)) {
+    futex_wake(&layout->state, INT_MAX, true);
+  } else if (former == static_cast<u32>(Wake::eventfd)) {
+    const u64 one = 1;
+    [[maybe_unused]] auto written = ::write(event_fd, &one, sizeof one);
+  }
+}
+
+}  // namespace
+
+Status DoorbellRinger::attach(int doorbell_fd, int event_fd) {
+  Status status = Mapping::map(doorbell_fd, sizeof(DoorbellLayout), true, mapping_);
+  if (!status.ok()) return status;
+  mapping_.keep_from_children();
+  layout_ = mapping_.as<DoorbellLayout>();
+  event_ = Fd::duplicate(event_fd);
+  return event_.get() < 0 ? system_failure("duplicating an eventfd") : Status::success();
+}
+
+void DoorbellRinger::mark(u32 lane) {
+  const u32 index = lane % kLanesPerPortMax;
+  layout_->ready[index / 64].fetch_or(u64{1} << (index % 64), std::memory_order_release);
+}
+
+void DoorbellRinger::wake() {
+  // seq_cst: either the owner sees our record when it looks again, or we see that it sleeps.
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  wake_owner(layout_, event_.get());
+}
+
+void DoorbellRinger::forget() { mapping_.forget(); layout_ = nullptr; event_.reset(); }
+
+Status Doorbell::attach(int doorbell_fd, int event_fd) {
+  Status status = Mapping::map(doorbell_fd, sizeof(DoorbellLayout), true, mapping_);
+  if (!status.ok()) return status;
+  mapping_.keep_from_children();
+  layout_ = mapping_.as<DoorbellLayout>();
+  event_ = Fd::duplicate(event_fd);
+  return event_.get() < 0 ? system_failure("duplicating an eventfd") : Status::success();
+}
+
+void Doorbell::prepare(Wake mode) {
+  layout_->state.store(static_cast<u32>(mode), std::memory_order_seq_cst);
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+}
+
+void Doorbell::sleep_until(u64 deadline_ns) {
+  futex_wait(&layout_->state, static_cast<u32>(Wake::futex), deadline_ns, true);
+}
+
+void Doorbell::cancel() { layout_->state.store(static_cast<u32>(Wake::awake), std::memory_order_release); }
+
+void Doorbell::wake_self() { wake_owner(layout_, event_.get()); }
+
+bool Doorbell::any_ready() const {
+  for (const auto& word : layout_->ready) {
+    if (word.load(std::memory_order_acquire) != 0) return true;
+  }
+  return false;
+}
+
+u64 Doorbell::take_ready(u32 index) {
+  if (layout_->ready[index].load(std::memory_order_relaxed) == 0) return 0;
+  return layout_->ready[index].exchange(0, std::memory_order_acquire);
+}
+
+void Doorbell::drain_event() {
+  u64 count = 0;
+  [[maybe_unused]] auto got = ::read(event_.get(), &count, sizeof count);  // O_NONBLOCK by contract
+}
+
+bool Doorbell::frozen() const { return layout_->freeze.load(std::memory_order_seq_cst) != 0; }
+
+void Doorbell::park_while_frozen(u64 deadline_ns) {
+  while (frozen() && monotonic_ns() < deadline_ns) futex_wait(&layout_->freeze, 1, deadline_ns, true);
+}
+
+void Doorbell::forget() { mapping_.forget(); layout_ = nullptr; event_.reset(); }
+
+bool freeze_port(int doorbell_fd, int state_fd, u64 deadline_ns, Status& status) {
+  Mapping bell, state;
+  status = Mapping::map(doorbell_fd, sizeof(DoorbellLayout), true, bell);
+  if (status.ok()) status = Mapping::map(state_fd, sizeof(StateLayout), false, state);
+  if (!status.ok()) return false;
+  bell.as<DoorbellLayout>()->freeze.store(1, std::memory_order_seq_cst);
+  std::atomic_thread_fence(std::memory_order_seq_cst);  // Dekker: freeze, fence, look at busy
+  auto& busy = state.as<StateLayout>()->head.busy;
+  while (busy.load(std::memory_order_seq_cst) != 0) {
+    if (monotonic_ns() >= deadline_ns) return false;
+    const timespec pause{0, 50'000};
+    nanosleep(&pause, nullptr);
+  }
+  return true;
+}
+
+Status thaw_port(int doorbell_fd) {
+  Mapping bell;
+  Status status = Mapping::map(doorbell_fd, sizeof(DoorbellLayout), true, bell);
+  if (!status.ok()) return status;
+  auto& freeze = bell.as<DoorbellLayout>()->freeze;
+  freeze.store(0, std::memory_order_seq_cst);
+  futex_wake(&freeze, INT_MAX, true);
+  return status;
+}
+
+}  // namespace fabric

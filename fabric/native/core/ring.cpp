@@ -1,0 +1,159 @@
+#include "core/ring.hpp"
+
+#include <cstring>
+
+namespace fabric {
+
+const char* check_cursors(u64 head, u64 tail, u64 size, u64 step) {
+  if (head < tail) return "head lies before tail";
+  if (head - tail > size) return "more lies in the ring than it can hold";
+  if (head % step != 0 || tail % step != 0) return "cursor is not aligned";
+  return nullptr;
+}
+
+// ------------------------------------------------------------------ records
+void RecordWriter::attach(RingCursors* cursors, u8* data) {
+  cursors_ = cursors;
+  data_ = data;
+  head_ = cursors->head.value.load(std::memory_order_acquire);
+  tail_seen_ = cursors->tail.value.load(std::memory_order_acquire);
+  reserved_ = 0;
+}
+
+u64 RecordWriter::free_bytes() const {
+  const u64 used = head_ - cursors_->tail.value.load(std::memory_order_acquire);
+  return used > kLaneBytes ? 0 : kLaneBytes - used;
+}
+
+u8* RecordWriter::reserve(u32 bytes) {
+  const u32 padded = align_up(bytes, 8u);
+  if (bytes < kRecordHeaderBytes || padded > kRecordBytesMax) return nullptr;
+  const u32 to_wrap = kLaneBytes - static_cast<u32>(head_ & (kLaneBytes - 1));
+  const u32 need = padded <= to_wrap ? padded : to_wrap + padded;
+  // A tail beyond head is a lie of the peer: the difference is then huge and the ring stays full.
+  if (kLaneBytes - (head_ - tail_seen_) < need || head_ - tail_seen_ > kLaneBytes) {
+    tail_seen_ = cursors_->tail.value.load(std::memory_order_acquire);
+    if (head_ - tail_seen_ > kLaneBytes || kLaneBytes - (head_ - tail_seen_) < need) return nullptr;
+  }
+  if (padded > to_wrap) {
+    u8* at = data_ + (head_ & (kLaneBytes - 1));
+    const u8 head[4] = {kRecordVersion, 0, static_cast<u8>(kFlagPad & 0xff), static_cast<u8>(kFlagPad >> 8)};
+    std::memcpy(at, head, sizeof head);
+    std::memcpy(at + 4, &to_wrap, sizeof to_wrap);
+    head_ += to_wrap;
+  }
+  reserved_at_ = head_;
+  reserved_ = padded;
+  return data_ + (head_ & (kLaneBytes - 1));
+}
+
+u64 RecordWriter::commit() {
+  head_ = reserved_at_ + reserved_;
+  reserved_ = 0;
+  return reserved_at_;
+}
+
+void RecordWriter::publish() { cursors_->head.value.store(head_, std::memory_order_release); }
+
+void RecordWriter::abandon() { head_ = cursors_->head.value.load(std::memory_order_relaxed); }
+
+void RecordReader::attach(RingCursors* cursors, const u8* data) {
+  cursors_ = cursors;
+  data_ = data;
+  rewind();
+}
+
+u64 RecordReader::tail() const { return cursors_->tail.value.load(std::memory_order_relaxed); }
+u64 RecordReader::head() const { return cursors_->head.value.load(std::memory_order_acquire); }
+
+Peek RecordReader::peek(RecordSpan& out) {
+  const u64 top = head();
+  while (read_ != top) {
+    if (top < read_ || top - tail() > kLaneBytes || (top & 7) != 0) return corrupt("lane head cannot be true");
+    const u64 available = top - read_;
+    const u32 to_wrap = kLaneBytes - static_cast<u32>(read_ & (kLaneBytes - 1));
+    const u8* at = data_ + (read_ & (kLaneBytes - 1));
+    struct { u8 version, header_len8; u16 flags; u32 total_len; } first;
+    std::memcpy(&first, at, sizeof first);
+    if ((first.flags & kFlagPad) != 0) {
+      if (first.total_len != to_wrap || to_wrap > available) return corrupt("wrap padding cannot be true");
+      read_ += to_wrap;
+      continue;
+    }
+    if (available < kRecordHeaderBytes || to_wrap < kRecordHeaderBytes) return corrupt("record is cut off");
+    std::memcpy(&out.header, at, sizeof out.header);
+    if (const char* why = check_header(out.header)) return corrupt(why);
+    const u32 padded = align_up(out.header.total_len, 8u);
+    if (padded > available || padded > to_wrap) return corrupt("record exceeds the ring");
+    out.bytes = at;
+    out.begin = read_;
+    out.end = read_ + padded;
+    return Peek::item;
+  }
+  return Peek::empty;
+}
+
+void RecordReader::release(u64 upto) { cursors_->tail.value.store(upto, std::memory_order_release); }
+
+// ------------------------------------------------------------------ returns
+void ReturnWriter::attach(RingCursors* cursors, ReturnEntry* entries) {
+  cursors_ = cursors;
+  entries_ = entries;
+  head_ = cursors->head.value.load(std::memory_order_acquire);
+}
+
+u32 ReturnWriter::free_entries() const {
+  const u64 used = head_ - cursors_->tail.value.load(std::memory_order_acquire);
+  return used > kReturnEntries ? 0 : kReturnEntries - static_cast<u32>(used);
+}
+
+bool ReturnWriter::push(const ReturnEntry& entry) {
+  if (free_entries() == 0) return false;
+  entries_[head_ & (kReturnEntries - 1)] = entry;
+  ++head_;
+  return true;
+}
+
+void ReturnWriter::publish() { cursors_->head.value.store(head_, std::memory_order_release); }
+
+void ReturnReader::attach(RingCursors* cursors, const ReturnEntry* entries) {
+  cursors_ = cursors;
+  entries_ = entries;
+  read_ = tail();
+}
+
+u64 ReturnReader::tail() const { return cursors_->tail.value.load(std::memory_order_relaxed); }
+u64 ReturnReader::head() const { return cursors_->head.value.load(std::memory_order_acquire); }
+
+Peek ReturnReader::next(ReturnEntry& out) {
+  const u64 top = head();
+  if (top == read_) return Peek::empty;
+  if (top < read_ || top - tail() > kReturnEntries) return Peek::corrupt;
+  std::memcpy(&out, &entries_[read_ & (kReturnEntries - 1)], sizeof out);
+  ++read_;
+  return Peek::item;
+}
+
+void ReturnReader::release(u64 upto) { cursors_->tail.value.store(upto, std::memory_order_release); }
+
+// ------------------------------------------------------------------ lane end
+Status LaneEnd::attach(int fd, int side) {
+  if (side != 0 && side != 1) return Status::fail(Code::invalid, "a lane has sides 0 and 1");
+  Status status = Mapping::map(fd, sizeof(LanePairLayout), true, mapping_);
+  if (!status.ok()) return status;
+  layout_ = mapping_.as<LanePairLayout>();
+  const LaneHead head = layout_->head;
+  if (head.magic != kLaneMagic || head.version != 1 || head.lane_bytes != kLaneBytes ||
+      head.return_entries != kReturnEntries) {
+    return Status::fail(Code::protocol, "not a lane pair of this version");
+  }
+  LaneDirection& out = layout_->direction[side];
+  LaneDirection& in = layout_->direction[1 - side];
+  records_out.attach(&out.records, layout_->records[side]);
+  returns_in.attach(&out.returns, layout_->returns[side]);
+  records_in.attach(&in.records, layout_->records[1 - side]);
+  returns_out.attach(&in.returns, layout_->returns[1 - side]);
+  return Status::success();
+}
+
+}  // namespace fabric
