@@ -96,3 +96,13 @@ CONTROL_S: Final = 30.0  # a verb of fabricctl, unless it says otherwise
 NODE_UP_S: Final = 30.0  # fabricctl up waits this long for the health service
 NODE_DOWN_S: Final = 15.0  # fabricctl down waits this long for every process to be gone
 LOG_LINES_MAX: Final = 10_000
+
+# ---- plugins and stage hosts
+PLUGIN_SOURCE_BYTES_MAX: Final = 512 << 10  # one plugin file, as text
+EXPORTS_PER_PLUGIN_MAX: Final = 64
+STAGES_PER_HOST_MAX: Final = 64  # chains one stage host runs
+TRANSFORM_BATCH_MAX: Final = 64  # messages given to one `apply`
+TRANSFORM_WAITING_MAX: Final = 256  # inputs a chain holds unfinished (deferred, or behind one of its key)
+TRANSFORM_OUTPUTS_MAX: Final = 64  # messages that one input may become
+TRANSFORM_SLACK_BYTES: Final = 256  # output bytes allowed beyond max_expansion: scalars have no bound of their own
+TRANSFORM_DEFER_S_MAX: Final = 5.0

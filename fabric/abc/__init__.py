@@ -1,0 +1,1 @@
+"""Every seam of the fabric, one small file each; nothing here does IO."""
