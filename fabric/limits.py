@@ -106,3 +106,7 @@ TRANSFORM_WAITING_MAX: Final = 256  # inputs a chain holds unfinished (deferred,
 TRANSFORM_OUTPUTS_MAX: Final = 64  # messages that one input may become
 TRANSFORM_SLACK_BYTES: Final = 256  # output bytes allowed beyond max_expansion: scalars have no bound of their own
 TRANSFORM_DEFER_S_MAX: Final = 5.0
+
+# ---- module hosts
+MODULE_STOP_GRACE_S: Final = 5.0  # a stopped module drains at most this long, unless the stop says otherwise
+MODULE_POLL_S: Final = 0.5  # a handler thread looks this often whether the module is stopping

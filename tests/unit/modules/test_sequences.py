@@ -153,6 +153,6 @@ def test_limits_are_typed_refusals() -> None:
     table = Sequences(LAYERS)
     for index in range(ACTIVE_SEQUENCES_MAX):
         accept(table, str(index))
-    for request, room, reason in (("new", 3, "are active"), ("0", 3, "served already"), ("x", NEW_TOKENS_MAX + 1, "")):
+    for request, room, reason in (("new", 3, "are active"), ("0", 3, "served already"), ("x", NEW_TOKENS_MAX + 1, "new ones")):
         with pytest.raises(CapacityError, match=reason):
             accept(table, request, room)
