@@ -110,3 +110,23 @@ TRANSFORM_DEFER_S_MAX: Final = 5.0
 # ---- module hosts
 MODULE_STOP_GRACE_S: Final = 5.0  # a stopped module drains at most this long, unless the stop says otherwise
 MODULE_POLL_S: Final = 0.5  # a handler thread looks this often whether the module is stopping
+
+# ---- cluster and node tables (registry, daemon)
+NODES_MAX: Final = 256
+ENDPOINTS_MAX: Final = 16_384  # of the whole cluster
+ARCHIVED_ENDPOINTS_MAX: Final = 10_000  # older final counts are added up per channel
+PORTS_PER_NODE_MAX: Final = 512
+FLOWS_PER_ENDPOINT_MAX: Final = 256
+ARENA_BYTES_PER_TENANT_MAX: Final = 64 << 30  # segments of one uid on one node
+CREDIT_MESSAGES_MIN: Final = 4  # a flow gets at least this much, however many flows its receiver has
+PUSH_S: Final = 5.0  # a client answers what the daemon pushes within this
+FLOW_RETRY_S: Final = 0.5  # before a flow that could not be set up is tried again
+ADOPTION_S: Final = 10.0  # a dead sender's messages may still be consumed this long, then they fail
+RETURN_DRAIN_S: Final = 0.25  # how long a dead receiver's last reports may take to be read
+AUDIT_FREEZE_S: Final = 0.5
+AUDIT_TRIES: Final = 3
+AUDIT_PART_BYTES: Final = 512 << 10  # of a snapshot, in one frame
+AUDIT_DIFFERENCES_MAX: Final = 100
+EVENTS_KEPT: Final = 512
+DAEMON_LOG_BYTES_MAX: Final = 8 << 20  # rotated once
+DRAIN_S: Final = 5.0  # modules and stage hosts may take this long to leave when the node stops

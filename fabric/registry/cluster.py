@@ -1,0 +1,205 @@
+"""The registry: membership, channels and endpoints of the whole cluster, on the first node.
+
+State code without sockets or clock: calls change it, `on_change` is told that a newer view exists, and
+`tick(now)` ends leases. A restarted registry shows its nodes as silent until they are back or their lease
+ends, so a restart alone closes no flow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from fabric import limits
+from fabric.errors import BusyError, CapacityError, ConfigError, StaleHandleError
+from fabric.registry.declare import conflict, schema_conflict, type_conflict, unknown_channel
+from fabric.registry.records import ArchivedCounts, ChannelRecord, EndpointRecord, NodeRecord, View
+from fabric.registry.store import RegistryStore
+
+
+class Registry:
+    """Belongs to one loop. `on_change()` is called after every change, with the new state in place."""
+
+    def __init__(self, store: RegistryStore, now_s: float) -> None:
+        self._store = store
+        self._epoch = store.next_epoch_base()
+        self._nodes = {n.number: n for n in store.nodes()}
+        self._channels = {c.number: c for c in store.channels()}
+        self._endpoints: dict[int, EndpointRecord] = {}
+        self._leases: dict[int, float] = {}
+        for number, node in self._nodes.items():
+            if node.state != "dead":
+                self._nodes[number] = msgspec.structs.replace(node, state="silent")
+                self._leases[number] = now_s + limits.LEASE_MS / 1000
+        self.on_change: Callable[[], None] = lambda: None
+
+    def view(self) -> View:
+        """Return the present state."""
+        return View(
+            epoch=self._epoch,
+            nodes=tuple(self._nodes.values()),
+            channels=tuple(self._channels.values()),
+            endpoints=tuple(self._endpoints.values()),
+        )
+
+    # ---------------------------------------------------------------- nodes
+    def join(self, node: NodeRecord, endpoints: Iterable[EndpointRecord], now_s: float) -> int:
+        """Admit a node (or take it back) with all its endpoints; returns its number.
+
+        Raises
+        ------
+        BusyError
+            A living node of another incarnation has this name.
+        """
+        known = next((n for n in self._nodes.values() if n.name == node.name), None)
+        if known and known.incarnation != node.incarnation and known.state == "alive":
+            raise BusyError(
+                f"a node named {node.name!r} is already in the cluster; choose another --name or stop that one",
+                name=node.name,
+            )
+        number = known.number if known else max(self._nodes, default=0) + 1
+        if number > limits.NODES_MAX:
+            raise CapacityError(f"the cluster has NODES_MAX ({limits.NODES_MAX}) nodes", limit="NODES_MAX")
+        record = msgspec.structs.replace(node, number=number, state="alive")
+        self._forget(number)
+        self._nodes[number] = record
+        self._store.put_node(record)
+        self._leases[number] = now_s + limits.LEASE_MS / 1000
+        for endpoint in endpoints:
+            self._endpoints[endpoint.endpoint] = endpoint
+        self._changed()
+        return number
+
+    def lease(self, number: int, incarnation: int, now_s: float) -> None:
+        """Prolong a node's lease; raises `StaleHandleError` when it must join again."""
+        node = self._nodes.get(number)
+        if node is None or node.incarnation != incarnation or node.state != "alive":
+            raise StaleHandleError("the lease ended; join again", number=number, incarnation=incarnation)
+        self._leases[number] = now_s + limits.LEASE_MS / 1000
+
+    def leave(self, number: int, incarnation: int) -> None:
+        """Take a node out at once (orderly stop)."""
+        node = self._nodes.get(number)
+        if node is not None and node.incarnation == incarnation:
+            self._end(number)
+
+    def tick(self, now_s: float) -> None:
+        """End the leases that ran out."""
+        for number, until in list(self._leases.items()):
+            if now_s >= until:
+                self._end(number)
+
+    def next_lease_end(self) -> float | None:
+        """Return when the next lease ends, in the caller's seconds; None without leases."""
+        return min(self._leases.values(), default=None)
+
+    def _end(self, number: int) -> None:
+        self._leases.pop(number, None)
+        record = msgspec.structs.replace(self._nodes[number], state="dead")
+        self._nodes[number] = record
+        self._store.put_node(record)
+        self._forget(number)
+        self._changed()
+
+    def _forget(self, number: int) -> None:
+        for endpoint in [e for e in self._endpoints.values() if e.node == number]:
+            del self._endpoints[endpoint.endpoint]
+
+    # ---------------------------------------------------------------- channels and endpoints
+    def declare(self, channel: ChannelRecord) -> ChannelRecord:
+        """Add a channel, or confirm one declared before.
+
+        Raises
+        ------
+        ConfigError, TypeMismatchError
+            It exists and differs; the difference is named.
+        """
+        known = next((c for c in self._channels.values() if c.name == channel.name), None)
+        if known is not None:
+            error = conflict(known, channel)
+            if error is not None:
+                raise error
+            return self._settle(known, channel.schema, channel.reply_schema)
+        if len(self._channels) >= limits.CHANNELS_MAX:
+            raise CapacityError(f"CHANNELS_MAX ({limits.CHANNELS_MAX}) channels are declared", limit="CHANNELS_MAX")
+        record = msgspec.structs.replace(channel, number=max(self._channels, default=0) + 1)
+        self._put_channel(record)
+        return record
+
+    def settle(self, name: str, schema: str, reply_schema: str = "") -> ChannelRecord:
+        """Confirm the types an endpoint brings; the first one gives a channel of fabric.yaml its schema.
+
+        Raises
+        ------
+        ConfigError, TypeMismatchError
+            The channel is unknown, or a type differs; the field is named.
+        """
+        known = next((c for c in self._channels.values() if c.name == name), None)
+        if known is None:
+            raise unknown_channel(name, [c.name for c in self._channels.values()])
+        return self._settle(known, schema, reply_schema)
+
+    def _settle(self, known: ChannelRecord, schema: str, reply_schema: str) -> ChannelRecord:
+        from fabric.messages.schema import Schema
+
+        record = known
+        for which, text in (("schema", schema), ("reply_schema", reply_schema)):
+            before = getattr(record, which)
+            error = schema_conflict(known.name, before, text) if before else None
+            if text and not before:
+                error = type_conflict(known, text) if which == "schema" else None
+                record = msgspec.structs.replace(record, **{which: text})
+            if error is not None:
+                raise error
+        if record != known:
+            record = msgspec.structs.replace(record, type=Schema.parse(record.schema).type_id if record.schema else 0)
+            self._put_channel(record)
+        return record
+
+    def change(self, name: str, *, transforms: tuple[str, ...] | None = None, route: str | None = None) -> ChannelRecord:
+        """Set the transforms or the route (empty: none) of a live channel."""
+        known = next((c for c in self._channels.values() if c.name == name), None)
+        if known is None:
+            raise unknown_channel(name, [c.name for c in self._channels.values()])
+        record = known
+        if transforms is not None:
+            record = msgspec.structs.replace(record, transforms=transforms)
+        if route is not None:
+            record = msgspec.structs.replace(record, route=route or None)
+        if record != known:
+            self._put_channel(record)
+        return record
+
+    def _put_channel(self, record: ChannelRecord) -> None:
+        self._channels[record.number] = record
+        self._store.put_channel(record)
+        self._changed()
+
+    def open(self, endpoint: EndpointRecord) -> None:
+        """Add an endpoint; a repeat replaces it."""
+        if endpoint.channel not in self._channels:
+            raise ConfigError("no such channel number", channel=endpoint.channel)
+        if len(self._endpoints) >= limits.ENDPOINTS_MAX:
+            raise CapacityError(f"ENDPOINTS_MAX ({limits.ENDPOINTS_MAX}) endpoints are open", limit="ENDPOINTS_MAX")
+        self._endpoints[endpoint.endpoint] = endpoint
+        self._changed()
+
+    def close(self, endpoints: Iterable[int]) -> None:
+        """Remove endpoints; unknown ones are gone already."""
+        removed = [self._endpoints.pop(endpoint, None) for endpoint in endpoints]
+        if any(removed):
+            self._changed()
+
+    def archive(self, finals: Iterable[ArchivedCounts]) -> None:
+        """Keep the final counts of endpoints that are gone."""
+        for final in finals:
+            self._store.archive(final)
+
+    def archived(self) -> list[ArchivedCounts]:
+        """Return what was archived."""
+        return self._store.archived()
+
+    def _changed(self) -> None:
+        self._epoch += 1
+        self.on_change()

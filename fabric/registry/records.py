@@ -1,0 +1,103 @@
+"""What the cluster agrees on, as frozen values: nodes, channels, endpoints, and the view that is pushed.
+
+Pure values; msgspec carries them over control connections and into SQLite.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+NodeState = Literal["alive", "silent", "dead"]
+
+
+class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One node. `silent`: no lease lately (or not back since the registry restarted); its endpoints stay."""
+
+    number: int
+    name: str
+    incarnation: int
+    host: str = ""
+    port: int = 0
+    state: NodeState = "alive"
+
+
+class ChannelRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One channel as declared; `transforms` are in order of hops.
+
+    `schema` is the canonical text; empty while the channel is known only from fabric.yaml, until the first
+    endpoint brings it. `messages` and `bytes` are the credit a receiver grants (0: its own choice).
+    """
+
+    number: int = 0
+    name: str
+    type_name: str
+    schema: str = ""
+    type: int = 0
+    reply_schema: str = ""
+    pattern: str = "stream"
+    delivery: str = "at_most_once"
+    overflow: str = "block"
+    klass: str = "token"
+    route: str | None = None
+    transforms: tuple[str, ...] = ()
+    idempotent: bool = False
+    messages: int = 0
+    bytes: int = 0
+
+
+class EndpointRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One end of a channel. A requester is a sender, a responder a receiver; `reply_endpoint` is the way back.
+
+    `transform` names the stage that owns it (then `stage` is its hop); user ends have none.
+    """
+
+    endpoint: int
+    channel: int
+    role: Literal["sender", "receiver"]
+    node: int
+    incarnation: int
+    port: int
+    port_name: str = ""
+    reply_endpoint: int = 0
+    stage: int = 0
+    transform: str = ""
+    messages: int = 0
+    bytes: int = 0
+
+
+class View(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that flows are planned from, at one epoch. Epochs only grow, registry restarts included."""
+
+    epoch: int = 0
+    nodes: tuple[NodeRecord, ...] = ()
+    channels: tuple[ChannelRecord, ...] = ()
+    endpoints: tuple[EndpointRecord, ...] = ()
+
+    def channel(self, name: str) -> ChannelRecord | None:
+        """Return the channel called `name`."""
+        return next((c for c in self.channels if c.name == name), None)
+
+    def node(self, number: int) -> NodeRecord | None:
+        """Return the node with this number."""
+        return next((n for n in self.nodes if n.number == number), None)
+
+
+class ArchivedCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Final ledger of one sender endpoint that is gone. `counts` are (end, reason, messages)."""
+
+    endpoint: int
+    channel: int
+    accepted: int
+    counts: tuple[tuple[int, int, int], ...] = ()
+
+
+def to_plain(value: Any) -> Any:
+    """Return a record as plain maps and lists."""
+    return msgspec.to_builtins(value)
+
+
+def view_from(plain: dict[str, Any]) -> View:
+    """Rebuild a view from a frame; raises `msgspec.ValidationError` when it is none."""
+    return msgspec.convert(plain, View)
