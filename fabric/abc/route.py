@@ -100,7 +100,12 @@ def _factory(name: str, policy: Any) -> Callable[[], Policy]:
         return lambda: policy
     check_method("route", name, policy, "select", ("header", "targets"))
     check_constructible("route", name, policy)
-    return lambda: policy().select
+
+    def make() -> Policy:
+        select: Policy = policy().select
+        return select
+
+    return make
 
 
 def decide(name: str, policy: Policy, header: Header, targets: Sequence[Target]) -> list[Target]:

@@ -74,7 +74,8 @@ class Transform(Protocol):
         """Return one result per input, in order.
 
         A result is a message of type `produces`, a list of them (one input, many outputs), `Drop` or
-        `Defer`. A single `Drop` or `Defer` instead of the list holds for the whole batch.
+        `Defer`. A single `Drop` or `Defer` instead of the list holds for the whole batch. When it raises,
+        each input of the batch is given again alone, so that one bad message fails no other.
         """
 
 

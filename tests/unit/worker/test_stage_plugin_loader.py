@@ -74,7 +74,7 @@ def test_too_many_exports_are_refused():
 
 
 def test_unreadable_file_is_named(tmp_path):
-    with pytest.raises(PluginError, match="cannot read plugin .*absent.py"):
+    with pytest.raises(PluginError, match=r"cannot read plugin .*absent\.py"):
         load_file(tmp_path / "absent.py")
 
 
