@@ -90,7 +90,7 @@ def test_nothing_imports_pickle_or_its_kin() -> None:
 
 
 def test_heavy_packages_are_imported_on_use() -> None:
-    """Idle memory and start-up: nothing in fabric imports torch, grpc or transformers at the top, but what serves them."""
+    """Idle memory and start-up time are not spent on a package that this process may never need."""
     heavy = {"torch", "transformers", "safetensors"}
     wrong = []
     for path in python_files("fabric"):

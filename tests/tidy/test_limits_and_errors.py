@@ -74,17 +74,19 @@ def test_every_error_is_raised_somewhere() -> None:
     # A class that others derive from is met through them.
     parents = set(re.findall(r"class \w+\(([\w, ]+)\)", tree))
     never = [
-        name for name in error_classes() if not re.search(rf"\b{name}\b", text) and name not in parents
+        name
+        for name in error_classes()
+        if not re.search(rf"\b{name}\b", text) and name not in parents
     ]
     assert not never
 
 
 def test_every_error_is_met_by_a_test() -> None:
-    text = "\n".join(
-        path.read_text() for path in python_files("tests") if "tidy" not in path.parts
-    )
+    text = "\n".join(path.read_text() for path in python_files("tests") if "tidy" not in path.parts)
     parents = set(re.findall(r"class \w+\((\w+)", (ROOT / "fabric/errors.py").read_text()))
     unmet = [
-        name for name in error_classes() if not re.search(rf"\b{name}\b", text) and name not in parents
+        name
+        for name in error_classes()
+        if not re.search(rf"\b{name}\b", text) and name not in parents
     ]
-    assert not unmet, f"no test names them"
+    assert not unmet, "no test names them"

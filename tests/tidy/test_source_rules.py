@@ -55,7 +55,9 @@ def body_start(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def test_no_file_or_folder_has_a_name_that_says_nothing() -> None:
-    paths = [p for folder in CODE for p in (ROOT / folder).rglob("*") if "__pycache__" not in p.parts]
+    paths = [
+        p for folder in CODE for p in (ROOT / folder).rglob("*") if "__pycache__" not in p.parts
+    ]
     assert not [short(p) for p in paths if p.stem in BANNED_NAMES]
 
 
@@ -88,7 +90,11 @@ def test_nothing_executes_what_it_read() -> None:
     for path in python_files("fabric", "plugins", "routes", "modules", "bench", "examples"):
         for name, node in calls(path):
             words = {k.arg: ast.unparse(k.value) for k in node.keywords if k.arg}
-            if name in banned or words.get("shell") == "True" or words.get("weights_only") == "False":
+            if (
+                name in banned
+                or words.get("shell") == "True"
+                or words.get("weights_only") == "False"
+            ):
                 wrong.append(f"{short(path)}:{node.lineno} {name}")
     assert not wrong
 
@@ -141,8 +147,8 @@ def test_every_package_says_it_is_typed() -> None:
 
 
 def test_every_python_folder_is_a_package() -> None:
-    folders = {
-        path.parent for path in python_files("fabric", "plugins", "routes", "modules")
-    } - {ROOT / name for name in ("plugins", "routes", "modules")}
+    folders = {path.parent for path in python_files("fabric", "plugins", "routes", "modules")} - {
+        ROOT / name for name in ("plugins", "routes", "modules")
+    }
     wrong = [short(f) for f in sorted(folders) if not (f / "__init__.py").exists()]
     assert not wrong

@@ -1,0 +1,1 @@
+"""Measurements beside peers: interleaved, repeated, printed with their spread."""
