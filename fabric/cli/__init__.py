@@ -1,0 +1,1 @@
+"""fabricctl: shows and changes what a node does, through its control API only."""

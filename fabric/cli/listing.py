@@ -1,0 +1,93 @@
+"""`node|module|channel|plugin ls` and `show`: what there is, and everything about one of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import typer
+
+from fabric.cli.failure import failing
+from fabric.cli.options import Output, Socket, connect
+from fabric.cli.output import Column, Format, emit, pairs, table
+
+
+def _exports(row: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{export.get('kind', '?')} {export.get('name', '?')}"
+        for export in row.get("exports") or ()
+    ]
+
+
+COLUMNS: dict[str, tuple[Column, ...]] = {
+    "node": (
+        Column("name", "name"),
+        Column("number", "number", True),
+        Column("address", "address"),
+        Column("state", "state"),
+        Column("incarnation", "incarnation", True),
+    ),
+    "module": (
+        Column("name", "name"),
+        Column("node", "node"),
+        Column("state", "state"),
+        Column("pid", "pid", True),
+        Column("restarts", "restarts", True),
+        Column("class", "class"),
+        Column("channels", "channels"),
+    ),
+    "channel": (
+        Column("name", "name"),
+        Column("type", "type"),
+        Column("pattern", "pattern"),
+        Column("delivery", "delivery"),
+        Column("class", "class"),
+        Column("route", "route"),
+        Column("transforms", "transforms"),
+        Column("senders", "senders", True),
+        Column("receivers", "receivers", True),
+        Column("accepted", "accepted", True),
+        Column("delivered", "delivered", True),
+        Column("dropped", "dropped", True),
+        Column("failed", "failed", True),
+        Column("in flight", "in_flight", True),
+    ),
+    "plugin": (
+        Column("name", "name"),
+        Column("state", "state"),
+        Column("pid", "pid", True),
+        Column("restarts", "restarts", True),
+        Column("exports", _exports),
+        Column("path", "path"),
+        Column("error", "error"),
+    ),
+}
+
+
+def list_rows(kind: str, socket: str | None, output: Format) -> None:
+    """Print the listing of a kind."""
+    with failing(f"cannot list {kind}s"), connect(socket) as client:
+        rows = client.ls(kind)
+    emit(rows, output, lambda: table(COLUMNS[kind], rows, f"no {kind}s"))
+
+
+def show_row(kind: str, name: str, socket: str | None, output: Format) -> None:
+    """Print everything about one thing."""
+    with failing(f"cannot show {kind} '{name}'"), connect(socket) as client:
+        row = client.show(kind, name)
+    emit(row, output, lambda: pairs(row))
+
+
+def kind_app(kind: str) -> typer.Typer:
+    """Return the sub-command of a kind, with `ls` and `show`."""
+    app = typer.Typer(help=f"List and show {kind}s.", no_args_is_help=True)
+
+    @app.command("ls", help=f"List the {kind}s.")
+    def ls(socket: Socket = None, output: Output = Format.table) -> None:
+        list_rows(kind, socket, output)
+
+    @app.command("show", help=f"Show everything about one {kind}.")
+    def show(name: str, socket: Socket = None, output: Output = Format.table) -> None:
+        show_row(kind, name, socket, output)
+
+    return app

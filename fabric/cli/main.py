@@ -1,0 +1,83 @@
+"""`fabricctl`: the verbs, and the one place where a failure is printed.
+
+Start-up counts: nothing but typer is imported here; a verb imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from fabric import errors
+from fabric.cli import audit, channel_io, doctor, listing, node, spec, topology, workers
+from fabric.cli.failure import Failure, explain, report
+
+HELP = """Show and change what a node of the fabric does.
+
+Which node: --socket PATH, or FABRIC_SOCKET, or the default socket of node "a".
+Every listing takes -o table|json|yaml. A failure says what, why and the one thing to do.
+
+Exit status: 0 done, 1 failed, 2 wrong usage; audit: 1 a difference, 3 no verdict.
+"""
+
+app = typer.Typer(
+    name="fabricctl",
+    help=HELP,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for verb in (
+    node.up,
+    node.down,
+    node.status,
+    doctor.doctor,
+    topology.topology,
+    spec.apply,
+    spec.validate,
+    audit.audit,
+):
+    app.command(verb.__name__)(verb)
+app.add_typer(listing.kind_app("node"), name="node")
+app.add_typer(
+    workers.module_app, name="module", help="List, show and stop modules; read their logs."
+)
+app.add_typer(
+    channel_io.channel_app, name="channel", help="List and show channels; send and echo messages."
+)
+app.add_typer(
+    workers.plugin_app, name="plugin", help="List, show and load plugins; read their logs."
+)
+
+
+@app.callback()
+def _node(
+    socket: Annotated[
+        str, typer.Option("--socket", help="Attach socket of the node.", show_default=False)
+    ] = "",
+) -> None:
+    if socket:
+        os.environ["FABRIC_SOCKET"] = socket  # the option of a verb, when given, wins over it
+
+
+def main() -> None:
+    """Run fabricctl; the process's exit status says how it went."""
+    try:
+        app()
+    except Failure as failure:
+        sys.exit(report(failure))
+    except errors.FabricError as error:
+        sys.exit(report(explain(error, f"fabricctl {' '.join(sys.argv[1:3])} failed")))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output has left; there is nobody to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Print answers as a table for people, or as json or yaml for machines.
+
+On a terminal tables have colour and fit its width; elsewhere they are plain and never cut, so that
+grep, diff and tests see whole words.
+"""
+
+from __future__ import annotations
+
+import enum
+import io
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+PLAIN_WIDTH = 10_000  # columns of a table that is not shown on a terminal
+ABSENT = "-"
+
+
+class Format(str, enum.Enum):
+    """What `-o` takes."""
+
+    table = "table"
+    json = "json"
+    yaml = "yaml"
+
+
+class Column(NamedTuple):
+    """A column: its title, and the row's key or a function of the row."""
+
+    title: str
+    value: str | Callable[[Mapping[str, Any]], Any]
+    is_number: bool = False
+
+
+def cell(value: Any) -> str:
+    """Return a value as it stands in a table."""
+    if value is None or value == "" or value == [] or value == {}:
+        return ABSENT
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}={cell(item)}" for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(cell(item) for item in value)
+    return str(value)
+
+
+def emit(values: Any, form: Format, table: Callable[[], str]) -> None:
+    """Print values in a format; `table` is only called for tables."""
+    if form is Format.json:
+        text = json.dumps(values, indent=2, ensure_ascii=False)
+    elif form is Format.yaml:
+        import yaml
+
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True).rstrip("\n")
+    else:
+        text = table()
+    sys.stdout.write(text + "\n")
+
+
+def table(
+    columns: Sequence[Column], rows: Iterable[Mapping[str, Any]], empty: str, title: str = ""
+) -> str:
+    """Return rows as a table, or the text `empty` when there are none."""
+    from rich.table import Table
+
+    drawn = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in columns:
+        drawn.add_column(
+            column.title.upper(), justify="right" if column.is_number else "left", overflow="fold"
+        )
+    count = 0
+    for row in rows:
+        drawn.add_row(*(_cell_text(column, row) for column in columns))
+        count += 1
+    heading = f"{title}\n" if title else ""
+    return heading + (_draw(drawn) if count else empty)
+
+
+def pairs(values: Mapping[str, Any]) -> str:
+    """Return a mapping as aligned ``key  value`` lines; nested lists of rows are indented below their key."""
+    width = max((len(key) for key in values), default=0)
+    lines = []
+    for key, value in values.items():
+        if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+            lines.append(f"{key}:")
+            lines += [f"  - {cell(item)}" for item in value]
+        else:
+            lines.append(f"{key:<{width}}  {cell(value)}")
+    return "\n".join(lines)
+
+
+def _cell_text(column: Column, row: Mapping[str, Any]) -> Any:
+    from rich.text import Text
+
+    value = column.value(row) if callable(column.value) else row.get(column.value)
+    return Text(cell(value))  # Text: what users named is never read as markup
+
+
+def _draw(drawn: Any) -> str:
+    from rich.console import Console
+
+    is_terminal = sys.stdout.isatty()
+    buffer = io.StringIO()
+    console = Console(
+        file=buffer,
+        force_terminal=is_terminal,
+        color_system="auto" if is_terminal else None,
+        width=None if is_terminal else PLAIN_WIDTH,
+        highlight=False,
+    )
+    console.print(drawn)
+    return "\n".join(line.rstrip() for line in buffer.getvalue().rstrip("\n").split("\n"))

@@ -1,0 +1,95 @@
+"""`fabricctl validate` and `apply`: a fabric.yaml, checked here first, then by the node."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fabric import errors
+from fabric.cli.failure import Failure, failing
+from fabric.cli.options import Output, Socket, connect
+from fabric.cli.output import Column, Format, emit, table
+
+File = Annotated[str, typer.Argument(metavar="FILE", help="A fabric.yaml.")]
+
+_CHANGES = (
+    Column("kind", "kind"),
+    Column("name", "name"),
+    Column("action", "action"),
+    Column("detail", "detail"),
+)
+
+
+def validate(file: File, socket: Socket = None, output: Output = Format.table) -> None:
+    """Check a fabric.yaml: its form and rules here, its names against the node if one runs."""
+    text, search, problems = _read(file, f"{file} is not valid")
+    checked_by = None
+    try:
+        with connect(socket) as client:
+            problems = client.validate(text, source=file, search=search)["problems"]
+            checked_by = client.path
+    except errors.BrokenError as error:
+        if not error.context.get("unreachable"):
+            raise
+    _refuse(file, problems)
+    verdict = {"file": file, "valid": True, "checked_by": checked_by, "problems": problems}
+    emit(verdict, output, lambda: _valid(file, checked_by, problems))
+
+
+def _valid(file: str, checked_by: str | None, problems: Sequence[Mapping[str, Any]]) -> str:
+    against = (
+        f"checked against the node on {checked_by}"
+        if checked_by
+        else "no node runs, so names of routes, transforms and nodes were not checked"
+    )
+    return "\n".join(
+        [*(f"warning: {_line(problem)}" for problem in problems), f"{file} is valid ({against})"]
+    )
+
+
+def apply(file: File, socket: Socket = None, output: Output = Format.table) -> None:
+    """Make the node's channels, plugins and modules as a fabric.yaml says."""
+    text, search, problems = _read(file, f"cannot apply {file}")
+    _refuse(file, problems)
+    with (
+        failing(f"cannot apply {file}; nothing was changed"),
+        connect(socket, deadline_s=120.0) as client,
+    ):
+        answer = client.apply(text, source=file, search=search)
+    for problem in answer.get("problems", ()):
+        sys.stderr.write(f"warning: {_line(problem)}\n")
+    title = f"generation {answer.get('generation', '-')}"
+    emit(
+        answer,
+        output,
+        lambda: table(_CHANGES, answer.get("changes", ()), "nothing to change", title),
+    )
+
+
+def _read(file: str, what: str) -> tuple[str, list[str], list[dict[str, Any]]]:
+    from fabric import config
+
+    with failing(what):
+        spec = config.load(file)
+        problems = [problem.to_wire() for problem in config.validate(spec)]
+    search = [str(Path(file).resolve().parent), os.getcwd()]
+    return Path(file).read_text(encoding="utf-8"), search, problems
+
+
+def _refuse(file: str, problems: Sequence[Mapping[str, Any]]) -> None:
+    refused = [problem for problem in problems if problem.get("severity") != "warning"]
+    if refused:
+        why = "\n".join(_line(problem) for problem in refused)
+        raise Failure(
+            f"{file} is not valid", why, "correct what is named above and run the command again"
+        )
+
+
+def _line(problem: Mapping[str, Any]) -> str:
+    place = f"{problem['place']}: " if problem.get("place") else ""
+    return f"{place}{problem.get('where')}: {problem.get('what')}. {problem.get('fix')}"

@@ -1,0 +1,90 @@
+"""`fabricctl topology`: nodes, the links between them, who is attached, and the channels that join them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fabric import units
+from fabric.cli.failure import failing
+from fabric.cli.options import Output, Socket, connect
+from fabric.cli.output import ABSENT, Column, Format, cell, emit, table
+
+
+def _size(key: str) -> Any:
+    return lambda row: None if row.get(key) is None else units.format_bytes(row[key])
+
+
+def _rtt(row: Mapping[str, Any]) -> str | None:
+    return None if row.get("rtt_us") is None else units.format_seconds(row["rtt_us"] / 1e6)
+
+
+_NODES = (
+    Column("node", lambda row: f"{row.get('name')}{' (this)' if row.get('local') else ''}"),
+    Column("number", "number", True),
+    Column("address", "address"),
+    Column("state", "state"),
+    Column("incarnation", "incarnation", True),
+)
+_LINKS = (
+    Column("from", "source"),
+    Column("to", "target"),
+    Column("link", "link"),
+    Column("state", "state"),
+    Column("connections", "connections", True),
+    Column("sent", _size("bytes_sent"), True),
+    Column("received", _size("bytes_received"), True),
+    Column("rtt", _rtt, True),
+)
+_PORTS = (
+    Column("port", "name"),
+    Column("node", "node"),
+    Column("kind", "kind"),
+    Column("pid", "pid", True),
+    Column("state", "state"),
+)
+_ENDPOINTS = (
+    Column("  role", lambda row: f"  {row.get('role')}"),
+    Column("port", "name"),
+    Column("node", "node"),
+    Column("stage", "stage", True),
+)
+_FLOWS = (
+    Column("  from", lambda row: f"  {row.get('source')}"),
+    Column("to", "target"),
+    Column("path", "path"),
+    Column("messages", "messages", True),
+    Column("bytes", _size("bytes"), True),
+    Column("outstanding", "outstanding", True),
+    Column("generation", "generation", True),
+)
+
+
+def topology(socket: Socket = None, output: Output = Format.table) -> None:
+    """Show nodes, links, attached processes, and channels with their endpoints and flows."""
+    with failing("cannot show the topology"), connect(socket) as client:
+        answer = client.topology()
+    emit(answer, output, lambda: render(answer))
+
+
+def render(answer: Mapping[str, Any]) -> str:
+    """Return the topology as tables, one section each."""
+    sections = [
+        f"generation {cell(answer.get('generation'))}",
+        table(_NODES, answer.get("nodes", ()), "no nodes"),
+        table(_LINKS, answer.get("links", ()), "no links: this node stands alone"),
+        table(_PORTS, answer.get("ports", ()), "nothing is attached"),
+    ]
+    sections += [_channel(channel) for channel in answer.get("channels", ())]
+    if not answer.get("channels"):
+        sections.append("no channels")
+    return "\n\n".join(sections)
+
+
+def _channel(channel: Mapping[str, Any]) -> str:
+    words = [str(channel.get(key) or ABSENT) for key in ("type", "pattern", "delivery", "class")]
+    extras = [f"{key} {cell(channel[key])}" for key in ("route", "transforms") if channel.get(key)]
+    heading = f"channel {channel.get('name')}: {', '.join(words + extras)}"
+    endpoints = table(_ENDPOINTS, channel.get("endpoints") or (), "  no endpoints")
+    flows = table(_FLOWS, channel.get("flows") or (), "  no flows")
+    return "\n".join((heading, endpoints, flows))
