@@ -114,6 +114,11 @@ bool ReturnWriter::push(const ReturnEntry& entry) {
   return true;
 }
 
+ReturnEntry* ReturnWriter::unpublished() {
+  if (head_ == cursors_->head.value.load(std::memory_order_relaxed)) return nullptr;
+  return &entries_[(head_ - 1) & (kReturnEntries - 1)];
+}
+
 void ReturnWriter::publish() { cursors_->head.value.store(head_, std::memory_order_release); }
 
 void ReturnReader::attach(RingCursors* cursors, const ReturnEntry* entries) {

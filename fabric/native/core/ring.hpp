@@ -21,6 +21,7 @@ class RecordWriter {
   u8* reserve(u32 bytes);
   /// The reserved record is complete; @return the cursor at which it begins.
   u64 commit();
+  u64 reserved_at() const { return reserved_at_; }  ///< cursor at which the reserved record begins
   void publish();                     ///< release: everything committed becomes visible
   void abandon();                     ///< forgets what was committed after the last publish
   u64 head() const { return head_; }  ///< committed, maybe not yet visible
@@ -67,6 +68,8 @@ class ReturnWriter {
  public:
   void attach(RingCursors* cursors, ReturnEntry* entries);
   bool push(const ReturnEntry& entry);  ///< false when full; visible after publish()
+  /// The last entry pushed and not yet published (a range may still be extended), or nullptr.
+  ReturnEntry* unpublished();
   void publish();
   u32 free_entries() const;
   u64 head() const { return head_; }

@@ -22,6 +22,7 @@ enum class Code : u8 {
   path_broken,
   need_segment,  ///< detail = {size, 0} for a writer, {0, segment} for a reader
   invalid,       ///< the caller's argument
+  frozen,        ///< an audit cut is in progress: repeat where waiting is allowed
 };
 
 /// Success costs nothing but a byte; a failure says what, on what and what was found.

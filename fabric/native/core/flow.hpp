@@ -1,0 +1,125 @@
+// The two halves of a flow as a port keeps them privately (shared parts: ledger, FlowIn row).
+//
+// Owned by the port, used under its lock.
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "core/credit.hpp"
+#include "core/doorbell.hpp"
+#include "core/ring.hpp"
+
+namespace fabric {
+
+class SenderCore;
+class ReceiverCore;
+
+/// A lane as its port sees it.
+struct LaneLink {
+  u32 number = 0;
+  u32 klass = 0;
+  u64 peer_port = 0, peer_incarnation = 0;
+  LaneEnd end;
+  DoorbellRinger peer;
+  /// Returns for which the ring had no room; `held` is freed (or set) once the entry is in the ring.
+  struct Owed { ReturnEntry entry; u32 held; bool free_held; };
+  std::deque<Owed> backlog;
+  bool dirty = false;                 ///< returns pushed in this operation, not yet published
+  u32 wakes_owed = 0;                 ///< published returns the peer was not woken for
+  bool broken = false;
+  const char* fault = nullptr;
+  LaneLink* next_same_bit = nullptr;
+};
+
+/// flow_seq → sequence of what may still be live; spans at most twice the outstanding table.
+class SequenceMap {
+ public:
+  void put(u64 flow_seq, u64 sequence) {
+    if (low_ == 0) low_ = flow_seq;
+    if (flow_seq - low_ >= ring_.size()) grow(flow_seq);
+    ring_[flow_seq & (ring_.size() - 1)] = sequence;
+  }
+  /// 0 when it ended before or was never there.
+  u64 take(u64 flow_seq) {
+    if (low_ == 0 || flow_seq < low_ || flow_seq - low_ >= ring_.size()) return 0;
+    u64& slot = ring_[flow_seq & (ring_.size() - 1)];
+    const u64 sequence = slot;
+    slot = 0;
+    return sequence;
+  }
+  void lower_to(u64 last) {           ///< moves low over what has ended
+    while (low_ != 0 && low_ <= last && ring_[low_ & (ring_.size() - 1)] == 0) ++low_;
+  }
+  u64 low() const { return low_; }
+
+ private:
+  void grow(u64 flow_seq) {
+    while (low_ < flow_seq && ring_[low_ & (ring_.size() - 1)] == 0) ++low_;
+    if (flow_seq - low_ < ring_.size()) return;
+    std::vector<u64> larger(ring_.size() * 2);
+    while (flow_seq - low_ >= larger.size()) larger.resize(larger.size() * 2);
+    for (u64 i = 0; i < ring_.size(); ++i) {
+      const u64 seq = low_ + i;
+      larger[seq & (larger.size() - 1)] = ring_[seq & (ring_.size() - 1)];
+    }
+    ring_.swap(larger);
+  }
+  u64 low_ = 0;
+  std::vector<u64> ring_ = std::vector<u64>(64);
+};
+
+struct FlowOut {
+  u64 id = 0;
+  u64 target_endpoint = 0;
+  LaneLink* lane = nullptr;
+  SenderCore* sender = nullptr;
+  u32 generation = 0;
+  bool closed = false;
+  u64 last_seq = 0;
+  u64 outstanding = 0;
+  CreditOut credit;
+  SequenceMap sequences;
+  std::vector<u64> after;             ///< flows that must have nothing outstanding before first use
+};
+
+/// The ends of one flow that were reported, out of order, above `upto`.
+class EndedRange {
+ public:
+  /// Marks; @return the new prefix.
+  u64 mark(u64 flow_seq) {
+    if (flow_seq - upto_ > bits_.size()) {
+      std::vector<bool> larger(bits_.size() * 2);
+      while (flow_seq - upto_ > larger.size()) larger.resize(larger.size() * 2);
+      for (u64 i = 1; i <= bits_.size(); ++i) larger[(upto_ + i) % larger.size()] = bits_[(upto_ + i) % bits_.size()];
+      bits_.swap(larger);
+    }
+    bits_[flow_seq % bits_.size()] = true;
+    while (bits_[(upto_ + 1) % bits_.size()]) {
+      ++upto_;
+      bits_[upto_ % bits_.size()] = false;
+    }
+    return upto_;
+  }
+  u64 upto() const { return upto_; }
+
+ private:
+  u64 upto_ = 0;
+  std::vector<bool> bits_ = std::vector<bool>(64);
+};
+
+struct FlowInState {
+  u64 id = 0;
+  u64 producer_port = 0;
+  FlowIn* row = nullptr;
+  LaneLink* lane = nullptr;           ///< nullptr once the lane is gone
+  ReceiverCore* receiver = nullptr;
+  CreditIn credit;
+  EndedRange ended;
+  u64 live = 0;                       ///< drained, not ended
+  bool closing = false;               ///< no more will come: the row goes when nothing is live
+  bool gone = false;
+};
+
+}  // namespace fabric

@@ -1,0 +1,99 @@
+#include "core/ledger.hpp"
+
+#include <cstring>
+
+namespace fabric {
+
+void Ledger::begin(u64 sequence, u64 flow, u64 flow_seq, u64 position) {
+  OutEntry& out = entry(sequence);
+  out.flow = flow;
+  out.flow_seq = flow_seq;
+  out.position = static_cast<u32>(position);
+  out.sequence.store(sequence, std::memory_order_relaxed);
+  out.word.store(out_word(OutState::pending), std::memory_order_release);
+}
+
+void Ledger::accept(u64 first, u64 last) {
+  for (u64 sequence = first; sequence <= last; ++sequence) {
+    entry(sequence).word.store(out_word(OutState::accepted), std::memory_order_release);
+  }
+  row_->accepted.store(last, std::memory_order_release);
+}
+
+bool Ledger::live(u64 sequence) const {
+  const OutEntry& out = entry(sequence);
+  const OutState state = out_state(out.word.load(std::memory_order_acquire));
+  return out.sequence.load(std::memory_order_relaxed) == sequence &&
+         (state == OutState::accepted || state == OutState::waiting);
+}
+
+bool Ledger::end(u64 sequence, End end, Reason reason) {
+  if (!live(sequence)) return false;
+  entry(sequence).word.store(out_word(OutState::ended, end, reason), std::memory_order_release);
+  return true;
+}
+
+void Ledger::wait(u64 sequence) {
+  OutEntry& out = entry(sequence);
+  // release order: a reader that still sees the flow also sees the message as waiting
+  out.word.store(out_word(OutState::waiting), std::memory_order_release);
+  out.flow = 0;
+  out.flow_seq = 0;
+}
+
+u32 Ledger::fold(u32 miscount) {
+  const u32 now = row_->active.load(std::memory_order_relaxed) & 1;
+  const Fold& from = row_->fold[now];
+  const u64 accepted = row_->accepted.load(std::memory_order_relaxed);
+  u64 sequence = from.tail;
+  if (sequence == accepted || out_state(entry(sequence + 1).word.load(std::memory_order_relaxed)) != OutState::ended) {
+    return 0;
+  }
+  Fold& to = row_->fold[1 - now];
+  std::memcpy(&to, &from, sizeof to);
+  while (sequence < accepted) {
+    const u32 word = entry(sequence + 1).word.load(std::memory_order_relaxed);
+    if (out_state(word) != OutState::ended) break;
+    ++sequence;
+    to.count[static_cast<int>(out_end(word))][static_cast<int>(out_reason(word))] += 1 + miscount;
+    miscount = 0;
+  }
+  to.tail = sequence;
+  row_->active.store(1 - now, std::memory_order_release);  // tail and counters flip together
+  return static_cast<u32>(sequence - from.tail);
+}
+
+u64 Ledger::ended_upto() const {
+  const u64 last = accepted();
+  u64 sequence = tail();
+  while (sequence < last &&
+         out_state(entry(sequence + 1).word.load(std::memory_order_acquire)) == OutState::ended) {
+    ++sequence;
+  }
+  return sequence;
+}
+
+EndCounts Ledger::counts() const {
+  EndCounts out{};
+  const Fold& fold = active();
+  for (int end = 0; end < 4; ++end) {
+    for (int reason = 0; reason < static_cast<int>(Reason::count); ++reason) {
+      out[end][reason] = fold.count[end][reason];
+    }
+  }
+  for (u64 sequence = fold.tail + 1; sequence <= accepted(); ++sequence) {
+    const u32 word = entry(sequence).word.load(std::memory_order_acquire);
+    if (out_state(word) == OutState::ended) {
+      ++out[static_cast<int>(out_end(word))][static_cast<int>(out_reason(word))];
+    }
+  }
+  return out;
+}
+
+u64 Ledger::outstanding() const {
+  u64 live_entries = 0;
+  for (u64 sequence = tail() + 1; sequence <= accepted(); ++sequence) live_entries += live(sequence);
+  return live_entries;
+}
+
+}  // namespace fabric

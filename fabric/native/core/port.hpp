@@ -1,0 +1,176 @@
+// A process's attachment to its node: lanes, arenas, flows, progress and waiting.
+//
+// Thread-safe: one mutex guards everything private and every write to this port's shared memory.
+// An Operation holds it and keeps the audit out (busy / freeze, Dekker); waits happen outside of both.
+// One thread at a time (the leader) sleeps on the doorbell, others on a private word. Senders,
+// receivers and messages keep the port alive; after close() or in a forked child they answer `closed`.
+#pragma once
+
+#include <mutex>
+#include <string>
+#include <thread>
+#include <unordered_map>
+
+#include "core/arena.hpp"
+#include "core/doorbell.hpp"
+#include "core/faults.hpp"
+#include "core/flow.hpp"
+#include "core/held.hpp"
+#include "core/message.hpp"
+
+namespace fabric {
+
+class Port;
+class SenderCore;
+class ReceiverCore;
+
+inline constexpr u64 kHeartbeatNs = 250'000'000;
+inline constexpr u64 kServiceNs = 50'000'000;        ///< progress when no user thread made any
+inline constexpr u64 kFreezeParkNsMax = 2'000'000'000;
+inline constexpr u32 kWakesOwedMax = 64;
+
+/// Inside: the mutex is held and busy is 1. Everything on a port happens in one of these.
+class Operation {
+ public:
+  /// @param may_park wait (bounded) while an audit freezes the port; else status() is `frozen`
+  explicit Operation(Port& port, bool may_park = true);
+  ~Operation() { leave(); }
+  Operation(const Operation&) = delete;
+  const Status& status() const { return status_; }
+  bool ok() const { return status_.ok(); }
+  void leave();                       ///< publishes returns, busy = 0, unlocks
+  bool enter();                       ///< after leave(); false with status() set
+  Port& port() const { return port_; }
+
+ private:
+  Port& port_;
+  std::unique_lock<std::mutex> lock_;
+  Status status_;
+  bool may_park_, inside_ = false;
+};
+
+struct PortStats {
+  u64 lanes = 0, flows_in = 0, flows_out = 0, held = 0, slots_taken = 0, segments = 0, readers = 0;
+  u64 records_in = 0, records_out = 0, repeats = 0, strays = 0, lying = 0, returns_in = 0, expired = 0,
+      redelivered = 0, wakes = 0, freeze_overruns = 0;
+};
+
+class Port : public std::enable_shared_from_this<Port> {
+ public:
+  ~Port();
+  /// fds are duplicated or mapped; the caller keeps its own.
+  static Status open(u64 port, u64 incarnation, int state_fd, int doorbell_fd, int event_fd, bool adopt,
+                     bool service_thread, std::shared_ptr<Port>& out);
+  void close();
+
+  Status add_lane(u32 lane, int pair_fd, int side, u32 klass, u64 peer_port, u64 peer_incarnation,
+                  int peer_doorbell_fd, int peer_event_fd);
+  Status remove_lane(u32 lane);
+  Status add_segment(u32 segment, int fd, bool writable);
+  Status drop_segment(u32 segment);
+  Status idle_segments(std::vector<u32>& out);
+  Status add_flow_out(u64 endpoint, u64 flow, u32 lane, u64 target_endpoint, u64 messages, u64 bytes,
+                      u32 generation, bool after_drain);
+  Status close_flow_out(u64 flow);
+  Status lose_flow_out(u64 flow, u64 handed_upto, Reason reason);
+  Status add_flow_in(u64 endpoint, u64 flow, u32 lane, u64 producer_port, u64 messages, u64 bytes);
+  Status close_flow_in(u64 flow, bool drain);
+  Status progress(u64& handled);
+  Status arm(bool& armed);
+  Status disarm();
+  int event_fd() const { return doorbell_.event_fd(); }
+  Status stats(PortStats& out);
+  Status inject(const std::string& fault, u64 count);
+  Status open_sender(u64 endpoint, u32 channel, u32 type, Pattern pattern, Delivery delivery, u8 klass,
+                     std::shared_ptr<SenderCore>& out);
+  Status forget_sender(u64 endpoint);  ///< frees its ledger row: the daemon has archived the counts
+  Status open_receiver(u64 endpoint, u32 channel, u32 type, Pattern pattern, Delivery delivery,
+                       std::shared_ptr<ReceiverCore>& out);
+
+  // ---- inside an Operation
+  /// Drains ready lanes and return rings; `all` looks at every lane.
+  u64 progress_locked(bool all = false);
+  /// Sleeps until something arrives or the deadline; leaves and enters `operation`.
+  void wait_for_news(Operation& operation, u64 deadline_ns);
+  void notify_waiters();
+  void push_return(LaneLink& lane, const ReturnEntry& entry, u32 held, bool free_held);
+  void wake_owed(LaneLink& lane, bool now);
+  void flush_wakes();
+  void end_message(MessageCore& message, End end, Reason reason);
+  void release_slots(MessageCore& message);
+  void forget_flow_in(FlowInState& flow);
+  void fail_lane(LaneLink& lane, const char* why);
+  void drop_message(MessageCore* message);   ///< back to the pool; any thread, own Operation or none
+  void remove_flow_out(u64 flow);
+  bool closed() const { return closed_.load(std::memory_order_relaxed); }
+  bool forked() const { return forked_.load(std::memory_order_relaxed); }
+  void on_fork_in_child();
+
+  u64 number() const { return number_; }
+  u64 incarnation() const { return incarnation_; }
+  Arena& arena() { return arena_; }
+  SegmentMap& readers() { return readers_; }
+  HeldTable& held() { return held_; }
+  PortStats& counters() { return counters_; }
+  Faults& faults() { return faults_; }
+
+ private:
+  friend class Operation;
+  Port() = default;
+  Status attach(int state_fd, int doorbell_fd, int event_fd);
+  LaneLink* find_lane(u32 lane);
+  u64 progress_lane(LaneLink& lane);
+  u64 drain_records(LaneLink& lane);
+  bool take_record(LaneLink& lane, const RecordSpan& span, bool& stop);
+  void queue_record(FlowInState& flow, MessageCore* message);
+  void refuse_record(LaneLink& lane, MessageCore* message, bool report_end);
+  u64 drain_returns(LaneLink& lane);
+  bool apply_end(const ReturnEntry& entry);
+  void publish_returns();
+  void flush_backlog(LaneLink& lane);
+  FlowIn* free_flow_row();
+  void settle_closing_flows();
+  void start_service();
+  void stop_service();
+  void service_loop();
+  void service_tick(u64 now);
+
+  u64 number_ = 0, incarnation_ = 0;
+  Mapping state_mapping_;
+  StateLayout* state_ = nullptr;
+  Doorbell doorbell_;
+  std::mutex mutex_;
+  std::atomic<bool> closed_{false}, forked_{false};
+
+  std::unordered_map<u32, std::unique_ptr<LaneLink>> lanes_;
+  LaneLink* lanes_by_bit_[kLanesPerPortMax] = {};
+  u64 retry_[Doorbell::kWords] = {};  ///< lanes that could not be drained for want of held entries
+  std::vector<LaneLink*> dirty_, owing_;
+  Arena arena_;
+  SegmentMap readers_;
+  HeldTable held_;
+  MessagePool pool_;
+  std::unordered_map<u64, std::unique_ptr<FlowOut>> flows_out_;
+  std::unordered_map<u64, std::shared_ptr<FlowInState>> flows_in_;
+  std::vector<u64> closing_;          ///< incoming flows that go when drained
+  std::unordered_map<u64, std::shared_ptr<SenderCore>> senders_;
+  std::unordered_map<u64, std::shared_ptr<ReceiverCore>> receivers_;
+  struct EarlyOut { u64 endpoint, flow; u32 lane; u64 target; u64 messages, bytes; u32 generation; bool after_drain; };
+  std::vector<EarlyOut> early_out_;   ///< flows that came before their sender was opened
+  std::unordered_map<u64, std::vector<std::shared_ptr<FlowInState>>> early_in_;
+  PortStats counters_;
+  Faults faults_;
+
+  // waiting
+  bool leader_ = false, leader_asleep_ = false, armed_ = false, news_ = false;
+  u32 followers_ = 0;
+  std::atomic<u32> follow_word_{0};
+
+  // service thread
+  pthread_t service_{};
+  bool has_service_ = false;
+  std::atomic<u32> service_stop_{0};
+  u64 user_progress_ = 0, service_seen_ = 0;
+};
+
+}  // namespace fabric

@@ -1,0 +1,70 @@
+// The receiving endpoint: a queue of drained messages, handed over one by one.
+//
+// Thread-safe through its port. at_most_once ends when handed over, at_least_once when acknowledged.
+#pragma once
+
+#include "core/port.hpp"
+
+namespace fabric {
+
+class ReceiverCore {
+ public:
+  ReceiverCore(std::shared_ptr<Port> port, u64 endpoint, u32 channel, u32 type, Pattern pattern, Delivery delivery)
+      : port_(std::move(port)), endpoint_(endpoint), channel_(channel), type_(type), pattern_(pattern),
+        delivery_(delivery) {}
+
+  /// Up to `count` messages; waits for the first until `deadline_ns` if `may_wait`. None at the
+  /// deadline is success; would_block or frozen only without `may_wait`. The caller owns the messages.
+  Status receive(u64 count, u64 deadline_ns, bool may_wait, std::vector<MessageCore*>& out);
+  /// The one-message case without a vector; `out` is nullptr at the deadline.
+  Status receive_one(u64 deadline_ns, bool may_wait, MessageCore*& out);
+  Status pending(u64& out);
+  Status close();
+  Status ack(MessageCore& message, bool may_park);
+  Status nack(MessageCore& message, Reason reason);
+  Status release(MessageCore& message, bool may_park);
+  /// Takes the view's reference; never fails, runs on any thread, also after close.
+  void collect(MessageCore* message);
+  /// Bytes of the whole tensor area's piece `index`; NeedSegment, stale, closed.
+  Status tensor(MessageCore& message, u32 index, const u8*& data, u64& bytes);
+  Status meta(MessageCore& message, const u8*& data, u64& bytes);
+  bool holds(const MessageCore& message) const;  ///< no segment was given to anybody else meanwhile
+
+  Port& port() const { return *port_; }
+  u64 endpoint() const { return endpoint_; }
+  Delivery delivery() const { return delivery_; }
+
+  // ---- inside an Operation
+  void push(MessageCore* message) {
+    (last_ == nullptr ? first_ : last_->next) = message;
+    last_ = message;
+    ++queued_;
+  }
+  void drop_queue(const FlowInState* only, Reason reason);
+  void fail(const char* why) { fault_ = why; }
+  void add_flow(FlowInState* flow) { flows_.push_back(flow); }
+  void remove_flow(FlowInState* flow);
+  bool is_closed() const { return closed_; }
+  u64 queued() const { return queued_; }
+
+ private:
+  MessageCore* pop();
+  MessageCore* hand_next();
+  void grant(FlowInState& flow, bool even_small);
+  void grant_all();
+  Status piece(MessageCore& message, u32 segment, const u8*& data);
+  friend class Port;
+
+  std::shared_ptr<Port> port_;
+  const u64 endpoint_;
+  const u32 channel_, type_;
+  const Pattern pattern_;
+  const Delivery delivery_;
+  bool closed_ = false;
+  const char* fault_ = nullptr;
+  MessageCore *first_ = nullptr, *last_ = nullptr;
+  u64 queued_ = 0;
+  std::vector<FlowInState*> flows_;
+};
+
+}  // namespace fabric

@@ -1,0 +1,128 @@
+// The sending endpoint: chooses a flow, waits for room, commits, keeps what may have to go again.
+//
+// Thread-safe through its port. Commit order (docs/ARCHITECTURE.md): entry pending → record → lane
+// head → entry accepted → ledger accepted → doorbell; a kill between any two can be settled.
+#pragma once
+
+#include <deque>
+#include <map>
+
+#include "core/ledger.hpp"
+#include "core/port.hpp"
+
+namespace fabric {
+
+struct Piece { const u8* data; u64 bytes; };
+
+struct SendRequest {
+  std::span<const u8> meta;
+  std::span<const Piece> tensors;
+  std::span<const u8> key;
+  bool has_key = false;
+  u64 flow = 0;                       ///< 0 = the endpoint's policy
+  u64 correlation = 0, reply_flow = 0;
+  u16 flags = 0;
+  u64 expires_ns = 0;
+  SlotRef loan;                       ///< tensors lie here already
+};
+
+/// Why a message cannot go now.
+enum class Full : u8 { none, consumer, credit, lane, table, drain, redelivery, flow_gone, too_large };
+
+struct FlowInfo { u64 flow, target_endpoint, outstanding, credit_messages, credit_bytes; u32 generation; bool closed; };
+
+class SenderCore {
+ public:
+  SenderCore(std::shared_ptr<Port> port, u64 endpoint, u32 channel, u32 type, Pattern pattern,
+             Delivery delivery, u8 klass, SenderLedger* row);
+
+  /// Copies once and commits; waits until `deadline_ns` if `may_wait`, else answers would_block or
+  /// frozen. A loan is consumed on success only.
+  Status send(const SendRequest& request, u64 deadline_ns, bool may_wait, u64& sequence);
+  /// As many as have room before the deadline, in order; ok when all went. One doorbell a lane.
+  Status send_many(std::span<const SendRequest> requests, u64 deadline_ns, bool may_wait, u64& accepted);
+  Status loan(std::span<const u64> sizes, SlotRef& slot, u8*& address, std::vector<u64>& offsets);
+  void discard(const SlotRef& slot);
+  Status cancel(u64 sequence, bool& cancelled);
+  Status flows(std::vector<FlowInfo>& out);
+  Status ended_upto(u64& out);
+  Status counts(EndCounts& out);
+  Status delivered_bytes(u64& out);
+  Status flush(u64 deadline_ns, bool may_wait, bool& flushed);
+  Status close();
+
+  u64 endpoint() const { return endpoint_; }
+  Port& port() const { return *port_; }
+
+  // ---- inside an Operation, called by the port
+  void add_flow(FlowOut* flow) { flows_.push_back(flow); redeliver(); }
+  void lose_flow(FlowOut* flow, u64 handed_upto, Reason reason);
+  void end_entry(FlowOut& flow, u64 flow_seq, End end, Reason reason);
+  void remove_flow(FlowOut* flow);
+  void redeliver();                   ///< sends what waits, in order, as far as there is room
+  void expire_waiting(u64 now_ns);
+  void fold_some() { fold(32); }
+  bool idle() const { return ledger_.ended_upto() == ledger_.accepted(); }
+  bool is_closed() const { return closed_; }
+  SenderLedger* row() const { return ledger_.row(); }
+  const std::vector<FlowOut*>& open_flows() const { return flows_; }
+
+ private:
+  struct Retained {                   // private companion of an outstanding entry
+    SlotRef slots[2];
+    u64 payload_bytes = 0, expires_ns = 0, key_hash = 0;
+    bool has_key = false, handed = false;
+    std::vector<u8> record;           // at_least_once: to send again
+  };
+  struct Batch { LaneLink* lane = nullptr; u64 first = 0, last = 0; };
+  struct Prepared {                   // a request with its layout decided
+    u32 inline_size = 0;
+    u64 payload = 0;
+    bool tensors_inline = true, meta_inline = true;
+    SlotRef slots[2];
+    SegmentEntry table[2];
+    u32 segments = 0;
+    u64 key_hash = 0;
+  };
+  struct Pin { u64 flow; u64 used; };
+
+  Status prepare(Operation& operation, const SendRequest& request, bool may_wait, Prepared& out);
+  Status place(Operation& operation, u64 bytes, SlotRef& out, u8*& at);
+  void give_up(const SendRequest& request, Prepared& prepared);
+  Full try_commit(const SendRequest& request, Prepared& prepared, Batch& batch, u64& sequence, FlowOut*& blocked);
+  Full write_record(const SendRequest& request, Prepared& prepared, FlowOut& flow, Batch& batch, u64 sequence);
+  Full resend(u64 sequence, FlowOut*& blocked);
+  void seal(Batch& batch);
+  void ring(const Batch& batch);
+  Status wait_or_fail(Operation& operation, Full full, FlowOut* blocked, u64 deadline_ns, bool may_wait);
+  Status explain(Full full, const FlowOut* blocked, Code code) const;
+  Full choose(u64 explicit_flow, bool has_key, u64 key_hash, u64 bytes, FlowOut*& out);
+  Full choose_stream(bool has_key, u64 key_hash, FlowOut*& out);
+  Full choose_queue(u64 bytes, FlowOut*& out);
+  Full room(FlowOut& flow, u64 bytes) const;
+  FlowOut* find(u64 flow) const;
+  void trim_pins();
+  void finish_entry(u64 sequence, End end, Reason reason);
+  void wait_again(u64 sequence, bool handed);
+  void fold(u32 at_least);
+  Retained& retained(u64 sequence) { return retained_[sequence & (kOutstandingPerEndpoint - 1)]; }
+
+  std::shared_ptr<Port> port_;
+  const u64 endpoint_;
+  const u32 channel_, type_;
+  const Pattern pattern_;
+  const Delivery delivery_;
+  const u8 klass_;
+  bool closed_ = false;
+  Ledger ledger_;
+  std::vector<Retained> retained_;
+  std::vector<FlowOut*> flows_;
+  std::deque<u64> waiting_;           // sequences without a flow, ascending
+  std::unordered_map<u64, Pin> pins_;
+  u64 keyless_flow_ = 0, uses_ = 0, ended_unfolded_ = 0, delivered_bytes_ = 0;
+  std::size_t next_flow_ = 0;
+};
+
+u64 hash_key(std::span<const u8> key);  ///< FNV-1a with a final mix
+
+}  // namespace fabric
