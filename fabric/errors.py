@@ -204,7 +204,11 @@ def from_wire(fields: Any) -> FabricError:
         return BrokenError(f"the peer reported an error that is not a map: {str(fields)[:64]!r}")
     message = str(fields.get("message", ""))[: limits.ERROR_TEXT_BYTES_MAX]
     context = fields.get("context")
-    named = {str(k): v for k, v in context.items() if k != "message"} if isinstance(context, dict) else {}
+    named = (
+        {str(k): v for k, v in context.items() if k != "message"}
+        if isinstance(context, dict)
+        else {}
+    )
     code = str(fields.get("code", ""))
     cls = BY_CODE.get(code)
     if cls is None or cls is FabricError:

@@ -23,7 +23,13 @@ from typing import Any
 import msgspec
 
 from fabric import limits
-from fabric.errors import BrokenError, CapacityError, ClosedError, DeadlineExceeded, PeerProtocolError
+from fabric.errors import (
+    BrokenError,
+    CapacityError,
+    ClosedError,
+    DeadlineExceeded,
+    PeerProtocolError,
+)
 
 Frame = tuple[dict[str, Any], list[int]]
 
@@ -37,12 +43,15 @@ _decode = msgspec.msgpack.Decoder(dict[str, Any]).decode
 def encode_frame(fields: dict[str, Any], fd_count: int = 0) -> bytes:
     """Return the bytes of one frame; raises `CapacityError` above `limits.FRAME_BYTES_MAX`."""
     if fd_count > limits.FRAME_FDS_MAX:
-        raise CapacityError(f"{fd_count} descriptors in one frame, FRAME_FDS_MAX is {limits.FRAME_FDS_MAX}")
+        raise CapacityError(
+            f"{fd_count} descriptors in one frame, FRAME_FDS_MAX is {limits.FRAME_FDS_MAX}"
+        )
     body = _encode({**fields, "fds": fd_count} if fd_count else fields)
     if len(body) > limits.FRAME_BYTES_MAX:
         raise CapacityError(
             f"a control frame of {len(body)} bytes, FRAME_BYTES_MAX is {limits.FRAME_BYTES_MAX}",
-            limit="FRAME_BYTES_MAX", value=len(body),
+            limit="FRAME_BYTES_MAX",
+            value=len(body),
         )
     return _LENGTH.pack(len(body)) + body
 
@@ -75,16 +84,26 @@ class FrameBuffer:
             return None
         (size,) = _LENGTH.unpack_from(data)
         if size > limits.FRAME_BYTES_MAX:
-            raise PeerProtocolError(f"frame of {size} bytes, at most {limits.FRAME_BYTES_MAX}", quote=self._quote())
+            raise PeerProtocolError(
+                f"frame of {size} bytes, at most {limits.FRAME_BYTES_MAX}", quote=self._quote()
+            )
         if len(data) < 4 + size:
             return None
         try:
             fields = _decode(bytes(data[4 : 4 + size]))
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-            raise PeerProtocolError(f"frame is not a msgpack map: {error}", quote=self._quote()) from error
+            raise PeerProtocolError(
+                f"frame is not a msgpack map: {error}", quote=self._quote()
+            ) from error
         count = fields.pop("fds", 0)
-        if type(count) is not int or not 0 <= count <= limits.FRAME_FDS_MAX or count > len(self._fds):
-            raise PeerProtocolError(f"frame claims {count!r} descriptors, {len(self._fds)} came", quote=self._quote())
+        if (
+            type(count) is not int
+            or not 0 <= count <= limits.FRAME_FDS_MAX
+            or count > len(self._fds)
+        ):
+            raise PeerProtocolError(
+                f"frame claims {count!r} descriptors, {len(self._fds)} came", quote=self._quote()
+            )
         del data[: 4 + size]
         return fields, [self._fds.popleft() for _ in range(count)]
 
@@ -125,7 +144,12 @@ class FrameSocket:
         self._sending = threading.Lock()
         self._closed = False
 
-    def send(self, fields: dict[str, Any], fds: Sequence[int] = (), timeout_s: float = limits.CONTROL_CALL_S) -> None:
+    def send(
+        self,
+        fields: dict[str, Any],
+        fds: Sequence[int] = (),
+        timeout_s: float = limits.CONTROL_CALL_S,
+    ) -> None:
         """Write one frame whole.
 
         Raises
@@ -202,7 +226,9 @@ class FrameStream:
         self._frames: collections.deque[Frame] = collections.deque()
         self._waiter: asyncio.Future[None] | None = None
         self._drained: asyncio.Future[None] | None = None
-        self._out: collections.deque[tuple[memoryview, list[tuple[int, int, bytes]], list[int]]] = collections.deque()
+        self._out: collections.deque[tuple[memoryview, list[tuple[int, int, bytes]], list[int]]] = (
+            collections.deque()
+        )
         self._backlog_bytes = 0
         self._error: Exception | None = None
         self._loop.add_reader(sock.fileno(), self._readable)
@@ -231,7 +257,11 @@ class FrameStream:
             raise self._error
         data = memoryview(encode_frame(fields, len(fds)))
         if self._backlog_bytes + len(data) > limits.FRAME_BACKLOG_BYTES_MAX:
-            self._fail(BrokenError(f"the peer left more than {limits.FRAME_BACKLOG_BYTES_MAX} bytes unread"))
+            self._fail(
+                BrokenError(
+                    f"the peer left more than {limits.FRAME_BACKLOG_BYTES_MAX} bytes unread"
+                )
+            )
             assert self._error is not None
             raise self._error
         copies = [os.dup(fd) for fd in fds]

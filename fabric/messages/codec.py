@@ -1,0 +1,234 @@
+"""Encode and decode one message type, precompiled: per message no lookup by name and no dict.
+
+`meta` is a MessagePack array of the fields in order, a tensor standing as [dtype code, size, size, …]; tensors
+themselves are a list of C-contiguous buffers. What is encoded is decoded once with the receiver's decoder, so a
+sender refuses exactly what a receiver would. Thread-safe.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from fabric import limits
+from fabric.errors import CapacityError, PeerProtocolError, TypeMismatchError
+from fabric.messages.tensor import DTYPE_CODES, DTYPES, TensorSpec, numpy_codes, to_array
+
+if TYPE_CHECKING:
+    from fabric.messages.declare import MessageType
+
+Encode = Callable[[Any], tuple[bytes, list[Any]]]
+Decode = Callable[[Any, Any], Any]
+
+_PLACE = re.compile(r" - at `(?:key|value)?.*?\$\[(\d+)\](.*)`\Z")
+
+
+class TensorField(NamedTuple):
+    """A tensor field as the closures want it."""
+
+    position: int  #: among all fields
+    ordinal: int  #: among the tensors
+    name: str
+    spec: TensorSpec
+    codes: frozenset[int]
+    rank: int  #: -1 = any
+    is_plain: bool  #: neither fixed sizes nor `...`: the rank is all there is to check
+
+
+def tensor_fields(names: Sequence[str], specs: dict[str, TensorSpec]) -> list[TensorField]:
+    """Return the tensor fields in declaration order."""
+    fields: list[TensorField] = []
+    for position, name in enumerate(names):
+        spec = specs.get(name)
+        if spec is not None:
+            any_rank = "..." in spec.dims
+            fields.append(
+                TensorField(
+                    position,
+                    len(fields),
+                    name,
+                    spec,
+                    frozenset(DTYPE_CODES[d] for d in spec.dtypes),
+                    -1 if any_rank else len(spec.dims),
+                    not any_rank and not any(type(dim) is int for dim in spec.dims),
+                )
+            )
+    return fields
+
+
+def shared_axes(fields: list[TensorField]) -> list[tuple[str, TensorField, int, TensorField, int]]:
+    """Return the pairs of axes that bear the same name and so must be equal within a message."""
+    first: dict[str, tuple[TensorField, int]] = {}
+    pairs = []
+    for field in fields:
+        for name, axis in field.spec.named_axes():
+            if name in first:
+                pairs.append((name, *first[name], field, axis))
+            else:
+                first[name] = (field, axis)
+    return pairs
+
+
+def _plain_number(value: Any) -> Any:
+    """Let numpy scalars pass as the Python numbers they are; anything else is refused by msgspec."""
+    if hasattr(value, "item") and getattr(value, "shape", None) == ():
+        return value.item()
+    raise NotImplementedError
+
+
+_pack = msgspec.msgpack.Encoder(enc_hook=_plain_number).encode
+
+
+def make_encode(names: Sequence[str], specs: dict[str, TensorSpec], view: type) -> Encode:
+    """Return `encode(message) -> (meta, buffers)` for a type whose view class is `view`."""
+    read = attrgetter(*names) if len(names) > 1 else None
+    only = names[0]
+    fields = tensor_fields(names, specs)
+    shared = shared_axes(fields)
+    validate: Callable[[bytes], Any] = msgspec.msgpack.Decoder(view).decode
+    codes: dict[Any, int] = {}
+
+    def encode(message: Any) -> tuple[bytes, list[Any]]:
+        try:
+            values = list(read(message)) if read is not None else [getattr(message, only)]
+        except AttributeError as error:
+            raise TypeMismatchError(
+                f"message {type(message).__name__}: {error}; every field must be set"
+            ) from error
+        buffers: list[Any] = []
+        for field in fields:
+            value = values[field.position]
+            code = codes.get(value.dtype) if hasattr(value, "flags") else None
+            if code is None or not value.flags.c_contiguous:
+                if value is None and field.spec.optional:
+                    buffers.append(b"")
+                    continue
+                codes.update(numpy_codes())
+                code, value = _coerce(field, value)
+            shape = value.shape
+            if code not in field.codes or len(shape) != field.rank or not field.is_plain:
+                check_tensor(field, code, shape)
+            values[field.position] = (code, *shape)
+            buffers.append(value)
+        for pair in shared:
+            check_shared(values, *pair)
+        try:
+            meta = _pack(values)
+            validate(meta)
+        except (
+            msgspec.MsgspecError,
+            TypeError,
+            OverflowError,
+            RecursionError,
+            UnicodeError,
+        ) as error:
+            raise _name_field(names, values, error) from error
+        if len(meta) > limits.META_BYTES_MAX:
+            raise CapacityError(
+                f"the fields take {len(meta)} bytes, META_BYTES_MAX is {limits.META_BYTES_MAX}; use a tensor for bulk",
+                limit="META_BYTES_MAX",
+                value=len(meta),
+            )
+        return meta, buffers
+
+    return encode
+
+
+def _coerce(field: TensorField, value: Any) -> tuple[int, Any]:
+    """Slow path: other libraries, other layouts, other byte orders."""
+    import numpy
+
+    try:
+        code, array = to_array(value)
+    except TypeMismatchError as error:
+        raise TypeMismatchError(
+            f"field {field.name!r}: {error.message}", field=field.name
+        ) from error
+    # ascontiguousarray turns rank 0 into rank 1, so shape is restored.
+    return code, array if array.flags.c_contiguous else numpy.ascontiguousarray(array).reshape(
+        array.shape
+    )
+
+
+def check_tensor(field: TensorField, code: int, shape: tuple[int, ...]) -> None:
+    """Raise `TypeMismatchError` naming the field unless dtype, rank, fixed sizes and total size hold."""
+    if code not in field.codes:
+        raise TypeMismatchError(
+            f"field {field.name!r} is {DTYPES[code][0]}, declared {field.spec!r}",
+            field=field.name,
+            dtype=DTYPES[code][0],
+        )
+    field.spec.check_shape(field.name, shape)
+    if len(shape) > limits.TENSOR_RANK_MAX:
+        raise TypeMismatchError(
+            f"field {field.name!r} has rank {len(shape)}, TENSOR_RANK_MAX is {limits.TENSOR_RANK_MAX}"
+        )
+    size = math.prod(shape) * DTYPES[code][2]
+    if size > limits.MESSAGE_BYTES_MAX:
+        raise CapacityError(
+            f"field {field.name!r} takes {size} bytes, MESSAGE_BYTES_MAX is {limits.MESSAGE_BYTES_MAX}",
+            limit="MESSAGE_BYTES_MAX",
+            value=size,
+        )
+
+
+def check_shared(
+    values: list[Any], name: str, a: TensorField, a_axis: int, b: TensorField, b_axis: int
+) -> None:
+    """Raise unless one named dimension has the same size in both places (descriptors stand in `values`)."""
+    left, right = values[a.position], values[b.position]
+    if left is None or right is None:
+        return
+    ours = left[a_axis + 1 if a_axis >= 0 else a_axis]
+    theirs = right[b_axis + 1 if b_axis >= 0 else b_axis]
+    if ours != theirs:
+        raise TypeMismatchError(
+            f"dimension {name!r} is {ours} in field {a.name!r} and {theirs} in field {b.name!r}",
+            field=b.name,
+            dimension=name,
+        )
+
+
+def make_decode(type_: MessageType) -> Decode:
+    """Return `decode(native_message, endpoint) -> view`; `PeerProtocolError` on bytes that are not this type."""
+    unpack: Callable[[bytes], Any] = msgspec.msgpack.Decoder(type_.view).decode
+    label = type_.schema.label
+
+    def decode(native: Any, source: Any) -> Any:
+        try:
+            view = unpack(native.meta)
+        except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
+            raise PeerProtocolError(
+                f"the fields of a {label} message do not decode: {error}"
+            ) from error
+        view._native = native
+        view._source = source
+        return view
+
+    return decode
+
+
+def _name_field(names: Sequence[str], values: list[Any], error: Exception) -> TypeMismatchError:
+    """Turn an encoder's or decoder's complaint into one that names the field."""
+    text = str(error)
+    place = _PLACE.search(text)
+    if place is not None and int(place[1]) < len(names):
+        name = names[int(place[1])]
+        return TypeMismatchError(f"field {name!r}{place[2]}: {text[: place.start()]}", field=name)
+    for name, value in zip(names, values, strict=True):
+        try:
+            _pack(value)
+        except (
+            msgspec.MsgspecError,
+            TypeError,
+            OverflowError,
+            RecursionError,
+            UnicodeError,
+        ) as cause:
+            return TypeMismatchError(f"field {name!r}: {cause}", field=name)
+    return TypeMismatchError(f"the message does not encode: {text}")

@@ -1,0 +1,368 @@
+"""`@fabric.message`: turn an annotated class into a message type.
+
+The class becomes a slotted struct with a generated `__init__` and `__repr__`; beside it stands its view class, what
+a receiver hands out. `MessageType` (in `__fabric_type__`) holds schema, codec and both classes.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+import sys
+import typing
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
+
+import msgspec
+
+from fabric.errors import TypeMismatchError
+from fabric.messages import codec, scalars
+from fabric.messages.schema import FieldSchema, Schema
+from fabric.messages.tensor import DTYPES, TensorSpec, numpy_codes
+from fabric.messages.view import ViewMethods, tensor_property
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+C = TypeVar("C", bound=type)
+_RESERVED = frozenset(
+    {"ack", "nack", "release", "header", "as_torch", "copy_into", "tensor_index", "fds"}
+)
+_NOT_COPIED = frozenset(
+    {
+        "__dict__",
+        "__weakref__",
+        "__annotations__",
+        "__annotate__",
+        "__annotate_func__",
+        "__annotations_cache__",
+        "__slots__",
+        "__module__",
+        "__qualname__",
+        "__static_attributes__",
+        "__firstlineno__",
+    }
+)
+
+
+class MessageType:
+    """A declared message type: `schema`, message class `cls`, received class `view`, `encode`, `decode`.
+
+    Attributes
+    ----------
+    schema : Schema
+    cls, view, draft : type
+        What users build; what receivers get (a subclass of `cls`); what a loan fills in.
+    encode : callable
+        ``encode(message) -> (meta, buffers)``.
+    decode : callable
+        ``decode(native_message, endpoint) -> view``.
+    tensors : list of TensorField
+    """
+
+    def __init__(self, schema: Schema, specs: dict[str, TensorSpec], cls: type, view: type) -> None:
+        self.schema = schema
+        self.cls = cls
+        self.view = view
+        names = [field.name for field in schema.fields]
+        self.tensors = codec.tensor_fields(names, specs)
+        self.names = names
+        self.scalar_names = [name for name in names if name not in specs]
+        self.encode = codec.make_encode(names, specs, view)
+        self.decode = codec.make_decode(self)
+        self.draft = type(
+            f"{cls.__name__}Draft",
+            (),
+            {
+                "__slots__": tuple(names),
+                "__module__": cls.__module__,
+                "__doc__": f"A {schema.label} being written into a loan.",
+            },
+        )
+
+    def __repr__(self) -> str:
+        return f"<MessageType {self.schema.label}>"
+
+    def defaults(self) -> dict[str, Any]:
+        """Return fresh default values of the fields that have one."""
+        found = {}
+        for field in msgspec.structs.fields(self.cls):
+            if field.default is not msgspec.NODEFAULT:
+                found[field.name] = field.default
+            elif field.default_factory is not msgspec.NODEFAULT:
+                found[field.name] = field.default_factory()
+        return found
+
+    def plan_loan(self, shapes: dict[str, Any]) -> list[tuple[int, tuple[int, ...], int]]:
+        """Return (dtype code, shape, bytes) per tensor for a loan.
+
+        Parameters
+        ----------
+        shapes : dict
+            Field → shape, or (shape, dtype name), or an array-like whose shape and dtype are taken.
+
+        Raises
+        ------
+        TypeMismatchError
+            A tensor is missing, unknown, or breaks its declaration.
+        """
+        unknown = set(shapes) - {field.name for field in self.tensors}
+        if unknown or not self.tensors:
+            raise TypeMismatchError(
+                f"{self.schema.label} has no tensor field {', '.join(sorted(unknown)) or 'at all'}"
+            )
+        plan: list[tuple[int, tuple[int, ...], int]] = []
+        values: list[Any] = [None] * len(self.names)
+        for field in self.tensors:
+            if field.name not in shapes and field.spec.optional:
+                plan.append((0, (), 0))
+                continue
+            if field.name not in shapes:
+                raise TypeMismatchError(
+                    f"loan: give the shape of {field.name!r} ({field.spec!r})", field=field.name
+                )
+            code, shape = _shape_of(field, shapes[field.name])
+            codec.check_tensor(field, code, shape)
+            values[field.position] = (code, *shape)
+            plan.append((code, shape, math.prod(shape) * DTYPES[code][2]))
+        for pair in codec.shared_axes(self.tensors):
+            codec.check_shared(values, *pair)
+        return plan
+
+
+def _shape_of(field: codec.TensorField, given: Any) -> tuple[int, tuple[int, ...]]:
+    if hasattr(given, "shape") and hasattr(given, "dtype"):
+        code = numpy_codes().get(given.dtype)
+        if code is None:
+            name = str(given.dtype).replace("torch.", "")
+            code = next(
+                (
+                    c
+                    for c, d in DTYPES.items()
+                    if d[1] == name or (name == "bfloat16" and d[0] == "bf16")
+                ),
+                0,
+            )
+        shape: Any = given.shape
+    elif isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], str):
+        shape, code = given[0], next((c for c, d in DTYPES.items() if d[0] == given[1]), 0)
+    else:
+        shape, code = given, next(c for c, d in DTYPES.items() if d[0] == field.spec.dtypes[0])
+    try:
+        shape = (int(shape),) if isinstance(shape, int) else tuple(int(n) for n in shape)
+    except (TypeError, ValueError) as error:
+        raise TypeMismatchError(
+            f"loan: {given!r} is no shape for {field.name!r}", field=field.name
+        ) from error
+    if code == 0 or any(n < 0 for n in shape):
+        raise TypeMismatchError(
+            f"loan: {given!r} is no shape and dtype for {field.name!r}", field=field.name
+        )
+    return code, shape
+
+
+@dataclass_transform()
+def message(name: str, version: int = 1) -> Callable[[C], C]:
+    """Declare a class as a message type.
+
+    Parameters
+    ----------
+    name : str
+        Cluster-wide name, e.g. ``"kv.layer"``.
+    version : int
+        Version of the declaration; endpoints connect when name, version and fields are equal.
+
+    Returns
+    -------
+    decorator
+        Replaces the class by a slotted one with ``__init__`` (fields in order, positional or by name) and ``__repr__``;
+        methods are kept.
+
+    Raises
+    ------
+    TypeMismatchError
+        At decoration: a field of a type that does not travel, a reserved name, a base class.
+
+    Notes
+    -----
+    Works under ``from __future__ import annotations`` and inside functions.
+    """
+    if not isinstance(name, str):
+        raise TypeMismatchError('write @fabric.message("your.name", version=1)')
+
+    def declare(cls: C) -> C:
+        hints = _hints(cls, sys._getframe(1))
+        fields, specs, defaults = [], {}, {}
+        for field, annotation in hints.items():
+            if field.startswith("_") or field in _RESERVED:
+                raise TypeMismatchError(
+                    f"message type {name!r}: the field name {field!r} is reserved", field=field
+                )
+            spec = _tensor_spec(annotation)
+            if field in cls.__dict__:
+                defaults[field] = cls.__dict__[field]
+            if spec is None:
+                text = scalars.scalar_text(field, annotation)
+                fields.append(FieldSchema(field, text, has_default=field in defaults))
+            else:
+                specs[field] = spec
+                kind = "tensor | None" if spec.optional else "tensor"
+                fields.append(
+                    FieldSchema(field, kind, list(spec.dims), list(spec.dtypes), field in defaults)
+                )
+        return typing.cast(C, build(Schema(name, version, fields), specs, defaults, cls).cls)
+
+    return declare
+
+
+def build(
+    schema: Schema, specs: dict[str, TensorSpec], defaults: dict[str, Any], origin: type | None
+) -> MessageType:
+    """Make the classes of a type; `origin` is the decorated class, or None for a type known by schema only."""
+    namespace = (
+        {
+            k: v
+            for k, v in vars(origin).items()
+            if k not in _NOT_COPIED and k not in schema_names(schema)
+        }
+        if origin
+        else {}
+    )
+    bases = [base.__name__ for base in origin.__bases__ if base is not object] if origin else []
+    if "__init__" in namespace or bases:
+        culprit = "its own __init__" if "__init__" in namespace else f"the base class {bases[0]}"
+        raise TypeMismatchError(
+            f"message type {schema.name!r} cannot have {culprit}; use fields and methods only"
+        )
+    class_name = origin.__name__ if origin else schema.name.replace(".", "_").replace("-", "_")
+    module = origin.__module__ if origin else __name__
+    namespace.setdefault("__repr__", _repr)
+    options: dict[str, Any] = {"array_like": True, "eq": not specs, "module": module}
+    definition = [_struct_field(field, specs, defaults) for field in schema.fields]
+    try:
+        cls = msgspec.defstruct(class_name, definition, namespace=namespace, **options)
+    except TypeError as error:
+        raise TypeMismatchError(f"message type {schema.name!r}: {error}") from error
+    view = _view_class(cls, schema, specs, options)
+    type_ = MessageType(schema, specs, cls, view)
+    if origin is not None:
+        cls.__qualname__ = origin.__qualname__
+        cls.__doc__ = origin.__doc__
+    for made in (cls, view):
+        made.__fabric_type__ = type_  # type: ignore[attr-defined]
+    return type_
+
+
+def class_from_schema(schema: Schema) -> type:
+    """Return a message class for a type that is known by its schema alone (channel tools, pass-through stages)."""
+    specs = {
+        field.name: TensorSpec(
+            tuple(field.dims), tuple(field.dtypes or ()), field.type.endswith("None")
+        )
+        for field in schema.fields
+        if field.dims is not None
+    }
+    return build(schema, specs, {}, None).cls
+
+
+def message_type(cls: Any) -> MessageType:
+    """Return the `MessageType` of a class or message; `TypeMismatchError` if it was not declared."""
+    found = getattr(cls, "__fabric_type__", None)
+    if not isinstance(found, MessageType):
+        shown = cls.__name__ if isinstance(cls, type) else repr(cls)
+        raise TypeMismatchError(
+            f'{shown} is no message type; decorate the class with @fabric.message("name")'
+        )
+    return found
+
+
+def schema_names(schema: Schema) -> set[str]:
+    return {field.name for field in schema.fields}
+
+
+def _hints(cls: type, frame: FrameType) -> dict[str, Any]:
+    """Resolve annotations, also textual ones of a class made inside a function."""
+    module = sys.modules.get(cls.__module__)
+    scope = vars(module) if module else {}
+    try:
+        hints = typing.get_type_hints(
+            cls, {**frame.f_globals, **scope}, dict(frame.f_locals), include_extras=True
+        )
+    except NameError as error:
+        raise TypeMismatchError(
+            f"message class {cls.__name__}: {error}; import it above the class"
+        ) from error
+    return {
+        name: hint for name, hint in hints.items() if typing.get_origin(hint) is not typing.ClassVar
+    }
+
+
+def _tensor_spec(annotation: Any) -> TensorSpec | None:
+    if isinstance(annotation, TensorSpec):
+        return annotation
+    arguments = typing.get_args(annotation)
+    for argument in arguments:
+        if isinstance(argument, TensorSpec):
+            return argument | None if type(None) in arguments else argument
+    return None
+
+
+def _struct_field(
+    field: FieldSchema, specs: dict[str, TensorSpec], defaults: dict[str, Any]
+) -> tuple[Any, ...]:
+    wire = Any if field.name in specs else scalars.wire_type(field.type)
+    if field.name not in defaults:
+        return field.name, wire
+    default = defaults[field.name]
+    if isinstance(default, (list, dict)):
+        return (
+            field.name,
+            wire,
+            msgspec.field(default_factory=functools.partial(copy.deepcopy, default)),
+        )
+    return field.name, wire, default
+
+
+def _view_class(
+    cls: type, schema: Schema, specs: dict[str, TensorSpec], options: dict[str, Any]
+) -> type:
+    namespace: dict[str, Any] = {}
+    positions = {name: index for index, name in enumerate(specs)}
+    for name, spec in specs.items():
+        namespace[name] = tensor_property(cls.__dict__[name], positions[name], name, spec)
+
+    def tensor_index(_: type, field: str) -> int:
+        if field not in positions:
+            raise TypeMismatchError(f"{schema.label} has no tensor field {field!r}", field=field)
+        return positions[field]
+
+    namespace["tensor_index"] = classmethod(tensor_index)
+    for name, value in vars(ViewMethods).items():
+        if not name.startswith("__") and name != "tensor_index":
+            namespace[name] = value
+    namespace["_raw"] = {name: cls.__dict__[name] for name in specs}
+    private = [("_native", Any, None), ("_source", Any, None)]
+    return msgspec.defstruct(
+        f"{cls.__name__}View", private, bases=(cls,), namespace=namespace, **options
+    )
+
+
+def _repr(self: Any) -> str:
+    type_ = self.__fabric_type__
+    raw = getattr(type(self), "_raw", {})
+    shown = []
+    for name in type_.names:
+        value = raw[name].__get__(self) if name in raw else getattr(self, name)
+        shown.append(f"{name}={_show(value, name in {t.name for t in type_.tensors})}")
+    return f"{type_.cls.__name__}({', '.join(shown)})"
+
+
+def _show(value: Any, is_tensor: bool) -> str:
+    if not is_tensor or value is None:
+        text = repr(value)
+        return text if len(text) <= 80 else text[:77] + "..."
+    if isinstance(value, list):
+        return f"{DTYPES.get(value[0], ('?',))[0]}{value[1:]}"
+    code = numpy_codes().get(getattr(value, "dtype", None))
+    return f"{DTYPES[code][0] if code else getattr(value, 'dtype', '?')}{list(getattr(value, 'shape', ()))}"

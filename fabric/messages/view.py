@@ -1,0 +1,166 @@
+"""A received message: scalars decoded, tensors made on first access over the slot that holds them.
+
+A view is an instance of its message class. It keeps the slot until released, collected, or the port closes; arrays
+taken from it keep it alive, but an explicit `release` ends them too. One thread at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from fabric import limits
+from fabric.errors import ClosedError, PeerProtocolError, TypeMismatchError
+from fabric.messages.tensor import DTYPES, TensorSpec, as_torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CONSUMER_ERROR = 5  #: layout.hpp Reason::consumer_error
+
+
+class Source(Protocol):
+    """What a view needs from the endpoint that received it."""
+
+    def provide(self, need: Exception) -> None:
+        """Map the segment that `need` (a native NeedSegment) names; raises if it cannot."""
+
+
+class MessageHeader(NamedTuple):
+    """What travels with a message beside its fields."""
+
+    key: bytes | None
+    sequence: int
+    producer: int
+    producer_incarnation: int
+    redelivered: bool
+    expires_ns: int  #: absolute CLOCK_MONOTONIC, 0 = none
+    payload_bytes: int
+    correlation: int
+
+
+class ViewMethods:
+    """What a received message can do; mixed into the view class of every message type."""
+
+    __slots__ = ()
+    _native: Any
+    _source: Any
+
+    @property
+    def header(self) -> MessageHeader:
+        """Key, sequence, producer and the rest of the envelope."""
+        native = self._native
+        if native is None:
+            raise ClosedError("this message was released; take its header before")
+        return MessageHeader(
+            native.key,
+            native.sequence,
+            native.producer,
+            native.producer_incarnation,
+            native.redelivered,
+            native.expires_ns,
+            native.payload_bytes,
+            native.correlation,
+        )
+
+    def ack(self) -> None:
+        """Acknowledge: an `at_least_once` message ends as delivered. Idempotent; no effect on `at_most_once`."""
+        if self._native is not None:
+            self._native.ack()
+
+    def nack(self, reason: int = CONSUMER_ERROR) -> None:
+        """Refuse: an `at_least_once` message ends as failed(consumer_error). Idempotent."""
+        if self._native is not None:
+            self._native.nack(reason)
+
+    def release(self) -> None:
+        """Give the slot back; arrays taken from this message must not be read afterwards. Acknowledges nothing.
+
+        Idempotent. Scalars stay readable; `ack` after `release` still works.
+        """
+        if self._native is not None:
+            self._native.release()
+
+    def as_torch(self, field: str) -> Any:
+        """Return tensor `field` as a torch tensor over the slot (bf16 as bfloat16); do not write to it."""
+        value = getattr(self, field)
+        return None if value is None else as_torch(value)
+
+    def copy_into(self, field: str, target: Any) -> int:
+        """Copy tensor `field` into a writable buffer with one copy, checked before and after; return the bytes."""
+        index = self.tensor_index(field)
+        while True:
+            try:
+                return int(self._native.copy_into(index, target))
+            except Exception as need:
+                if type(need).__name__ != "NeedSegment":
+                    raise
+                self._source.provide(need)
+
+    @classmethod
+    def tensor_index(cls, field: str) -> int:
+        """Return the position of a tensor field among the tensors."""
+        raise NotImplementedError
+
+
+def tensor_property(slot: Any, index: int, field: str, spec: TensorSpec) -> property:
+    """Return the property that turns the wire descriptor in `slot` into a read-only array, once."""
+    read_slot: Callable[[Any], Any] = slot.__get__
+    write_slot: Callable[[Any, Any], None] = slot.__set__
+    allowed = frozenset(spec.dtypes)
+
+    def read(self: Any) -> Any:
+        raw = read_slot(self)
+        if type(raw) is not list:
+            if raw is None and spec.optional:
+                return None
+            if hasattr(raw, "dtype"):
+                return raw
+            raise PeerProtocolError(
+                f"field {field!r}: the message holds {type(raw).__name__}, not a tensor"
+            )
+        numpy_name, shape = check_descriptor(field, spec, allowed, raw)
+        array = _materialise(self, index, numpy_name, shape)
+        write_slot(self, array)
+        return array
+
+    return property(read, doc=f"{spec!r}, read-only.")
+
+
+def check_descriptor(
+    field: str, spec: TensorSpec, allowed: frozenset[str], raw: list[Any]
+) -> tuple[str, tuple[int, ...]]:
+    """Range-check a descriptor from the wire; return (numpy dtype name, shape)."""
+    code, shape = (raw[0] if raw else None), tuple(raw[1:])
+    known = DTYPES.get(code) if type(code) is int else None
+    if known is None or known[0] not in allowed:
+        raise PeerProtocolError(
+            f"field {field!r}: dtype code {code!r} in the message, declared {spec!r}"
+        )
+    if len(shape) > limits.TENSOR_RANK_MAX or any(type(n) is not int or n < 0 for n in shape):
+        raise PeerProtocolError(
+            f"field {field!r}: impossible shape {list(shape)[:20]} in the message"
+        )
+    if math.prod(shape) * known[2] > limits.MESSAGE_BYTES_MAX:
+        raise PeerProtocolError(
+            f"field {field!r}: shape {list(shape)} is larger than MESSAGE_BYTES_MAX"
+        )
+    try:
+        spec.check_shape(field, shape)
+    except TypeMismatchError as error:
+        raise PeerProtocolError(f"the message breaks its type: {error.message}") from error
+    return known[1], shape
+
+
+def _materialise(view: Any, index: int, numpy_name: str, shape: tuple[int, ...]) -> Any:
+    native = view._native
+    if native is None:
+        raise ClosedError("this message holds no payload")
+    while True:
+        try:
+            return native.tensor(index, numpy_name, shape)
+        except Exception as need:
+            # Native exceptions are matched by name so that a message type needs no native module.
+            if type(need).__name__ != "NeedSegment":
+                raise
+            view._source.provide(need)
