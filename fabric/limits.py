@@ -102,13 +102,20 @@ PLUGIN_SOURCE_BYTES_MAX: Final = 512 << 10  # one plugin file, as text
 EXPORTS_PER_PLUGIN_MAX: Final = 64
 STAGES_PER_HOST_MAX: Final = 64  # chains one stage host runs
 TRANSFORM_BATCH_MAX: Final = 64  # messages given to one `apply`
-TRANSFORM_WAITING_MAX: Final = 256  # inputs a chain holds unfinished (deferred, or behind one of its key)
+TRANSFORM_WAITING_MAX: Final = (
+    256  # inputs a chain holds unfinished (deferred, or behind one of its key)
+)
 TRANSFORM_OUTPUTS_MAX: Final = 64  # messages that one input may become
-TRANSFORM_SLACK_BYTES: Final = 256  # output bytes allowed beyond max_expansion: scalars have no bound of their own
+TRANSFORM_SLACK_BYTES: Final = (
+    256  # output bytes allowed beyond max_expansion: scalars have no bound of their own
+)
 TRANSFORM_DEFER_S_MAX: Final = 5.0
+STAGE_DRAIN_S: Final = 3.0  # a stopped chain finishes what it holds at most this long
 
 # ---- module hosts
-MODULE_STOP_GRACE_S: Final = 5.0  # a stopped module drains at most this long, unless the stop says otherwise
+MODULE_STOP_GRACE_S: Final = (
+    5.0  # a stopped module drains at most this long, unless the stop says otherwise
+)
 MODULE_POLL_S: Final = 0.5  # a handler thread looks this often whether the module is stopping
 
 # ---- cluster and node tables (registry, daemon)
@@ -118,7 +125,9 @@ ARCHIVED_ENDPOINTS_MAX: Final = 10_000  # older final counts are added up per ch
 PORTS_PER_NODE_MAX: Final = 512
 FLOWS_PER_ENDPOINT_MAX: Final = 256
 ARENA_BYTES_PER_TENANT_MAX: Final = 64 << 30  # segments of one uid on one node
-CREDIT_MESSAGES_MIN: Final = 4  # a flow gets at least this much, however many flows its receiver has
+CREDIT_MESSAGES_MIN: Final = (
+    4  # a flow gets at least this much, however many flows its receiver has
+)
 PUSH_S: Final = 5.0  # a client answers what the daemon pushes within this
 FLOW_RETRY_S: Final = 0.5  # before a flow that could not be set up is tried again
 ADOPTION_S: Final = 10.0  # a dead sender's messages may still be consumed this long, then they fail

@@ -45,15 +45,21 @@ class Defer:
     after_s: float = 0.01
 
 
-@dataclass(frozen=True, slots=True)
-class MessageHeader:
-    """What travels with one message beside its fields."""
+class MessageHeader(Protocol):
+    """What travels with one message beside its fields; `fabric.messages.MessageHeader` is one."""
 
-    key: bytes | None
-    sequence: int
-    redelivered: bool
-    expires_ns: int  #: absolute CLOCK_MONOTONIC, 0 = none
-    payload_bytes: int
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def sequence(self) -> int: ...
+    @property
+    def redelivered(self) -> bool: ...
+    @property
+    def expires_ns(self) -> int:
+        """Absolute CLOCK_MONOTONIC, 0 = none."""
+
+    @property
+    def payload_bytes(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)

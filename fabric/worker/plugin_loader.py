@@ -194,7 +194,7 @@ def _collect(plugin: Plugin, values: Iterable[Any]) -> Plugin:
         elif isinstance(export, RouteExport):
             _add(plugin, plugin.routes, export.name, export)
         elif isinstance(value, type) and "__fabric_type__" in vars(value):
-            _add(plugin, plugin.messages, vars(value)["__fabric_type__"].name, value)
+            _add(plugin, plugin.messages, vars(value)["__fabric_type__"].schema.name, value)
     return plugin
 
 

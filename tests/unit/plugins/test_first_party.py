@@ -2,7 +2,8 @@ import pytest
 from fabric_plugins.tap import Tap
 from fabric_plugins.throttle import Throttle
 
-from fabric.abc.transform import Defer, MessageHeader, TransformContext
+from fabric.abc.transform import Defer, TransformContext
+from fabric.messages import MessageHeader
 
 
 def context(now_s: float, headers: tuple[MessageHeader, ...] = ()) -> TransformContext:
@@ -10,7 +11,7 @@ def context(now_s: float, headers: tuple[MessageHeader, ...] = ()) -> TransformC
 
 
 def header(payload_bytes: int, redelivered: bool = False) -> MessageHeader:
-    return MessageHeader(None, 1, redelivered, 0, payload_bytes)
+    return MessageHeader(None, 1, 1, 1, redelivered, 0, payload_bytes, 0)
 
 
 def test_tap_counts_and_changes_nothing(capsys):

@@ -5,8 +5,9 @@ import io
 import pytest
 
 from fabric import limits
-from fabric.abc.transform import AnyMessage, Defer, Drop, MessageHeader, transform
+from fabric.abc.transform import AnyMessage, Defer, Drop, transform
 from fabric.errors import WouldBlock
+from fabric.messages import MessageHeader
 from fabric.worker.stage_chain import Chain
 
 SECOND = 1_000_000_000
@@ -22,7 +23,7 @@ class Text:
 class Received:
     def __init__(self, hop, text, key, sequence, expires_ns):
         self.hop, self.value = hop, Text(text)
-        self.header = MessageHeader(key, sequence, False, expires_ns, len(text))
+        self.header = MessageHeader(key, sequence, 1, 1, False, expires_ns, len(text), 0)
 
     def end(self, how):
         assert self not in self.hop.ends, "ended twice"

@@ -1,0 +1,111 @@
+"""The two hops of a chain over an attached port: received views in, encoded messages out.
+
+Everything native or of the client is here, so that `stage_chain` stays plain. One thread per pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from fabric.errors import CapacityError
+from fabric.messages import MessageHeader, message_type
+
+# layout.hpp Reason
+EXPIRED = 1
+TRANSFORM_DROP = 13
+TRANSFORM_ERROR = 14
+
+
+class StageMessage:
+    """A received view whose end is decided once; the slot is given back with it."""
+
+    __slots__ = ("header", "native", "value")
+
+    def __init__(self, view: Any) -> None:
+        self.value = view
+        self.native = view._native
+        self.header: MessageHeader = view.header
+
+    def ack(self) -> None:
+        """End as delivered to the next hop."""
+        self.value.ack()
+        self.value.release()
+
+    def drop(self, expired: bool = False) -> None:
+        """End as dropped(transform_drop), or dropped(expired)."""
+        self._refuse(EXPIRED if expired else TRANSFORM_DROP)
+
+    def fail(self) -> None:
+        """End as failed(transform_error)."""
+        self._refuse(TRANSFORM_ERROR)
+
+    def _refuse(self, reason: int) -> None:
+        self.value.nack(reason)
+        self.value.release()
+
+
+class Encoded(NamedTuple):
+    """One message as the native sender takes it."""
+
+    meta: bytes
+    tensors: list[Any]
+    payload_bytes: int
+    source: StageMessage
+
+
+class StageInlet:
+    """Receives on hop `stage`; `receiver` is the client's."""
+
+    def __init__(self, receiver: Any) -> None:
+        self._receiver = receiver
+
+    def receive_many(self, count: int, deadline_ns: int) -> list[StageMessage]:
+        """Return what is there, at most `count`; waits for the first until `deadline_ns`."""
+        receiver = self._receiver
+        natives = receiver.native.receive_many(count, deadline_ns)
+        return [StageMessage(receiver.decode(native)) for native in natives]
+
+
+class StageOutlet:
+    """Sends on hop `stage + 1`; `provide` maps a segment of the size that the native sender asks for."""
+
+    def __init__(self, sender: Any, provide: Callable[[Exception], None]) -> None:
+        self._sender = sender
+        self._provide = provide
+
+    def prepare(self, value: Any, source: StageMessage) -> Encoded:
+        """Encode a message that the transform made."""
+        meta, tensors = message_type(type(value)).encode(value)
+        return Encoded(meta, tensors, _size(meta, tensors), source)
+
+    def forward(self, source: StageMessage) -> Encoded:
+        """Take a received message as it is: its own bytes, its tensors from the slot."""
+        view = source.value
+        found = (getattr(view, field.name) for field in message_type(type(view)).tensors)
+        tensors = [b"" if tensor is None else tensor for tensor in found]
+        return Encoded(source.native.meta, tensors, source.header.payload_bytes, source)
+
+    def send(self, message: Encoded, deadline_ns: int) -> None:
+        """Send with the key, expiry, correlation and reply flow of the input."""
+        native = message.source.native
+        options = {
+            "correlation": native.correlation,
+            "reply_flow": native.reply_flow,
+            "expires_ns": native.expires_ns,
+        }
+        for _ in range(3):  # a segment may be taken by another sender of the port before the retry
+            try:
+                self._sender.native.send(
+                    message.meta, message.tensors, native.key, deadline_ns, **options
+                )
+                return
+            except Exception as need:
+                if type(need).__name__ != "NeedSegment":
+                    raise
+                self._provide(need)
+        raise CapacityError(f"no arena slot for {message.payload_bytes} bytes")
+
+
+def _size(meta: bytes, tensors: list[Any]) -> int:
+    return len(meta) + sum(t.nbytes if hasattr(t, "nbytes") else len(t) for t in tensors)
