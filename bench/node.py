@@ -20,6 +20,13 @@ class BenchNode:
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def pid(self) -> int:
+        """Process id of the keeper."""
+        if self._process is None:
+            raise RuntimeError("the node was not started")
+        return self._process.pid
+
     def start(self) -> None:
         """Start it and wait until its attach socket answers.
 
