@@ -15,7 +15,7 @@ import platform
 import resource
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,12 +55,13 @@ def kernel() -> Check:
             os.close(descriptor)
     except OSError as error:
         missing.append(f"sealed memfd ({error.strerror})")
-    for name, make in (
-        ("eventfd", lambda: os.eventfd(0)),
-        ("pidfd", lambda: os.pidfd_open(os.getpid())),
-    ):
+    probes: dict[str, Callable[[], int]] = {
+        "eventfd": lambda: os.eventfd(0),
+        "pidfd": lambda: os.pidfd_open(os.getpid()),
+    }
+    for name, probe in probes.items():
         try:
-            os.close(make())
+            os.close(probe())
         except OSError as error:
             missing.append(f"{name} ({error.strerror})")
     if missing:

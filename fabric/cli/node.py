@@ -200,7 +200,7 @@ def down(socket: Socket = None) -> None:
             f"socket {path}" for path in places_left
         ]
         raise Failure(
-            f"node {before.get('node')} was told to stop, and {len(what)} things are left after {limits.NODE_DOWN_S:g} s",
+            f"node {before.get('node')} was told to stop; {len(what)} things are left after {limits.NODE_DOWN_S:g} s",
             ", ".join(what),
             f"see its log {before.get('log') or ''}, then end them by hand: kill PID, rm SOCKET",
         )

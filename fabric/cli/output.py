@@ -17,7 +17,7 @@ PLAIN_WIDTH = 10_000  # columns of a table that is not shown on a terminal
 ABSENT = "-"
 
 
-class Format(str, enum.Enum):
+class Format(enum.StrEnum):
     """What `-o` takes."""
 
     table = "table"

@@ -89,6 +89,8 @@ class TooManyNodes(Exception):
 
 def found(reader: Reader, node: yaml.Node) -> str:
     """Say in a few words what stands at a node."""
+    if not node.tag.startswith("tag:yaml.org,2002:") or "python" in node.tag:
+        return f"the tag {node.tag[:60]}"
     if isinstance(node, yaml.MappingNode):
         return "a mapping"
     if isinstance(node, yaml.SequenceNode):
@@ -101,13 +103,23 @@ def found(reader: Reader, node: yaml.Node) -> str:
     return f"{kind} {shown}" if kind else f"'{shown}'"
 
 
+def is_mapping(node: yaml.Node) -> bool:
+    """Tell whether a node is a mapping of YAML's own kind, not one with a foreign tag."""
+    return isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map"
+
+
+def is_list(node: yaml.Node) -> bool:
+    """Tell whether a node is a list of YAML's own kind, not one with a foreign tag."""
+    return isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq"
+
+
 def items(
     reader: Reader, node: yaml.Node, path: str, what: str
 ) -> list[tuple[str, yaml.Node, yaml.Node]]:
     """Return (key, key node, value node) of a mapping, noting keys that are no text or repeat."""
     if reader.scalar(node) is None:
         return []
-    if not isinstance(node, yaml.MappingNode):
+    if not is_mapping(node):
         reader.note(node, path, f"expected {what}, found {found(reader, node)}")
         return []
     seen: dict[str, yaml.Node] = {}
@@ -179,7 +191,7 @@ def sequence(decode_item: Decoder, what: str, count_max: int) -> Decoder:
     def decode(reader: Reader, node: yaml.Node, path: str) -> Any:
         if reader.scalar(node) is None:
             return ()
-        if not isinstance(node, yaml.SequenceNode):
+        if not is_list(node):
             return reader.note(node, path, f"expected {what}, found {found(reader, node)}")
         if len(node.value) > count_max:
             return reader.note(
@@ -293,12 +305,12 @@ def size_bytes(low: int, high: int) -> Decoder:
 def plain(reader: Reader, node: yaml.Node, path: str) -> Any:
     """Decode any YAML value of safe types with text keys (a module's own configuration)."""
     reader.visit(node, path)
-    if isinstance(node, yaml.MappingNode):
+    if is_mapping(node):
         return {
             key: plain(reader, value_node, f"{path}.{key}")
             for key, _, value_node in items(reader, node, path, "a mapping")
         }
-    if isinstance(node, yaml.SequenceNode):
+    if is_list(node):
         return [plain(reader, item, f"{path}[{index}]") for index, item in enumerate(node.value)]
     value = reader.scalar(node)
     if value is None or type(value) in (str, int, float, bool):

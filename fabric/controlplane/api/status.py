@@ -66,8 +66,10 @@ def from_rpc(error: grpc.RpcError, verb: str, path: str, deadline_s: float) -> e
             return _decode(value)
     code, details = call.code(), call.details() or ""
     if code is grpc.StatusCode.UNAVAILABLE:
+        # gRPC repeats the address in every layer of its text; the last layer is the system's reason.
+        reason = details.rpartition("error: ")[2]
         return errors.BrokenError(
-            f"no daemon answers on {path}: {details}", socket=path, unreachable=True
+            f"no daemon answers on {path}: {reason}", socket=path, unreachable=True
         )
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return errors.DeadlineExceeded(

@@ -1,0 +1,112 @@
+"""Messages as json objects and back, for a type that is known by its schema alone.
+
+Out: scalars as they are, a tensor as ``{"dtype": "f32", "shape": [2, 3]}``. In: a tensor is a nested
+list, or ``{"shape": [2, 3], "dtype": "f32", "fill": 0}`` for one of a constant.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from fabric import errors, limits
+from fabric.messages import Schema, class_from_schema, message_type
+from fabric.messages.tensor import DTYPES, numpy_codes
+
+_NUMPY_OF = {name: numpy_name for name, numpy_name, _ in DTYPES.values()}
+
+
+def class_of(text: str) -> type:
+    """Return a message class for a canonical schema text."""
+    return class_from_schema(Schema.parse(text))
+
+
+def to_line(view: Any) -> str:
+    """Return a received message as one line of json."""
+    type_ = message_type(view)
+    tensors = {field.name for field in type_.tensors}
+    row = {
+        name: _summary(getattr(view, name)) if name in tensors else getattr(view, name)
+        for name in type_.names
+    }
+    return msgspec.json.encode(row, enc_hook=str).decode()
+
+
+def _summary(array: Any) -> dict[str, Any] | None:
+    if array is None:
+        return None
+    code = numpy_codes().get(array.dtype)
+    return {"dtype": DTYPES[code][0] if code else str(array.dtype), "shape": list(array.shape)}
+
+
+def from_line(cls: type, line: str, place: str) -> Any:
+    """Return the message that a line of json describes.
+
+    Raises
+    ------
+    TypeMismatchError
+        It is no json object, a field is unknown or missing, or a value does not fit; names `place` and field.
+    """
+    try:
+        row = msgspec.json.decode(line)
+    except msgspec.DecodeError as error:
+        raise errors.TypeMismatchError(f"{place}: not json: {error}") from error
+    type_ = message_type(cls)
+    if not isinstance(row, dict):
+        raise errors.TypeMismatchError(
+            f"{place}: expected an object with the fields {', '.join(type_.names)}"
+        )
+    unknown = set(row) - set(type_.names)
+    missing = [
+        field.name
+        for field in type_.schema.fields
+        if field.name not in row and not _has_absence(field.type)
+    ]
+    if unknown or missing:
+        words = [f"unknown: {', '.join(sorted(unknown))}"] if unknown else []
+        words += [f"missing: {', '.join(missing)}"] if missing else []
+        raise errors.TypeMismatchError(f"{place}: {type_.schema.label}: {'; '.join(words)}")
+    tensors = {field.name: field for field in type_.tensors}
+    values = {
+        name: _array(name, tensors[name].spec.dtypes, row[name], place)
+        if name in tensors
+        else row[name]
+        for name in type_.names
+        if name in row
+    }
+    return cls(**{name: values.get(name) for name in type_.names})
+
+
+def _has_absence(type_text: str) -> bool:
+    return type_text.endswith("| None")
+
+
+def _array(name: str, dtypes: tuple[str, ...], given: Any, place: str) -> Any:
+    import numpy
+
+    if given is None:
+        return None
+    is_described = isinstance(given, dict)
+    dtype = given.get("dtype", dtypes[0]) if is_described else dtypes[0]
+    if dtype not in dtypes:
+        raise errors.TypeMismatchError(
+            f"{place}: field '{name}': dtype {dtype!r} is not one of {', '.join(dtypes)}"
+        )
+    try:
+        if is_described:
+            _check_size(name, given["shape"], place)
+            return numpy.full(given["shape"], given.get("fill", 0), dtype=_NUMPY_OF[dtype])
+        return numpy.asarray(given, dtype=_NUMPY_OF[dtype])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise errors.TypeMismatchError(f"{place}: field '{name}' is no tensor: {error}") from error
+
+
+def _check_size(name: str, shape: Any, place: str) -> None:
+    count = 1
+    for size in shape:
+        count *= int(size)
+    if count > limits.MESSAGE_BYTES_MAX:
+        raise errors.TypeMismatchError(
+            f"{place}: field '{name}' of shape {shape} is larger than a message may be"
+        )
