@@ -14,7 +14,7 @@ import sys
 import threading
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TextIO
 
@@ -37,9 +37,10 @@ DEADLINE_NS: Final = int(limits.DEFAULT_DEADLINE_S * 1e9)
 class Incoming(Protocol):
     """One received message; views in `value` hold until `ack` or `nack`."""
 
-    header: MessageHeader
-    value: Any
-
+    @property
+    def header(self) -> MessageHeader: ...
+    @property
+    def value(self) -> Any: ...
     def ack(self) -> None: ...
     def drop(self, expired: bool = False) -> None: ...
     def fail(self) -> None: ...
@@ -48,11 +49,12 @@ class Incoming(Protocol):
 class Outgoing(Protocol):
     """One encoded message."""
 
-    payload_bytes: int
+    @property
+    def payload_bytes(self) -> int: ...
 
 
 class Inlet(Protocol):
-    def receive_many(self, count: int, deadline_ns: int) -> list[Incoming]: ...
+    def receive_many(self, count: int, deadline_ns: int) -> Sequence[Incoming]: ...
 
 
 class Outlet(Protocol):

@@ -5,7 +5,7 @@ Everything native or of the client is here, so that `stage_chain` stays plain. O
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from fabric.errors import CapacityError
@@ -60,7 +60,7 @@ class StageInlet:
     def __init__(self, receiver: Any) -> None:
         self._receiver = receiver
 
-    def receive_many(self, count: int, deadline_ns: int) -> list[StageMessage]:
+    def receive_many(self, count: int, deadline_ns: int) -> Sequence[StageMessage]:
         """Return what is there, at most `count`; waits for the first until `deadline_ns`."""
         receiver = self._receiver
         natives = receiver.native.receive_many(count, deadline_ns)
@@ -74,19 +74,19 @@ class StageOutlet:
         self._sender = sender
         self._provide = provide
 
-    def prepare(self, value: Any, source: StageMessage) -> Encoded:
+    def prepare(self, value: Any, source: Any) -> Encoded:
         """Encode a message that the transform made."""
         meta, tensors = message_type(type(value)).encode(value)
         return Encoded(meta, tensors, _size(meta, tensors), source)
 
-    def forward(self, source: StageMessage) -> Encoded:
+    def forward(self, source: Any) -> Encoded:
         """Take a received message as it is: its own bytes, its tensors from the slot."""
         view = source.value
         found = (getattr(view, field.name) for field in message_type(type(view)).tensors)
         tensors = [b"" if tensor is None else tensor for tensor in found]
         return Encoded(source.native.meta, tensors, source.header.payload_bytes, source)
 
-    def send(self, message: Encoded, deadline_ns: int) -> None:
+    def send(self, message: Any, deadline_ns: int) -> None:
         """Send with the key, expiry, correlation and reply flow of the input."""
         native = message.source.native
         options = {
