@@ -53,8 +53,12 @@ def _value(value: Any) -> struct_pb2.Value:
 
 
 def from_struct(struct: struct_pb2.Struct) -> dict[str, Any]:
-    """Return the plain dict of a Struct; whole numbers come back as int."""
-    return {key: _plain(value) for key, value in struct.fields.items()}
+    """Return the plain dict of a Struct; whole numbers come back as int.
+
+    A Struct keeps no order, so keys come sorted, `name` first: the same answer always prints the same.
+    """
+    keys = sorted(struct.fields, key=lambda key: (key != "name", key))
+    return {key: _plain(struct.fields[key]) for key in keys}
 
 
 def _plain(value: struct_pb2.Value) -> Any:
