@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from bench.harness import Placement, Sample, Series, interleave, percentile, ratios
 
 
@@ -64,12 +66,10 @@ def test_a_subject_that_fails_still_stops_the_others() -> None:
             raise RuntimeError("no answer")
 
     subjects = [FakeSubject("a", 1, log), Failing("b", 1, log)]
-    try:
+    with pytest.raises(RuntimeError, match="no answer"):
         interleave(
             subjects, Placement("free"), rounds=1, warm_up=0, trips=1, messages=1, report=log.append
         )
-    except RuntimeError:
-        pass
     assert log[-2:] == ["stop b", "stop a"]
 
 
