@@ -17,6 +17,7 @@ from fabric.cli.failure import Failure, failing
 from fabric.cli.options import Output, Socket, connect
 from fabric.cli.output import Format, emit, pairs
 
+DAEMON = (sys.executable, "-m", "fabric.controlplane.main")
 PAUSE_S = 0.05  # between two looks at a node that starts
 LOG_TAIL_LINES = 15
 STOP_S = 5.0  # for a node that did not come up, before it is killed
@@ -52,15 +53,7 @@ def up(
         return
     _make_folders(Path(socket_path).parent, folder)
     log = places.daemon_log(folder)
-    command = [
-        sys.executable,
-        "-m",
-        "fabric.controlplane.main",
-        "--name",
-        name,
-        "--socket",
-        socket_path,
-    ]
+    command = [*DAEMON, "--name", name, "--socket", socket_path]
     command += ["--state", str(folder)]
     for flag, value in (("--listen", listen), ("--join", join), ("--secret-file", secret_file)):
         command += [flag, value] if value else []

@@ -1,4 +1,4 @@
-"""Where a node's sockets, state and log are when nobody says otherwise."""
+"""Where a node's sockets, state and log are when nobody says otherwise; the daemon's own answers."""
 
 from __future__ import annotations
 
@@ -10,14 +10,9 @@ DEFAULT_NODE = "a"
 
 def default_socket(node: str = DEFAULT_NODE) -> str:
     """Return FABRIC_SOCKET, else the node's attach socket in the user's run-time folder."""
-    named = os.environ.get("FABRIC_SOCKET")
-    return named if named else str(runtime_folder() / f"{node}.sock")
+    from fabric.controlplane import options
 
-
-def runtime_folder() -> Path:
-    """Return ``$XDG_RUNTIME_DIR/fabricd``, or ``/tmp/fabricd-UID`` where there is none."""
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    return Path(base) / "fabricd" if base else Path(f"/tmp/fabricd-{os.getuid()}")
+    return os.environ.get("FABRIC_SOCKET") or options.default_socket(node)
 
 
 def control_socket(socket: str) -> str:
@@ -26,11 +21,10 @@ def control_socket(socket: str) -> str:
 
 
 def default_state(node: str) -> Path:
-    """Return ``$XDG_STATE_HOME/fabricd/NODE`` (``~/.local/state`` by default)."""
-    base = os.environ.get("XDG_STATE_HOME") or os.path.join(
-        os.path.expanduser("~"), ".local", "state"
-    )
-    return Path(base) / "fabricd" / node
+    """Return the node's folder for registry and logs."""
+    from fabric.controlplane import options
+
+    return options.default_state(node)
 
 
 def daemon_log(state: Path) -> Path:

@@ -33,7 +33,7 @@ class Watched:
     """Processes that are expected to end; those gone already do not count."""
 
     def __init__(self, pids: Iterable[Any] = ()) -> None:
-        self._pidfds: dict[int, tuple[int, str]] = {}
+        self._pidfds: dict[int, int] = {}
         self.add(pids)
 
     def __len__(self) -> int:
@@ -45,7 +45,7 @@ class Watched:
             if not isinstance(pid, int) or pid <= 0 or pid in self._pidfds:
                 continue
             try:
-                self._pidfds[pid] = (os.pidfd_open(pid), _name(pid))
+                self._pidfds[pid] = os.pidfd_open(pid)
             except OSError:  # ended before it could be watched
                 continue
 
@@ -53,13 +53,13 @@ class Watched:
         """Wait until all have ended; return the (pid, name) of those that have not by then."""
         deadline = Deadline(seconds)
         with selectors.DefaultSelector() as selector:
-            for pid, (pidfd, name) in self._pidfds.items():
-                selector.register(pidfd, selectors.EVENT_READ, (pid, name))
+            for pid, pidfd in self._pidfds.items():
+                selector.register(pidfd, selectors.EVENT_READ, pid)
             while selector.get_map() and not deadline.has_passed():
                 for key, _ in selector.select(deadline.left_s()):
                     selector.unregister(key.fileobj)
-            left = [key.data for key in selector.get_map().values()]
-        for pidfd, _ in self._pidfds.values():
+            left = [(key.data, _name(key.data)) for key in selector.get_map().values()]
+        for pidfd in self._pidfds.values():
             os.close(pidfd)
         self._pidfds.clear()
         return left
