@@ -103,6 +103,7 @@ bool InprocLink::progress(Sink& sink, u64 budget) {
   u64 drained;
   [[maybe_unused]] ssize_t done = ::read(fd(), &drained, sizeof drained);
   // The queue may still hold frames of a peer that closed: those count as received.
+  const bool reading = budget > 0;
   while (budget > 0) {
     Bytes frame;
     {
@@ -121,7 +122,7 @@ bool InprocLink::progress(Sink& sink, u64 budget) {
     if (!take_in(sink, frame)) return false;
   }
   if (!move_out(sink)) return false;
-  return budget == 0;
+  return reading && budget == 0;
 }
 
 bool InprocLink::take_in(Sink& sink, Bytes& frame) {

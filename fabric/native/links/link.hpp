@@ -1,4 +1,4 @@
-// The seam between the engine and one transport. Seven methods; one conformance suite runs over all.
+// The seam between the engine and one transport. Eight methods; one conformance suite runs over all.
 //
 // Thread: every call comes from the engine's thread, and a link calls back (Sink) only inside
 // `progress`. Ownership: a posted frame's bytes stay alive through `keep` until `Sink::sent`.

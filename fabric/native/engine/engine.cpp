@@ -1,0 +1,212 @@
+#include "engine/engine.hpp"
+
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <cstring>
+
+#include "core/clock.hpp"
+
+namespace fabric {
+namespace {
+
+constexpr u64 kDoorbellTag = 1, kKickTag = 2;
+constexpr u64 kReadBudgetBytes = 2 * 1024 * 1024;    // one connection, one step
+constexpr int kBlockedRetryMs = 5;                   // a full local ring has no event of its own
+constexpr u64 kFrozenSliceNs = 50'000'000;
+
+void watch(int epoll, int fd, u64 tag) {
+  epoll_event event{};
+  event.events = EPOLLIN;
+  event.data.u64 = tag;
+  ::epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event);
+}
+
+}  // namespace
+
+Engine::~Engine() { stop(0); }
+
+Status Engine::open(const EngineOptions& options) {
+  port_ = options.port;
+  incarnation_ = options.incarnation;
+  Status status = Mapping::map(options.state_fd, sizeof(StateLayout), true, state_);
+  if (status.ok()) status = doorbell_.attach(options.doorbell_fd, options.event_fd);
+  if (!status.ok()) return status;
+  state_.keep_from_children();
+  state_.as<StateLayout>()->head.busy.store(0, std::memory_order_seq_cst);  // a former life may have died inside
+  epoll_ = Fd(::epoll_create1(EPOLL_CLOEXEC));
+  kick_fd_ = Fd(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
+  events_fd_ = Fd(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
+  if (epoll_.get() < 0 || kick_fd_.get() < 0 || events_fd_.get() < 0) return system_failure("engine fds");
+  watch(epoll_.get(), doorbell_.event_fd(), kDoorbellTag);
+  watch(epoll_.get(), kick_fd_.get(), kKickTag);
+  return Status::success();
+}
+
+Status Engine::start() {
+  if (thread_.joinable()) return Status::fail(Code::invalid, "the engine runs already");
+  stopping_.store(false);
+  thread_ = std::thread([this] { run(); });
+  return Status::success();
+}
+
+void Engine::kick() {
+  const u64 one = 1;
+  [[maybe_unused]] auto written = ::write(kick_fd_.get(), &one, sizeof one);
+}
+
+void Engine::run() {
+  while (!stopping_.load(std::memory_order_acquire)) {
+    const bool more = operate(monotonic_ns());
+    // A public call that waits for the lock goes first; it holds it for microseconds.
+    while (callers_.load(std::memory_order_acquire) > 0) std::this_thread::yield();
+    int timeout_ms = 0;
+    if (!more) {
+      std::lock_guard guard(lock_);
+      timeout_ms = wait_timeout_ms(monotonic_ns());
+    }
+    if (timeout_ms != 0) {
+      doorbell_.prepare(Wake::eventfd);
+      if (doorbell_.any_ready()) timeout_ms = 0;
+    }
+    collect(timeout_ms);
+    doorbell_.cancel();
+  }
+}
+
+bool Engine::operate(u64 now) {
+  std::lock_guard guard(lock_);
+  StateHead& head = state_.as<StateLayout>()->head;
+  head.heartbeat_ns.store(now, std::memory_order_relaxed);
+  head.busy.store(1, std::memory_order_seq_cst);
+  std::atomic_thread_fence(std::memory_order_seq_cst);  // Dekker with freeze_port
+  if (doorbell_.frozen()) {
+    head.busy.store(0, std::memory_order_seq_cst);
+    doorbell_.park_while_frozen(now + kFrozenSliceNs);
+    return true;
+  }
+  bool more = false;
+  if (faults_.stall_until_ns > now) more = false;
+  else more = step(now);
+  head.busy.store(0, std::memory_order_release);
+  return more;
+}
+
+bool Engine::step(u64 now) {
+  std::vector<u64> tags;
+  tags.swap(ready_tags_);
+  for (u64 tag : tags) handle_tag(tag);
+  for (auto& [id, session] : sessions_)
+    for (u32 group = 0; group < 2; ++group)
+      if (session->connection[group].more) progress_link(*session, group, kReadBudgetBytes);
+  std::vector<EngineLane*> ready;
+  if (recheck_) {
+    recheck_ = false;
+    for (auto& [number, lane] : lanes_) ready.push_back(lane.get());
+    for (u32 word = 0; word < Doorbell::kWords; ++word) doorbell_.take_ready(word);
+  }
+  for (u32 word = 0; word < Doorbell::kWords; ++word) {
+    for (u64 bits = doorbell_.take_ready(word); bits != 0; bits &= bits - 1) {
+      const auto lane = lanes_.find(word * 64 + static_cast<u32>(__builtin_ctzll(bits)));
+      if (lane != lanes_.end()) ready.push_back(lane->second.get());
+    }
+  }
+  for (EngineLane* lane : ready) {
+    read_returns(*lane);  // frees slots and lane room before more is taken
+    read_lane(*lane, now);
+  }
+  expire(now);
+  if (blocked_retry_ || !ready.empty()) retry_blocked(now);
+  bool more = false;
+  for (auto& [id, session] : sessions_) {
+    pump_session(*session, now);
+    more |= session->connection[0].more || session->connection[1].more;
+  }
+  ring_dirty();
+  return more;
+}
+
+void Engine::retry_blocked(u64) {
+  blocked_retry_ = false;
+  for (auto& [number, lane] : lanes_) {
+    if (!lane->return_backlog.empty()) flush_backlog(*lane);
+    while (!lane->ends_due.empty() && publish_end(*lane->ends_due.front())) lane->ends_due.pop_front();
+    release_front(*lane);
+    std::vector<u64> blocked;
+    blocked.swap(lane->blocked_flows);
+    for (u64 id : blocked) {
+      const auto flow = flows_in_.find(id);
+      if (flow == flows_in_.end()) continue;
+      flow->second.lane_blocked = false;
+      publish_flow(flow->second);
+    }
+    blocked_retry_ |= !lane->return_backlog.empty() || !lane->ends_due.empty() || !lane->blocked_flows.empty();
+  }
+}
+
+void Engine::mark_dirty(EngineLane& lane) {
+  if (lane.dirty) return;
+  lane.dirty = true;
+  dirty_.push_back(lane.number);
+}
+
+void Engine::ring_dirty() {
+  for (u32 number : dirty_) {
+    const auto lane = lanes_.find(number);
+    if (lane == lanes_.end() || !lane->second->dirty) continue;
+    lane->second->dirty = false;
+    lane->second->ringer.ring(number);
+  }
+  dirty_.clear();
+}
+
+int Engine::wait_timeout_ms(u64 now) const {
+  if (faults_.stall_until_ns > now) return static_cast<int>((faults_.stall_until_ns - now) / 1'000'000 + 1);
+  if (!ready_tags_.empty() || recheck_) return 0;
+  int timeout = blocked_retry_ ? kBlockedRetryMs : -1;
+  if (!timers_.empty()) {
+    const u64 first = timers_.begin()->first;
+    const u64 left_ms = first > now ? std::min<u64>((first - now) / 1'000'000 + 1, 60'000) : 0;
+    if (timeout < 0 || left_ms < static_cast<u64>(timeout)) timeout = static_cast<int>(left_ms);
+  }
+  return timeout;
+}
+
+void Engine::collect(int timeout_ms) {
+  epoll_event ready[64];
+  const int count = ::epoll_wait(epoll_.get(), ready, 64, timeout_ms);
+  wakeups_.fetch_add(1, std::memory_order_relaxed);
+  for (int i = 0; i < count; ++i) {
+    const u64 tag = ready[i].data.u64;
+    u64 value;
+    if (tag == kDoorbellTag) {
+      doorbell_.drain_event();
+    } else if (tag == kKickTag) {
+      [[maybe_unused]] auto got = ::read(kick_fd_.get(), &value, sizeof value);
+    } else {
+      ready_tags_.push_back(tag);
+    }
+  }
+}
+
+void Engine::handle_tag(u64 tag) {
+  const auto found = tags_.find(tag);
+  if (found == tags_.end()) return;
+  if (Session* session = find_session(found->second.first))
+    progress_link(*session, found->second.second, kReadBudgetBytes);
+}
+
+void Engine::emit(EngineEvent::Kind kind, u64 a, u64 b, std::string reason) {
+  // Beyond the limit only the newest facts are dropped, and the last one says so.
+  if (events_.size() >= kEngineEventsMax) return;
+  // The same unknown flow is one fact, however many records name it.
+  if (kind == EngineEvent::Kind::flow_unknown)
+    for (const EngineEvent& event : events_)
+      if (event.kind == kind && event.a == a) return;
+  events_.push_back({kind, a, b, std::move(reason)});
+  const u64 one = 1;
+  [[maybe_unused]] auto written = ::write(events_fd_.get(), &one, sizeof one);
+}
+
+}  // namespace fabric

@@ -1,0 +1,184 @@
+// The node's gateway: one thread between local lanes and the links to other nodes.
+//
+// Public calls come from the control plane's thread and take the engine's lock, which the engine
+// holds while it works and never while it waits. It sleeps in epoll on its doorbell, its links and
+// a kick fd: no timer runs while nothing is parked. What it owes to others is only in the rings.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <mutex>
+#include <set>
+#include <thread>
+#include <unordered_map>
+#include <unordered_set>
+
+#include "engine/events.hpp"
+#include "engine/session.hpp"
+
+namespace fabric {
+
+inline constexpr std::size_t kRemovedFlowsMax = 65536;  // late records of these are dropped silently
+
+struct EngineOptions { u64 port = 0, incarnation = 0; int state_fd = -1, doorbell_fd = -1, event_fd = -1; };
+struct LaneOptions {
+  u32 number = 0;
+  int pair_fd = -1, side = 0;
+  u32 klass = 0;
+  u64 peer_port = 0, peer_incarnation = 0;
+  int peer_doorbell_fd = -1, peer_event_fd = -1;
+};
+struct GroupStats {
+  u64 session; u32 group; bool up; LinkSample sample; u64 retransmits, crc_errors, repeats, backlog;
+  u64 transfers_out, transfers_in, reports_unacked;
+};
+
+class Engine {
+ public:
+  Engine() = default;
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  Status open(const EngineOptions& options);
+  Status start();
+  void stop(u64 drain_ns);              ///< idempotent
+  int event_fd() const { return events_fd_.get(); }
+  std::vector<EngineEvent> take_events();
+
+  Status add_lane(const LaneOptions& options);
+  void remove_lane(u32 number);
+  Status add_segment(u32 segment, int fd, bool writable);
+  Status drop_segment(u32 segment);
+  /// After a restart: frees slots of an own segment that no lane and no held table mentions.
+  u32 reclaim(u32 segment, const std::vector<u32>& keep);
+  Status open_session(u64 session, u32 peer_node, u64 peer_incarnation);
+  Status add_connection(u64 session, int fd, u32 group);   ///< takes the fd, also on failure
+  Status add_inproc(u64 session, u64 link, u32 group);
+  void close_session(u64 session);
+  Status add_forward(u64 flow, u32 lane, u64 session);
+  Status add_deliver(u64 flow, u32 lane, u64 session, u64 published);
+  void remove_flow(u64 flow);
+  bool drained(u32 lane);
+  std::vector<GroupStats> stats();
+  u64 wakeups() const { return wakeups_.load(std::memory_order_relaxed); }
+  Status inject(const std::string& fault, u64 argument);
+
+ private:
+  friend class SessionSink;
+  class Access;                         // a public call: asks the thread to step aside, then locks
+
+  // engine.cpp — the thread
+  void run();
+  bool step(u64 now);                   // true: more to do at once
+  int wait_timeout_ms(u64 now) const;
+  void collect(int timeout_ms);
+  void handle_tag(u64 tag);
+  bool operate(u64 now);                // one step as an operation of this port; parks while frozen
+  void kick();
+  void mark_dirty(EngineLane& lane);    // its peer's doorbell rings at the end of the step
+  void ring_dirty();
+  void retry_blocked(u64 now);
+  void emit(EngineEvent::Kind kind, u64 a, u64 b = 0, std::string reason = {});
+
+  // outgoing.cpp — lane → session
+  void read_lane(EngineLane& lane, u64 now);
+  void take_record(EngineLane& lane, const RecordSpan& span, u64 now);
+  Forward& flow_out(u64 flow);
+  void pump_flow(Forward& flow, u64 now);
+  void post_entry(Session& session, Forward& flow, Outgoing& entry, u64 now);
+  void post_record(Session& session, Forward& flow, Outgoing& entry, wire::FrameType type, u64 now);
+  void start_transfer(Session& session, Outgoing& entry);
+  void end_here(Outgoing& entry, End end, Reason reason, u64 now);
+  bool publish_end(Outgoing& entry);
+  void acknowledge(Forward& flow, u64 upto);
+  void release_front(EngineLane& lane);
+  bool release_slots(Outgoing& entry);
+  void pump_bulk(Session& session, u64 now);
+  bool post_chunk(Session& session, OutTransfer& transfer, u64 now);
+  void on_grant(Session& session, const wire::FrameHeader& header, std::span<const u8> body, u64 now);
+  void on_chunk_acks(Session& session, std::span<const u8> body, u64 now);
+  void queue_bulk(Session& session, const std::shared_ptr<OutTransfer>& transfer);
+  void expire(u64 now);
+  void watch_deadline(Outgoing& entry);
+  void drop_out_transfer(Outgoing& entry);
+
+  // incoming.cpp — session → lane
+  bool on_record(Session& session, const wire::FrameHeader& header, std::span<const u8> body, u64 now);
+  bool begin_transfer(Session& session, Incoming& entry, Deliver& flow, const wire::FrameHeader& header);
+  void grant(Session& session, InTransfer& transfer);
+  bool try_allocate(u64 flow, u64 flow_seq);
+  void retry_slots();
+  u8* place_chunk(Session& session, const wire::FrameHeader& header);
+  void on_chunk(Session& session, const wire::FrameHeader& header, const u8* body);
+  InTransfer* find_transfer(Session& session, u64 id, Incoming** entry, Deliver** flow);
+  void make_skip(Deliver& flow, Incoming& entry, std::span<const u8> record);
+  void publish_flow(Deliver& flow);
+  bool publish_entry(Deliver& flow, Incoming& entry);
+  void finish_payload(Incoming& entry, EngineLane& lane, u64 flow);
+  void forget_transfer(Incoming& entry);
+  void truncate_incoming(Deliver& flow);
+  void read_returns(EngineLane& lane);
+  void take_return(EngineLane& lane, u64 reading);
+  void finish_reading(u32 lane, u64 reading);
+  void pop_readings(EngineLane& lane);  // moves the return ring's tail over what is done
+  void free_slot(const ReturnEntry& entry);
+  bool reported(u32 lane, u64 reading) const;
+  u64 last_in_lane(EngineLane& lane, u64 flow) const;
+
+  // sessions.cpp — links, acknowledgements, reports
+  Session* find_session(u64 id);
+  Status attach_link(u64 session, std::unique_ptr<Link> link, u32 group);
+  void connection_up(Session& session, u32 group, u64 now);
+  void tear_down(Session& session, u32 group);
+  void progress_link(Session& session, u32 group, u64 budget);
+  void arm(Connection& connection);
+  void post_control(Session& session, wire::FrameHeader header, std::vector<u8> body);
+  void post_frame(Session& session, u32 group, OutFrame frame);
+  bool on_frame(Session& session, const wire::FrameHeader& header, const u8* body);
+  void on_hop_ack(Session& session, const wire::FrameHeader& header, std::span<const u8> body);
+  void on_report(Session& session, const wire::FrameHeader& header, std::span<const u8> body);
+  void deliver_report(Session& session, u64 number, const ReturnEntry& entry);
+  void flush_backlog(EngineLane& lane);
+  void acknowledge_report(u64 session, u64 number);
+  void send_acks(Session& session);
+  void send_reports(Session& session);
+  void on_refuse(Session& session, const wire::FrameHeader& header);
+  void on_resume(const wire::FrameHeader& header, u64 now);
+  void pump_session(Session& session, u64 now);
+
+  std::mutex lock_;
+  std::atomic<int> callers_{0};
+  std::atomic<bool> stopping_{false};
+  std::atomic<u64> wakeups_{0};
+  std::thread thread_;
+  u64 port_ = 0, incarnation_ = 0;
+  Mapping state_;
+  Doorbell doorbell_;
+  Fd epoll_, kick_fd_, events_fd_;
+  std::vector<EngineEvent> events_;
+  bool events_lost_ = false;
+  std::unordered_map<u32, std::unique_ptr<EngineLane>> lanes_;
+  std::vector<u32> dirty_;
+  SegmentMap segments_;                 // local senders', for reading
+  Arena arena_;                         // own, for what arrives
+  std::unordered_map<u64, std::unique_ptr<Session>> sessions_;
+  std::unordered_map<u64, std::pair<u64, u32>> tags_;   // epoll tag → session, group
+  u64 next_tag_ = 16, next_transfer_ = 1;
+  std::unordered_map<u64, Forward> flows_out_;
+  std::unordered_map<u64, Deliver> flows_in_;
+  std::unordered_map<u64, std::vector<HeldReturn>> orphan_returns_;  // flow unknown yet
+  std::unordered_set<u64> removed_flows_;
+  std::deque<u64> removed_order_;
+  std::unordered_set<u64> unknown_in_;  // flows a peer sent on before add_deliver
+  std::set<std::pair<u64, Outgoing*>> timers_;
+  std::unordered_map<u32, std::vector<std::pair<u64, u64>>> segment_waiters_;  // session, transfer
+  std::deque<std::pair<u64, u64>> slot_waiters_;        // flow, flow_seq
+  std::set<u64> grow_asked_;
+  EngineFaults faults_;
+  bool blocked_retry_ = false;          // lanes or rings found full: look again soon
+  bool recheck_ = true;                 // configuration changed: look at every lane
+  std::vector<u64> ready_tags_;         // thread only: what epoll reported
+};
+
+}  // namespace fabric

@@ -1,0 +1,91 @@
+// The sending half: what was read from a local lane and has not been taken over by the peer.
+//
+// Engine thread (its lock) only. The lane is the durable copy: its tail moves only over entries that
+// are acknowledged and whose ends and releases lie in the return ring, so a killed engine loses
+// nothing. Entries live in the lane's deque; every other reference to them is a plain pointer.
+#pragma once
+
+#include <deque>
+#include <map>
+#include <memory>
+#include <set>
+#include <vector>
+
+#include "core/arena.hpp"
+#include "core/doorbell.hpp"
+#include "core/ring.hpp"
+
+namespace fabric {
+
+struct Outgoing;
+struct Session;
+
+/// One contiguous part of a transfer, never across two segments.
+struct Chunk { u32 piece; u32 length; u64 source_offset; u64 target_offset; };
+
+struct OutTransfer {
+  u64 id = 0;
+  Outgoing* owner = nullptr;
+  std::vector<SegmentEntry> pieces;
+  std::vector<Chunk> chunks;
+  std::deque<u32> pending;             // indices into chunks: granted, not posted
+  std::vector<bool> acked;
+  u64 total = 0;                       // bytes of the destination slot
+  u32 bad = 0;                         // chunks that the receiver found corrupted
+  bool granted = false, queued = false;
+};
+
+struct Forward;
+struct EngineLane;
+
+struct Outgoing {
+  EngineLane* lane = nullptr;
+  Forward* flow = nullptr;
+  u64 cursor_end = 0;                  // lane tail once it is released
+  u64 flow_id = 0, flow_seq = 0, deadline_ns = 0;
+  std::vector<u8> record;              // private, checked copy
+  std::vector<SlotRef> slots;
+  std::shared_ptr<OutTransfer> transfer;
+  End end = End::none;                 // decided here (expired, corrupted): sent on as a skip record
+  Reason reason = Reason::none;
+  bool end_published = false;
+  bool sent = false;                   // record, or every chunk, was posted at least once: cannot expire
+  bool acked = false;
+  bool timed = false;
+  std::size_t released = 0;            // slots already in the return ring
+};
+
+struct Forward {
+  u64 id = 0;
+  EngineLane* lane = nullptr;
+  u64 session = 0;                     // 0: not known yet
+  u32 group = 0;
+  std::deque<Outgoing*> unacked;       // in flow_seq order
+  std::size_t next = 0;                // first entry to post
+  bool refused = false;                // peer does not know the flow yet
+  bool blocked = false;                // in the session's list of flows that wait for the link
+};
+
+/// A report waiting for room in a local return ring.
+struct HeldReturn { ReturnEntry entry; u64 session; u64 number; };
+
+struct EngineLane {
+  u32 number = 0, klass = 0;
+  int side = 0;
+  u64 peer_port = 0, peer_incarnation = 0;
+  LaneEnd end;
+  DoorbellRinger ringer;
+  bool dirty = false;                  // ring at the end of the step
+  bool broken = false;                 // a cursor or record that cannot be true
+  std::deque<Outgoing> outgoing;
+  std::deque<Outgoing*> ends_due;      // decided ends that found the return ring full
+  std::deque<HeldReturn> return_backlog;
+  // returns_in: what R told, read ahead of the tail
+  struct Reading { u64 cursor_end; bool done; ReturnEntry entry; };
+  std::deque<Reading> readings;
+  u64 readings_base = 0;               // number of readings.front()
+  std::vector<u64> blocked_flows;      // inbound flows that found the lane full
+  std::set<u64> flows_seen;            // inbound flows whose reader this lane's peer is
+};
+
+}  // namespace fabric

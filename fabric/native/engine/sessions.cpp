@@ -1,0 +1,333 @@
+// Links of a session: frames in and out, acknowledgements, reports, loss and return of a connection.
+#include <sys/epoll.h>
+
+#include <cstring>
+
+#include "core/clock.hpp"
+#include "core/crc32c.hpp"
+#include "engine/engine.hpp"
+#include "links/inproc_link.hpp"
+#include "links/tcp_link.hpp"
+
+namespace fabric {
+
+/// Hands a link's callbacks to the engine, for one connection and one progress call.
+class SessionSink final : public Sink {
+ public:
+  SessionSink(Engine& engine, Session& session, u32 group) : engine_(engine), session_(session), group_(group) {}
+  u8* place(const wire::FrameHeader& header) override { return engine_.place_chunk(session_, header); }
+  bool deliver(const wire::FrameHeader& header, const u8* body) override {
+    return engine_.on_frame(session_, header, body);
+  }
+  void sent(u64) override {}
+  void broken(const std::string& reason) override {
+    session_.connection[group_].down = true;
+    session_.connection[group_].reason = reason;
+  }
+
+ private:
+  Engine& engine_;
+  Session& session_;
+  u32 group_;
+};
+
+Session* Engine::find_session(u64 id) {
+  const auto found = sessions_.find(id);
+  return found == sessions_.end() ? nullptr : found->second.get();
+}
+
+Status Engine::attach_link(u64 session_id, std::unique_ptr<Link> link, u32 group) {
+  Session* session = find_session(session_id);
+  if (session == nullptr || group > 1) return Status::fail(Code::invalid, "no such session or group");
+  Connection& connection = session->connection[group];
+  if (connection.link != nullptr) {
+    connection.reason = "replaced";
+    tear_down(*session, group);
+  }
+  connection.tag = next_tag_++;
+  epoll_event event{};
+  event.events = EPOLLIN;
+  event.data.u64 = connection.tag;
+  if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, link->fd(), &event) != 0) return system_failure("epoll_ctl");
+  connection.link = std::move(link);
+  connection.down = connection.write_armed = false;
+  connection.more = true;
+  connection.reason.clear();
+  tags_[connection.tag] = {session_id, group};
+  connection_up(*session, group, monotonic_ns());
+  return Status::success();
+}
+
+/// Everything that is not acknowledged goes out again: the peer discards what it has (WIRE.md §6).
+void Engine::connection_up(Session& session, u32 group, u64 now) {
+  for (auto& [id, flow] : flows_out_) {
+    if (flow.session != session.id) continue;
+    const auto announced = [](const Outgoing* entry) { return entry->transfer != nullptr; };
+    const bool affected = group == 0 || flow.group == 1 ||
+                          std::any_of(flow.unacked.begin(), flow.unacked.end(), announced);
+    if (!affected) continue;
+    flow.next = 0;
+    flow.refused = flow.blocked = false;
+  }
+  for (std::deque<u64>& blocked : session.blocked) {
+    for (u64 id : blocked)
+      if (const auto flow = flows_out_.find(id); flow != flows_out_.end()) flow->second.blocked = false;
+    blocked.clear();
+  }
+  for (const auto& transfer : session.bulk) transfer->queued = false;
+  session.bulk.clear();
+  if (group == 0) session.reports_sent = 0;
+  wire::FrameHeader ping{};
+  ping.type = u8(wire::FrameType::ping);
+  ping.a = now;
+  OutFrame frame;
+  frame.header = ping;
+  post_frame(session, group, std::move(frame));
+  for (auto& [id, flow] : flows_out_)
+    if (flow.session == session.id) pump_flow(flow, now);
+}
+
+void Engine::tear_down(Session& session, u32 group) {
+  Connection& connection = session.connection[group];
+  if (connection.link == nullptr) return;
+  const LinkSample last = connection.link->sample();
+  connection.past.bytes_in += last.bytes_in;
+  connection.past.bytes_out += last.bytes_out;
+  connection.past.frames_in += last.frames_in;
+  connection.past.frames_out += last.frames_out;
+  ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, connection.link->fd(), nullptr);
+  connection.link->close();
+  connection.link.reset();
+  tags_.erase(connection.tag);
+  connection.down = connection.more = connection.write_armed = false;
+  emit(EngineEvent::Kind::link_down, session.id, group, connection.reason);
+}
+
+void Engine::progress_link(Session& session, u32 group, u64 budget) {
+  Connection& connection = session.connection[group];
+  if (connection.link == nullptr) return;
+  if (!connection.down) {
+    SessionSink sink(*this, session, group);
+    const bool more = connection.link->progress(sink, budget);
+    if (budget > 0) connection.more = more;
+  }
+  if (connection.down) tear_down(session, group);
+  else arm(connection);
+}
+
+void Engine::arm(Connection& connection) {
+  const bool wanted = connection.link->wants_write();
+  if (wanted == connection.write_armed) return;
+  epoll_event event{};
+  event.events = EPOLLIN | (wanted ? u32(EPOLLOUT) : 0u);
+  event.data.u64 = connection.tag;
+  if (::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, connection.link->fd(), &event) == 0) connection.write_armed = wanted;
+}
+
+void Engine::post_frame(Session& session, u32 group, OutFrame frame) {
+  Connection& connection = session.connection[group];
+  if (connection.link == nullptr || connection.down) return;  // sent again when it is back
+  connection.link->post(std::move(frame));
+}
+
+void Engine::post_control(Session& session, wire::FrameHeader header, std::vector<u8> body) {
+  OutFrame frame;
+  frame.header = header;
+  if (!body.empty()) frame.header.body_crc = crc32c(body.data(), body.size(), 0);
+  frame.owned = std::move(body);
+  post_frame(session, 0, std::move(frame));
+}
+
+bool Engine::on_frame(Session& session, const wire::FrameHeader& header, const u8* body) {
+  const auto type = static_cast<wire::FrameType>(header.type);
+  if (type == wire::FrameType::chunk) {
+    on_chunk(session, header, body);
+    return true;
+  }
+  const std::span<const u8> bytes{body, header.body_len};
+  if (header.body_len > 0 && crc32c(body, header.body_len, 0) != header.body_crc) {
+    ++session.crc_errors;
+    return false;
+  }
+  const u64 now = monotonic_ns();
+  switch (type) {
+    case wire::FrameType::eager:
+    case wire::FrameType::announce:
+    case wire::FrameType::cancel: return on_record(session, header, bytes, now);
+    case wire::FrameType::grant: on_grant(session, header, bytes, now); return true;
+    case wire::FrameType::chunk_ack: on_chunk_acks(session, bytes, now); return true;
+    case wire::FrameType::refuse: on_refuse(session, header); return true;
+    case wire::FrameType::resume: on_resume(header, now); return true;
+    case wire::FrameType::report: on_report(session, header, bytes); return true;
+    case wire::FrameType::hop_ack: on_hop_ack(session, header, bytes); return true;
+    case wire::FrameType::ping: {
+      wire::FrameHeader pong{};
+      pong.type = u8(wire::FrameType::pong);
+      pong.a = header.a;
+      post_control(session, pong, {});
+      return true;
+    }
+    case wire::FrameType::pong:
+    case wire::FrameType::chunk: return true;
+    case wire::FrameType::goodbye: return true;  // the close that follows is the event
+  }
+  return false;
+}
+
+void Engine::on_refuse(Session&, const wire::FrameHeader& header) {
+  const auto flow = flows_out_.find(header.a);
+  if (flow != flows_out_.end()) flow->second.refused = true;
+}
+
+void Engine::on_resume(const wire::FrameHeader& header, u64 now) {
+  const auto found = flows_out_.find(header.a);
+  if (found == flows_out_.end()) return;
+  Forward& flow = found->second;
+  acknowledge(flow, header.b);
+  flow.next = 0;
+  flow.refused = false;
+  pump_flow(flow, now);
+}
+
+// ------------------------------------------------------------------ acknowledgements and reports
+void Engine::on_hop_ack(Session& session, const wire::FrameHeader& header, std::span<const u8> body) {
+  for (std::size_t at = 0; at + sizeof(wire::FlowAck) <= body.size(); at += sizeof(wire::FlowAck)) {
+    wire::FlowAck ack;
+    std::memcpy(&ack, body.data() + at, sizeof ack);
+    const auto flow = flows_out_.find(ack.flow);
+    if (flow != flows_out_.end() && flow->second.session == session.id) acknowledge(flow->second, ack.flow_seq);
+  }
+  while (!session.reports.empty() && session.reports.front().number <= header.a) {
+    finish_reading(session.reports.front().lane, session.reports.front().reading);
+    session.reports.pop_front();
+    if (session.reports_sent > 0) --session.reports_sent;
+  }
+}
+
+void Engine::on_report(Session& session, const wire::FrameHeader& header, std::span<const u8> body) {
+  const std::size_t count = body.size() / sizeof(ReturnEntry);
+  session.report_ack_due = true;
+  for (std::size_t i = 0; i < count; ++i) {
+    const u64 number = header.a + i;
+    if (number <= session.report_seen) continue;  // a repeat after a reconnect
+    if (number != session.report_seen + 1) return;  // not acknowledged: comes again
+    ReturnEntry entry;
+    std::memcpy(&entry, body.data() + i * sizeof entry, sizeof entry);
+    session.report_seen = number;
+    deliver_report(session, number, entry);
+  }
+}
+
+void Engine::deliver_report(Session& session, u64 number, const ReturnEntry& entry) {
+  if (entry.kind != u8(ReturnKind::end) && entry.kind != u8(ReturnKind::credit)) return;
+  const auto flow = flows_out_.find(entry.flow);
+  if (flow == flows_out_.end() || flow->second.lane == nullptr) {
+    if (removed_flows_.count(entry.flow) != 0) return;
+    emit(EngineEvent::Kind::flow_unknown, entry.flow, 0, "report");
+    orphan_returns_[entry.flow].push_back({entry, session.id, number});
+    session.report_blocked.insert(number);
+    return;
+  }
+  EngineLane& lane = *flow->second.lane;
+  if (!lane.return_backlog.empty() || !lane.end.returns_out.push(entry)) {
+    lane.return_backlog.push_back({entry, session.id, number});
+    session.report_blocked.insert(number);
+    blocked_retry_ = true;
+    return;
+  }
+  lane.end.returns_out.publish();
+  mark_dirty(lane);
+}
+
+void Engine::flush_backlog(EngineLane& lane) {
+  bool any = false;
+  while (!lane.return_backlog.empty() && lane.end.returns_out.push(lane.return_backlog.front().entry)) {
+    acknowledge_report(lane.return_backlog.front().session, lane.return_backlog.front().number);
+    lane.return_backlog.pop_front();
+    any = true;
+  }
+  if (!any) return;
+  lane.end.returns_out.publish();
+  mark_dirty(lane);
+}
+
+void Engine::acknowledge_report(u64 session_id, u64 number) {
+  Session* session = find_session(session_id);
+  if (session == nullptr) return;
+  session->report_blocked.erase(number);
+  session->report_ack_due = true;
+}
+
+void Engine::send_acks(Session& session) {
+  while (!session.chunk_acks.empty()) {
+    const std::size_t count =
+        std::min<std::size_t>(session.chunk_acks.size(), wire::kControlBodyBytesMax / sizeof(wire::ChunkAck));
+    const u8* from = reinterpret_cast<const u8*>(session.chunk_acks.data());
+    wire::FrameHeader header{};
+    header.type = u8(wire::FrameType::chunk_ack);
+    post_control(session, header, {from, from + count * sizeof(wire::ChunkAck)});
+    session.chunk_acks.erase(session.chunk_acks.begin(), session.chunk_acks.begin() + std::ptrdiff_t(count));
+  }
+  if (session.ack_due.empty() && !session.report_ack_due) return;
+  wire::FrameHeader header{};
+  header.type = u8(wire::FrameType::hop_ack);
+  header.a = session.report_blocked.empty() ? session.report_seen : *session.report_blocked.begin() - 1;
+  std::vector<u8> body;
+  for (u64 id : session.ack_due) {
+    const auto flow = flows_in_.find(id);
+    if (flow == flows_in_.end()) continue;
+    flow->second.ack_due = false;
+    const wire::FlowAck ack{id, flow->second.published};
+    const u8* from = reinterpret_cast<const u8*>(&ack);
+    body.insert(body.end(), from, from + sizeof ack);
+    if (body.size() + sizeof ack <= wire::kControlBodyBytesMax) continue;
+    post_control(session, header, std::move(body));
+    body.clear();
+  }
+  post_control(session, header, std::move(body));
+  session.ack_due.clear();
+  session.report_ack_due = false;
+}
+
+void Engine::send_reports(Session& session) {
+  constexpr std::size_t kBatch = wire::kControlBodyBytesMax / sizeof(ReturnEntry);
+  Connection& connection = session.connection[0];
+  while (connection.link != nullptr && !connection.down && session.reports_sent < session.reports.size() &&
+         session.reports_sent < kReportsUnackedMax && connection.link->backlog() <= kRecordBacklogBytes) {
+    wire::FrameHeader header{};
+    header.type = u8(wire::FrameType::report);
+    header.a = session.reports[session.reports_sent].number;
+    std::vector<u8> body;
+    for (std::size_t i = 0; i < kBatch && session.reports_sent < session.reports.size(); ++i) {
+      const u8* from = reinterpret_cast<const u8*>(&session.reports[session.reports_sent++].entry);
+      body.insert(body.end(), from, from + sizeof(ReturnEntry));
+    }
+    post_control(session, header, std::move(body));
+  }
+}
+
+void Engine::pump_session(Session& session, u64 now) {
+  for (u32 group = 0; group < 2; ++group) {
+    Connection& connection = session.connection[group];
+    std::deque<u64>& blocked = session.blocked[group];
+    while (!blocked.empty() && connection.link != nullptr && !connection.down &&
+           connection.link->backlog() <= kRecordBacklogBytes) {
+      const auto flow = flows_out_.find(blocked.front());
+      blocked.pop_front();
+      if (flow == flows_out_.end()) continue;
+      flow->second.blocked = false;
+      pump_flow(flow->second, now);
+    }
+  }
+  pump_bulk(session, now);
+  send_acks(session);
+  send_reports(session);
+  // Control first; a connection that waits for room is written when epoll says so.
+  for (u32 group = 0; group < 2; ++group) {
+    Connection& connection = session.connection[group];
+    if (connection.link != nullptr && connection.link->backlog() > 0 && !connection.write_armed)
+      progress_link(session, group, 0);
+  }
+}
+
+}  // namespace fabric
