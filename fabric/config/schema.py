@@ -39,23 +39,21 @@ _credit = r.record(
     },
     "credit",
 )
-_channel = r.record(
-    {
-        "type": r.Field(r.text("a message type name such as kv.layer", _NAME), required=True),
-        "reply": r.Field(r.optional(r.text("a message type name such as kv.answer", _NAME))),
-        "pattern": r.Field(r.choice(PATTERNS)),
-        "delivery": r.Field(r.choice(DELIVERIES)),
-        "overflow": r.Field(r.choice(OVERFLOWS)),
-        "class": r.Field(r.choice(CLASSES)),
-        "route": r.Field(r.optional(_name)),
-        "transforms": r.Field(
-            r.sequence(_name, "a list of transforms", limits.TRANSFORMS_PER_CHANNEL_MAX)
-        ),
-        "idempotent": r.Field(r.boolean),
-        "credit": r.Field(_credit),
-    },
-    "a channel",
-)
+CHANNEL_KEYS = {
+    "type": r.Field(r.text("a message type name such as kv.layer", _NAME), required=True),
+    "reply": r.Field(r.optional(r.text("a message type name such as kv.answer", _NAME))),
+    "pattern": r.Field(r.choice(PATTERNS)),
+    "delivery": r.Field(r.choice(DELIVERIES)),
+    "overflow": r.Field(r.choice(OVERFLOWS)),
+    "class": r.Field(r.choice(CLASSES)),
+    "route": r.Field(r.optional(_name)),
+    "transforms": r.Field(
+        r.sequence(_name, "a list of transforms", limits.TRANSFORMS_PER_CHANNEL_MAX)
+    ),
+    "idempotent": r.Field(r.boolean),
+    "credit": r.Field(_credit),
+}
+_channel = r.record(CHANNEL_KEYS, "a channel")
 _restart = r.record(
     {
         "backoff_s": r.Field(
