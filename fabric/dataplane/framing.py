@@ -11,6 +11,7 @@ from __future__ import annotations
 import array
 import asyncio
 import collections
+import contextlib
 import os
 import select
 import socket
@@ -191,15 +192,17 @@ class FrameSocket:
                 raise BrokenError("the peer closed the control connection")
             self._buffer.feed(data, fds)
 
+    def shutdown(self) -> None:
+        """End both directions: a blocked reader wakes with `BrokenError` and closes. Any thread."""
+        with contextlib.suppress(OSError):  # never connected, or the peer was faster
+            self.socket.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
-        """Close the socket and descriptors that no frame claimed. Idempotent; wakes a blocked reader."""
+        """Close the socket and descriptors that no frame claimed. Idempotent; not while another thread reads."""
         if self._closed:
             return
         self._closed = True
-        try:
-            self.socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # never connected, or the peer was faster
+        self.shutdown()
         self.socket.close()
         self._buffer.close()
 
@@ -211,7 +214,7 @@ class FrameSocket:
         poll.register(self.socket, event)
         if left <= 0 or not poll.poll(left * 1000):
             if event == select.POLLOUT:
-                self.socket.shutdown(socket.SHUT_RDWR)
+                self.shutdown()
             raise DeadlineExceeded(f"waited for {what} on a control connection")
 
 

@@ -339,7 +339,9 @@ def _view_class(
 
     namespace["tensor_index"] = classmethod(tensor_index)
     for name, value in vars(ViewMethods).items():
-        if not name.startswith("__") and name != "tensor_index":
+        if name != "tensor_index" and (
+            not name.startswith("__") or name in ("__enter__", "__exit__")
+        ):
             namespace[name] = value
     namespace["_raw"] = {name: cls.__dict__[name] for name in specs}
     private = [("_native", Any, None), ("_source", Any, None)]

@@ -168,7 +168,8 @@ def _check(schema: Schema) -> None:
     tensors = [field for field in schema.fields if field.dims is not None]
     if len(tensors) > limits.TENSORS_PER_MESSAGE_MAX:
         raise TypeMismatchError(
-            f"message type {schema.name!r} has {len(tensors)} tensors, TENSORS_PER_MESSAGE_MAX is {limits.TENSORS_PER_MESSAGE_MAX}"
+            f"message type {schema.name!r} has {len(tensors)} tensors, "
+            f"TENSORS_PER_MESSAGE_MAX is {limits.TENSORS_PER_MESSAGE_MAX}"
         )
     for field in schema.fields:
         _check_field(schema, field)

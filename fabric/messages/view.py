@@ -97,6 +97,12 @@ class ViewMethods:
                     raise
                 self._source.provide(need)
 
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
     @classmethod
     def tensor_index(cls, field: str) -> int:
         """Return the position of a tensor field among the tensors."""

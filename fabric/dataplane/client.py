@@ -1,0 +1,498 @@
+"""Attach a process to its node: `attach()` and the `Port` it gives.
+
+A port owns its control thread (see `connection`) and the native port with its service thread. Everything public is
+thread-safe. A process may hold several ports; a fork loses them (the child's calls raise `ClosedError`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
+
+from fabric import errors, limits
+from fabric.dataplane.connection import ControlConnection
+from fabric.dataplane.framing import close_fds
+from fabric.dataplane.receiver import Receiver
+from fabric.dataplane.requester import Requester
+from fabric.dataplane.responder import Responder
+from fabric.dataplane.segments import Segments
+from fabric.dataplane.sender import REASONS, Sender
+from fabric.messages import MessageType, Schema, class_from_schema, message_type
+
+log = logging.getLogger("fabric.port")
+M = TypeVar("M")
+R = TypeVar("R")
+E = TypeVar("E")
+Handler = Callable[[dict[str, Any]], Any]
+
+PATTERNS: Final = ("stream", "queue", "broadcast", "request", "reply")
+DELIVERIES: Final = ("at_most_once", "at_least_once")
+CLASSES: Final = ("control", "token", "embedding", "bulk")
+
+
+def default_socket() -> str:
+    """Return the attach socket: ``FABRIC_SOCKET``, else the user's runtime directory."""
+    named = os.environ.get("FABRIC_SOCKET")
+    if named:
+        return named
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    folder = os.path.join(runtime, "fabricd") if runtime else f"/tmp/fabricd-{os.getuid()}"
+    return os.path.join(folder, "a.sock")
+
+
+def attach(
+    name: str, socket: str | os.PathLike[str] | None = None, *, token: str | None = None
+) -> Port:
+    """Attach this process to its node.
+
+    Parameters
+    ----------
+    name : str
+        Shown in listings; at most 128 bytes.
+    socket : path, optional
+        The daemon's unix socket; default ``FABRIC_SOCKET`` or ``$XDG_RUNTIME_DIR/fabricd/a.sock``.
+    token : str, optional
+        Given to modules by the supervisor; default ``FABRIC_MODULE_TOKEN``.
+
+    Returns
+    -------
+    Port
+        Use with ``with``: leaving detaches.
+
+    Raises
+    ------
+    BrokenError
+        No daemon there (the message says how to start one), or it went away.
+    ConfigError, CapacityError, DeadlineExceeded
+        It refused, or did not answer within 10 s.
+    """
+    if not isinstance(name, str) or not 0 < len(name.encode()) <= limits.NAME_BYTES_MAX:
+        raise errors.ConfigError(
+            f"port name {name!r}: give 1 to {limits.NAME_BYTES_MAX} bytes", value=str(name)[:200]
+        )
+    path = os.fspath(socket) if socket is not None else default_socket()
+    return Port(name, path, token or os.environ.get("FABRIC_MODULE_TOKEN"))
+
+
+class Port:
+    """The attachment of this process: lanes, arena, endpoints. Made by `attach`.
+
+    Attributes
+    ----------
+    name : str
+    number, incarnation : int
+        Identity in the cluster.
+    node : str
+        Name of the node.
+    native
+        The native port.
+    """
+
+    def __init__(self, name: str, path: str, token: str | None) -> None:
+        from fabric import _native
+
+        self._module = _native
+        self.need_segment: type[Exception] = _native.NeedSegment
+        self.name = name
+        self.is_closed = False
+        self._lock = threading.RLock()
+        self._broken: Exception | None = None
+        self._endpoints: dict[int, Any] = {}
+        self._flows: dict[int, dict[str, Any]] = {}
+        self._handlers: dict[str, Handler] = {}
+        self._pending_stop: dict[str, Any] | None = None
+        self._lanes: set[int] = set()
+        self._flows_in: set[int] = set()
+        self.connection = ControlConnection(path, self._on_push, self._on_tick, self._on_broken)
+        hello = {"v": 1, "name": name, "pid": os.getpid(), "python": platform.python_version()}
+        answer, fds = self.connection.hello({**hello, "token": token} if token else hello)
+        try:
+            self.number, self.incarnation = int(answer["port"]), int(answer["incarnation"])
+            self.node = str(answer.get("node", ""))
+            self.native: Any = _native.Port(self.number, self.incarnation, *fds)
+        finally:
+            close_fds(fds)
+        self.segments = Segments(self.native, self.connection)
+        self.connection.start()
+
+    # ---- channels and endpoints
+
+    def declare(
+        self, channel: str, type: Any, *, reply: Any = None, pattern: str = "stream", delivery: str = "at_most_once",
+        overflow: str = "block", klass: str = "token", route: str | None = None, transforms: Sequence[str] = (),
+        idempotent: bool = False,
+    ) -> None:  # fmt: skip
+        """Declare a channel; the same declaration again is fine, another one is refused naming what differs.
+
+        Parameters
+        ----------
+        channel : str
+            Cluster-wide name.
+        type : type
+            Message class.
+        reply : type, optional
+            Message class of replies; makes the pattern ``request``.
+        pattern : {"stream", "queue", "request"}
+        delivery : {"at_most_once", "at_least_once"}
+        overflow : {"block"}
+        klass : {"control", "token", "embedding", "bulk"}
+            Traffic class.
+        route : str, optional
+            Routing policy; default by pattern.
+        transforms : sequence of str
+            In-flight transforms, in order.
+        idempotent : bool
+            The consumer may see a request twice (needed for ``at_least_once`` requests).
+
+        Raises
+        ------
+        ConfigError, TypeMismatchError
+        """
+        fields: dict[str, Any] = {
+            "channel": channel, "schema": message_type(type).schema.text,
+            "pattern": "request" if reply is not None else pattern, "delivery": delivery, "overflow": overflow,
+            "klass": klass, "route": route, "transforms": list(transforms), "idempotent": idempotent,
+        }  # fmt: skip
+        if reply is not None:
+            fields["reply_schema"] = message_type(reply).schema.text
+        self.request("declare", fields)
+
+    def sender(
+        self,
+        channel: str,
+        type: type[M] | None = None,
+        *,
+        stage: int | None = None,
+        transform: str | None = None,
+    ) -> Sender[M]:
+        """Open the sending end of a channel.
+
+        Parameters
+        ----------
+        channel : str
+        type : type, optional
+            Message class; default: made from the channel's schema.
+        stage, transform
+            Hop of a transformed channel, for stage hosts.
+
+        Raises
+        ------
+        TypeMismatchError
+            The channel carries another type; names the field.
+        ConfigError
+            The channel is not declared, or has another pattern.
+        """
+        answer, found = self._open("sender", channel, type, stage=stage, transform=transform)
+        return self._keep(
+            answer, Sender(self, channel, found, self._native_sender(answer, found), answer)
+        )
+
+    def receiver(
+        self, channel: str, type: type[M] | None = None, *, stage: int | None = None, transform: str | None = None,
+        messages: int = limits.CREDIT_MESSAGES, bytes: int = limits.CREDIT_BYTES, delivery: str | None = None,
+    ) -> Receiver[M]:  # fmt: skip
+        """Open the receiving end of a channel; `messages` and `bytes` are the credit each sender gets.
+
+        `delivery` overrides how this end acknowledges (stage hosts). Raises like `sender`.
+        """
+        credit = {"messages": messages, "bytes": bytes}
+        answer, found = self._open(
+            "receiver", channel, type, stage=stage, transform=transform, **credit
+        )
+        if delivery is not None:
+            answer["delivery"] = delivery
+        return self._keep(
+            answer, Receiver(self, channel, found, self._native_receiver(answer, found), answer)
+        )
+
+    def requester(self, channel: str, type: type[M], reply: type[R]) -> Requester[M, R]:
+        """Open the asking end of a request channel. Raises like `sender`."""
+        answer, found = self._open("requester", channel, type, reply)
+        back = {**answer, "endpoint": answer["reply_endpoint"], "pattern": "reply", "route": None}
+        answered = message_type(reply)
+        replies: Receiver[R] = Receiver(
+            self, channel, answered, self._native_receiver(back, answered), back
+        )
+        sender: Sender[M] = Sender(self, channel, found, self._native_sender(answer, found), answer)
+        return self._keep(answer, Requester(self, sender, replies))
+
+    def responder(
+        self, channel: str, type: type[M], reply: type[R], *, messages: int = limits.CREDIT_MESSAGES,
+        bytes: int = limits.CREDIT_BYTES,
+    ) -> Responder[M, R]:  # fmt: skip
+        """Open the answering end of a request channel. Raises like `sender`."""
+        answer, found = self._open(
+            "responder", channel, type, reply, messages=messages, bytes=bytes
+        )
+        back = {**answer, "endpoint": answer["reply_endpoint"], "pattern": "reply", "route": None}
+        answered = message_type(reply)
+        replies: Sender[R] = Sender(
+            self, channel, answered, self._native_sender(back, answered), back
+        )
+        requests: Receiver[M] = Receiver(
+            self, channel, found, self._native_receiver(answer, found), answer
+        )
+        return self._keep(answer, Responder(self, requests, replies))
+
+    # ---- life
+
+    def ready(self) -> None:
+        """Tell the supervisor that this module is ready."""
+        self.request("ready", {})
+
+    def stopped(self) -> None:
+        """Tell the supervisor that this module has drained and leaves."""
+        self.request("stopped", {})
+
+    def on_stop(self, handler: Callable[[float], Any]) -> None:
+        """Call ``handler(grace_s)`` on a thread of its own when the node asks this process to leave."""
+        self.on_push(
+            "stop", lambda fields: handler(float(fields.get("grace_s", limits.MODULE_STOP_GRACE_S)))
+        )
+
+    def on_push(self, op: str, handler: Handler) -> None:
+        """Answer pushes called `op` with ``handler(fields) -> dict or None``, on a thread of its own each.
+
+        What it raises is answered as an error. A stop that came before its handler is delivered now.
+        """
+        with self._lock:
+            self._handlers[op] = handler
+            missed, self._pending_stop = (
+                (self._pending_stop, None) if op == "stop" else (None, self._pending_stop)
+            )
+        if missed is not None:
+            self._start_handler("stop", handler, missed)
+
+    def stats(self) -> dict[str, Any]:
+        """Return the native port's counters and the control connection's."""
+        return {
+            **self.native.stats(),
+            "reconnects": self.connection.reconnect_count,
+            "connected": self.connection.is_connected,
+        }
+
+    def close(self) -> None:
+        """Detach: endpoints close, what is queued ends as failed(closed). Idempotent; takes at most about 2 s."""
+        with self._lock:
+            if self.is_closed:
+                return
+            self.is_closed = True
+            endpoints = list(self._endpoints.values())
+        for endpoint in endpoints:
+            try:
+                endpoint.close()
+            except errors.FabricError as error:
+                log.debug("closing an endpoint of %s: %s", self.name, error)
+        self.connection.close()
+        self.native.close()
+
+    def __enter__(self) -> Port:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<fabric.Port {self.name!r} {self.number:#x} on {self.node}{' closed' if self.is_closed else ''}>"
+
+    # ---- for endpoints
+
+    def request(
+        self, op: str, fields: dict[str, Any], timeout_s: float = limits.CONTROL_CALL_S
+    ) -> tuple[dict[str, Any], list[int]]:
+        """Ask the daemon; see `ControlConnection.request`."""
+        if self._broken is not None:
+            raise self._broken
+        if self.is_closed:
+            raise errors.ClosedError(f"port {self.name!r} was closed")
+        return self.connection.request(op, fields, timeout_s)
+
+    def provide(self, need: Exception, deadline_ns: int = 0) -> None:
+        """Do what a native `NeedSegment` asks for; see `Segments.provide`."""
+        self.segments.provide(need, deadline_ns)
+
+    def flows_of(self, endpoint: int) -> list[dict[str, Any]]:
+        """Return the open flows of a sending endpoint, as the daemon pushed them."""
+        with self._lock:
+            return [flow for flow in self._flows.values() if flow["endpoint"] == endpoint]
+
+    def closed_endpoint(self, endpoint: int) -> None:
+        """Tell the daemon that an endpoint was closed (unless the whole port is closing)."""
+        with self._lock:
+            known = self._endpoints.pop(endpoint, None)
+            self._flows = {n: f for n, f in self._flows.items() if f["endpoint"] != endpoint}
+        if known is not None and not self.is_closed and self._broken is None:
+            self.connection.post("close", {"endpoint": endpoint})
+
+    def _open(
+        self, role: str, channel: str, type: Any, reply: Any = None, **more: Any
+    ) -> tuple[dict[str, Any], MessageType]:
+        fields = {
+            "role": role,
+            "channel": channel,
+            **{k: v for k, v in more.items() if v is not None},
+        }
+        fields["schema"] = message_type(type).schema.text if type is not None else ""
+        if reply is not None:
+            fields["reply_schema"] = message_type(reply).schema.text
+        answer, _ = self.request("open", fields)
+        if type is None:
+            if not answer.get("schema"):
+                raise errors.TypeMismatchError(
+                    f"the type of channel {channel!r} is not known yet; give a message class"
+                )
+            type = class_from_schema(Schema.parse(answer["schema"]))
+        return answer, message_type(type)
+
+    def _native_sender(self, answer: dict[str, Any], type_: MessageType) -> Any:
+        return self.native.open_sender(
+            answer["endpoint"], answer["channel"], type_.schema.type_id, PATTERNS.index(answer["pattern"]),
+            DELIVERIES.index(answer["delivery"]), CLASSES.index(answer["klass"]),
+        )  # fmt: skip
+
+    def _native_receiver(self, answer: dict[str, Any], type_: MessageType) -> Any:
+        return self.native.open_receiver(
+            answer["endpoint"], answer["channel"], type_.schema.type_id, PATTERNS.index(answer["pattern"]),
+            DELIVERIES.index(answer["delivery"]),
+        )  # fmt: skip
+
+    def _keep(self, answer: dict[str, Any], endpoint: E) -> E:
+        with self._lock:
+            self._endpoints[answer["endpoint"]] = endpoint
+        return endpoint
+
+    # ---- control thread
+
+    def _on_push(self, op: str, fields: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        own = getattr(self, f"_push_{op}", None)
+        if own is not None:
+            own(fields, fds)
+            return {}
+        with self._lock:
+            handler = self._handlers.get(op)
+            if handler is None and op == "stop":
+                self._pending_stop = fields
+                return {}
+        if handler is None:
+            raise errors.ConfigError(f"port {self.name!r} has no handler for {op!r}", op=op)
+        self._start_handler(op, handler, fields)
+        return {"later": True}
+
+    def _start_handler(self, op: str, handler: Handler, fields: dict[str, Any]) -> None:
+        def work() -> None:
+            try:
+                answer = handler(fields) or {}
+                if not isinstance(answer, dict):
+                    answer = {}
+            except Exception as error:  # reported to the daemon, which decides
+                log.exception("push %s failed", op)
+                answer = {"error": errors.to_wire(error)}
+            self.connection.answer_push(fields.get("push", 0), answer)
+
+        threading.Thread(target=work, name=f"fabric-{op}", daemon=True).start()
+
+    def _push_lane(self, fields: dict[str, Any], fds: list[int]) -> None:
+        lane = fields["lane"]
+        if lane in self._lanes:
+            return
+        if len(fds) != 3:
+            raise errors.PeerProtocolError(f"lane {lane} came with {len(fds)} descriptors, not 3")
+        self.native.add_lane(
+            lane,
+            fds[0],
+            fields["side"],
+            fields["klass"],
+            fields["peer_port"],
+            fields["peer_incarnation"],
+            *fds[1:],
+        )
+        self._lanes.add(lane)
+
+    def _push_lane_drop(self, fields: dict[str, Any], _: list[int]) -> None:
+        if fields["lane"] in self._lanes:
+            self._lanes.discard(fields["lane"])
+            self.native.remove_lane(fields["lane"])
+
+    def _push_flow_in(self, fields: dict[str, Any], _: list[int]) -> None:
+        flow = fields["flow"]
+        if flow not in self._flows_in:
+            self.native.add_flow_in(
+                fields["endpoint"],
+                flow,
+                fields["lane"],
+                fields["producer_port"],
+                fields["messages"],
+                fields["bytes"],
+            )
+            self._flows_in.add(flow)
+
+    def _push_flow_in_close(self, fields: dict[str, Any], _: list[int]) -> None:
+        if fields["flow"] in self._flows_in:
+            self._flows_in.discard(fields["flow"])
+            self.native.close_flow_in(fields["flow"], bool(fields.get("drain", True)))
+
+    def _push_flow_out(self, fields: dict[str, Any], _: list[int]) -> None:
+        flow = fields["flow"]
+        with self._lock:
+            is_known = flow in self._flows
+        if not is_known:
+            self.native.add_flow_out(
+                fields["endpoint"], flow, fields["lane"], fields["target_endpoint"], fields["messages"],
+                fields["bytes"], fields["generation"], bool(fields.get("after_drain", False)),
+            )  # fmt: skip
+            with self._lock:
+                self._flows[flow] = {
+                    key: fields.get(key, 0)
+                    for key in ("flow", "endpoint", "reply_flow", "target_endpoint")
+                }
+        self._tell_endpoint(fields["endpoint"], "wake")
+
+    def _push_flow_close(self, fields: dict[str, Any], _: list[int]) -> None:
+        flow = self._forget_flow(fields["flow"])
+        if flow is not None:
+            self.native.close_flow_out(fields["flow"])
+            self._tell_endpoint(flow["endpoint"], "forget_flow", fields["flow"])
+
+    def _push_flow_lost(self, fields: dict[str, Any], _: list[int]) -> None:
+        flow = self._forget_flow(fields["flow"])
+        reason = int(fields.get("reason", 6))
+        self.native.lose_flow_out(fields["flow"], fields.get("handed_upto", 0), reason)
+        endpoint = flow["endpoint"] if flow is not None else fields.get("endpoint", 0)
+        name = REASONS[reason] if 0 <= reason < len(REASONS) else str(reason)
+        self._tell_endpoint(endpoint, "forget_flow", fields["flow"])
+        self._tell_all("lose_flow", fields["flow"], name)
+
+    def _forget_flow(self, flow: int) -> dict[str, Any] | None:
+        with self._lock:
+            return self._flows.pop(flow, None)
+
+    def _tell_endpoint(self, endpoint: int, call: str, *args: Any) -> None:
+        with self._lock:
+            found = self._endpoints.get(endpoint)
+        if hasattr(found, call):
+            getattr(found, call)(*args)
+
+    def _tell_all(self, call: str, *args: Any) -> None:
+        with self._lock:
+            found = list(self._endpoints.values())
+        for endpoint in found:
+            if hasattr(endpoint, call):
+                getattr(endpoint, call)(*args)
+
+    def _on_tick(self) -> None:
+        self.segments.give_back_idle()
+
+    def _on_broken(self, error: Exception) -> None:
+        """The daemon is gone for good, or no longer knows this port: nothing more can be promised."""
+        log.error("port %s: %s", self.name, error)
+        self._broken = error
+        self.native.close()
+        with self._lock:
+            endpoints = list(self._endpoints.values())
+        for endpoint in endpoints:
+            if hasattr(endpoint, "wake"):
+                endpoint.wake()

@@ -1,0 +1,382 @@
+"""The asking end of a request channel: calls, streamed replies, cancellation.
+
+Thread-safe, no thread of its own: of the callers that wait, one reads the replies for all. A call goes to the
+responder with the fewest calls of ours; when that responder is lost the call fails as `PeerLostError`, for it may
+have acted. Late replies of calls that ended are discarded.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+import msgspec
+
+from fabric import errors, limits
+from fabric.dataplane.deadlines import absolute_ns, left_s, monotonic_ns
+from fabric.dataplane.receiver import Receiver
+from fabric.dataplane.sender import Sender, as_key
+
+if TYPE_CHECKING:
+    from fabric.dataplane.client import Port
+
+M = TypeVar("M")
+R = TypeVar("R")
+
+# layout.hpp RecordFlag
+FLAG_STREAM_END: Final = 1 << 2
+FLAG_STREAM_MORE: Final = 1 << 3
+FLAG_ERROR: Final = 1 << 4
+FLAG_CANCEL: Final = 1 << 5
+_LEADER_NS: Final = 50_000_000  # a leading reader looks this often whether its own call is done
+_unpack = msgspec.msgpack.Decoder().decode
+
+
+class Call:
+    """One request in flight. States: waiting → (replies)* → done; `error` set when it ended badly."""
+
+    __slots__ = ("correlation", "deadline_ns", "error", "flow", "is_done", "replies")
+
+    def __init__(self, correlation: int, deadline_ns: int) -> None:
+        self.correlation = correlation
+        self.deadline_ns = deadline_ns
+        self.flow = 0
+        self.is_done = False
+        self.error: Exception | None = None
+        self.replies: collections.deque[Any] = collections.deque()
+
+
+class Requester(Generic[M, R]):
+    """Sends requests of type `M` and returns replies of type `R`; made by `Port.requester`."""
+
+    def __init__(self, port: Port, sender: Sender[M], replies: Receiver[R]) -> None:
+        self._port = port
+        self.sender = sender
+        self.replies = replies
+        self.channel = sender.channel
+        self.endpoint = sender.endpoint
+        self._lock = threading.Lock()
+        self._news = threading.Condition(self._lock)
+        self._has_leader = False
+        self._calls: dict[int, Call] = {}
+        self._numbers = itertools.count(1)
+        self._is_closed = False
+
+    def call(
+        self, message: M, key: str | bytes | None = None, deadline: float | None = None
+    ) -> Any:
+        """Ask and return the answer.
+
+        Parameters
+        ----------
+        message : M
+        key : str or bytes, optional
+            For routing policies.
+        deadline : float, optional
+            Seconds for everything (default 30): finding a responder, room, the answer. The responder sees it too.
+
+        Returns
+        -------
+        R
+            A view, as from `Receiver.receive`.
+
+        Raises
+        ------
+        RemoteError
+            The responder raised; ``context["error"]`` names the class.
+        PeerLostError
+            The responder died; whether it acted is unknown.
+        DeadlineExceeded
+            No answer in time; the responder is told to stop.
+        TypeMismatchError, ClosedError
+
+        Notes
+        -----
+        KeyboardInterrupt cancels the request.
+        """
+        call = self.begin(message, key, deadline)
+        try:
+            reply = self._next(call)
+            if reply is None:
+                raise errors.RemoteError(
+                    f"channel {self.channel!r}: the responder answered with an empty stream"
+                )
+            return reply
+        finally:
+            self.finish(call)
+
+    def stream(
+        self, message: M, key: str | bytes | None = None, deadline: float | None = None
+    ) -> Iterator[Any]:
+        """Ask and iterate over the replies as they come; leaving early cancels the request.
+
+        `deadline` bounds the whole stream. Raises like `call`, from the iterator.
+        """
+        call = self.begin(message, key, deadline)
+        return self._iterate(call)
+
+    def cancel(self, correlation: int) -> None:
+        """Tell the responder to stop, and end the call with `CancelledRequestError`. Unknown calls are ignored."""
+        with self._lock:
+            call = self._calls.get(correlation)
+            if call is None or call.is_done:
+                return
+            self._end(
+                call,
+                errors.CancelledRequestError(
+                    f"request {correlation} was cancelled", correlation=correlation
+                ),
+            )
+        self._send_cancel(call)
+
+    def in_flight(self) -> list[int]:
+        """Return the correlations of the calls that wait."""
+        with self._lock:
+            return list(self._calls)
+
+    def close(self) -> None:
+        """Close both directions; waiting calls get `ClosedError`. Idempotent."""
+        with self._lock:
+            self._is_closed = True
+            for call in self._calls.values():
+                self._end(call, errors.ClosedError(f"the requester of {self.channel!r} was closed"))
+        self.sender.close()
+        self.replies.close()
+
+    def __enter__(self) -> Requester[M, R]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- parts of a call; the asyncio face uses them too
+
+    def begin(
+        self, message: M, key: str | bytes | None, deadline: float | None, may_wait: bool = True
+    ) -> Call:
+        """Register a call and send its request; raises like `call`, `WouldBlock` when it `may_wait` not."""
+        deadline_ns = absolute_ns(deadline)
+        call = Call(next(self._numbers), deadline_ns or monotonic_ns())
+        self.register(call)
+        try:
+            meta, tensors = self.sender.type.encode(message)
+            self.send_request(call, meta, tensors, as_key(key), deadline_ns if may_wait else 0)
+        except BaseException:
+            self.finish(call, cancel=False)
+            raise
+        return call
+
+    def register(self, call: Call) -> None:
+        """Take a call into the table of those whose replies are kept."""
+        with self._lock:
+            if self._is_closed:
+                raise errors.ClosedError(f"the requester of {self.channel!r} was closed")
+            if len(self._calls) >= limits.REQUESTS_IN_FLIGHT_MAX:
+                raise errors.CapacityError(
+                    f"{len(self._calls)} requests in flight, REQUESTS_IN_FLIGHT_MAX is {limits.REQUESTS_IN_FLIGHT_MAX}",
+                    limit="REQUESTS_IN_FLIGHT_MAX",
+                )
+            self._calls[call.correlation] = call
+
+    def send_request(
+        self, call: Call, meta: bytes, tensors: list[Any], key: bytes | None, wait_ns: int
+    ) -> None:
+        """Send a call's request to a responder; tries others when one closes meanwhile."""
+        need_segment = self._port.need_segment
+        while True:
+            flow, reply_flow = self._choose(call, wait_ns)
+            call.flow = flow
+            try:
+                self.sender.native.send(
+                    meta, tensors, key, wait_ns, flow=flow, correlation=call.correlation, reply_flow=reply_flow,
+                    expires_ns=call.deadline_ns,
+                )  # fmt: skip
+                return
+            except need_segment as need:
+                self.sender.provide(need, call.deadline_ns)
+            except (errors.StaleHandleError, errors.PathBrokenError):
+                if any(f["flow"] == flow for f in self._port.flows_of(self.endpoint)):
+                    raise
+
+    def take_ready(self) -> bool:
+        """Read one reply without waiting and hand it to its call; False when there was none."""
+        native = self.replies.native.receive(0)
+        if native is None:
+            return False
+        with self._lock:
+            self._deliver(native)
+        return True
+
+    def take_from(self, call: Call) -> tuple[bool, Any]:
+        """Return (True, reply or None at the end) when `call` has something, else (False, None); raises its error."""
+        if call.replies:
+            return True, call.replies.popleft()
+        if call.is_done:
+            if call.error is not None:
+                raise call.error
+            return True, None
+        return False, None
+
+    def finish(self, call: Call, cancel: bool = True) -> None:
+        """Forget a call; one that is not done is cancelled at the responder."""
+        with self._lock:
+            self._calls.pop(call.correlation, None)
+            unfinished = not call.is_done
+            call.is_done = True
+        for reply in call.replies:
+            reply.release()
+        call.replies.clear()
+        if unfinished and cancel:
+            self._send_cancel(call)
+
+    def expire(self, call: Call) -> None:
+        """Raise the `DeadlineExceeded` of a call."""
+        where = f"responder on flow {call.flow:#x}" if call.flow else "a responder"
+        raise errors.DeadlineExceeded(
+            f"channel {self.channel!r}: waited for {where} to answer request {call.correlation}",
+            channel=self.channel,
+        )
+
+    def lose_flow(self, flow: int, reason: str) -> None:
+        """A responder is gone: its calls fail once the replies that did arrive are read. Control thread."""
+        while self._drain_once():
+            pass
+        with self._lock:
+            for call in self._calls.values():
+                if call.flow == flow and not call.is_done:
+                    self._end(call, errors.PeerLostError(
+                        f"channel {self.channel!r}: the responder was lost ({reason}); it may have acted on "
+                        f"request {call.correlation}",
+                        channel=self.channel, outcome="unknown",
+                    ))  # fmt: skip
+
+    def wake(self) -> None:
+        """Let waiting callers look again (a responder came or went). Control thread."""
+        with self._lock:
+            self._news.notify_all()
+
+    # ---- inside
+
+    def _iterate(self, call: Call) -> Iterator[Any]:
+        try:
+            while (reply := self._next(call)) is not None:
+                yield reply
+        finally:
+            self.finish(call)
+
+    def _next(self, call: Call) -> Any:
+        """Wait for the next reply of `call`; one of the waiting threads reads for all."""
+        with self._lock:
+            while True:
+                found, reply = self.take_from(call)
+                if found:
+                    return reply
+                if monotonic_ns() >= call.deadline_ns:
+                    self.expire(call)
+                if self._has_leader:
+                    self._news.wait(min(left_s(call.deadline_ns), 1.0))
+                    continue
+                self._lead(call)
+
+    def _lead(self, call: Call) -> None:
+        """Read one reply with the lock released; called with the lock held, returns with it held."""
+        self._has_leader = True
+        self._lock.release()
+        native = None
+        try:
+            native = self.replies.native.receive(min(call.deadline_ns, monotonic_ns() + _LEADER_NS))
+        finally:
+            self._lock.acquire()
+            self._has_leader = False
+            if native is not None:
+                self._deliver(native)
+            self._news.notify_all()
+
+    def _drain_once(self) -> bool:
+        try:
+            return self.take_ready()
+        except errors.FabricError:
+            return False  # closed meanwhile: nothing more will come
+
+    def _deliver(self, native: Any) -> None:
+        """Hand a reply to its call; lock held."""
+        call = self._calls.get(native.correlation)
+        flags = native.flags
+        if call is None or call.is_done:
+            native.ack()
+            native.release()
+            return
+        try:
+            if flags & FLAG_ERROR:
+                self._end(call, remote_error(native.meta))
+            elif not (flags & FLAG_STREAM_END and not native.meta):
+                if len(call.replies) >= limits.STREAM_REPLIES_QUEUED_MAX:
+                    raise errors.CapacityError(
+                        f"{len(call.replies)} unread replies, STREAM_REPLIES_QUEUED_MAX is reached",
+                        limit="STREAM_REPLIES_QUEUED_MAX",
+                    )
+                call.replies.append(self.replies.decode(native))
+            if not flags & FLAG_STREAM_MORE:
+                self._end(call, call.error)
+        except errors.FabricError as error:
+            self._end(call, error)
+        native.ack()
+        if flags & FLAG_ERROR or not native.meta:
+            native.release()
+        self._news.notify_all()
+
+    def _end(self, call: Call, error: Exception | None) -> None:
+        call.is_done = True
+        call.error = error
+        self._news.notify_all()
+
+    def _choose(self, call: Call, wait_ns: int) -> tuple[int, int]:
+        """Return (flow, reply flow) of the responder with the fewest calls of ours; waits for the first responder."""
+        while True:
+            flows = [f for f in self._port.flows_of(self.endpoint) if f.get("reply_flow")]
+            with self._lock:
+                if flows:
+                    busy = collections.Counter(
+                        c.flow for c in self._calls.values() if not c.is_done
+                    )
+                    best = min(flows, key=lambda f: busy[f["flow"]])
+                    return best["flow"], best["reply_flow"]
+                if not wait_ns:
+                    raise errors.WouldBlock(
+                        f"channel {self.channel!r} has no responder", channel=self.channel
+                    )
+                if monotonic_ns() >= wait_ns:
+                    raise errors.DeadlineExceeded(
+                        f"channel {self.channel!r}: waited for a responder, none is there",
+                        channel=self.channel,
+                    )
+                self._news.wait(min(left_s(wait_ns), 0.1))
+
+    def _send_cancel(self, call: Call) -> None:
+        """Best effort: a responder that cannot be told sees its deadline pass."""
+        if not call.flow:
+            return
+        try:
+            self.sender.native.send(
+                b"", [], None, 0, flow=call.flow, correlation=call.correlation, flags=FLAG_CANCEL,
+                expires_ns=monotonic_ns() + int(limits.CLOSE_S * 1e9),
+            )  # fmt: skip
+        except (errors.FabricError, self._port.need_segment):
+            return
+
+
+def remote_error(meta: bytes) -> errors.FabricError:
+    """Return what the responder reported."""
+    try:
+        fields = _unpack(meta)
+    except (msgspec.MsgspecError, RecursionError, UnicodeError):
+        fields = None
+    found = errors.from_wire(fields)
+    if isinstance(found, errors.CancelledRequestError):
+        return found
+    context = {k: v for k, v in found.context.items() if k not in ("code", "message")}
+    context.setdefault("error", type(found).__name__)
+    return errors.RemoteError(f"the responder failed: {found.message}", **context)

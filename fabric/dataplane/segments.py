@@ -1,0 +1,117 @@
+"""A port's arena, segment by segment: asked for when a sender lacks a slot, fetched when a reader meets a new one.
+
+Order of a new one: fd from the daemon → mapped writable → `segment_seal` → readers may get it. An own segment that
+stayed empty for `limits.SEGMENT_IDLE_S` is given back by the control thread. Any thread may call.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+from fabric import errors, limits
+from fabric.dataplane.deadlines import left_s, monotonic_ns
+
+if TYPE_CHECKING:
+    from fabric.dataplane.connection import ControlConnection
+
+log = logging.getLogger("fabric.segments")
+
+
+def plan_segment(size_bytes: int) -> tuple[int, int]:
+    """Return (slot_bytes, slot_count) of a segment for payloads of `size_bytes`.
+
+    Slots are powers of two up to 1 MiB, then multiples of 1 MiB; a segment is 4 MiB, or eight slots up to 32 MiB,
+    or two.
+    """
+    mib = 1 << 20
+    if size_bytes > limits.SEGMENT_BYTES_MAX:
+        raise errors.CapacityError(
+            f"a message of {size_bytes} bytes needs a slot above SEGMENT_BYTES_MAX ({limits.SEGMENT_BYTES_MAX})",
+            limit="SEGMENT_BYTES_MAX",
+        )
+    slot = limits.SLOT_BYTES_MIN
+    while slot < size_bytes and slot < mib:
+        slot *= 2
+    if slot < size_bytes:
+        slot = -(-size_bytes // mib) * mib
+    total = max(4 * mib, min(32 * mib, 8 * slot), min(2 * slot, 256 * mib))
+    return slot, max(1, min(limits.SLOTS_PER_SEGMENT_MAX, total // slot))
+
+
+class Segments:
+    """Own and foreign segments of one port."""
+
+    def __init__(self, native: Any, connection: ControlConnection) -> None:
+        self._native = native
+        self._connection = connection
+        self._lock = threading.Lock()
+        self._own: dict[int, int] = {}  # segment → slot bytes
+        self._idle_since: dict[int, int] = {}
+        self.full_count = 0
+
+    def provide(self, need: Exception, deadline_ns: int = 0) -> None:
+        """Do what a native `NeedSegment` asks for.
+
+        Raises
+        ------
+        CapacityError
+            A limit on arena memory is reached and no slot came free before `deadline_ns`.
+        StaleHandleError
+            The segment to read from no longer exists.
+        """
+        if len(need.args) >= 2:
+            self._fetch(int(need.args[1]))
+        else:
+            self._grow(int(need.args[0]), deadline_ns)
+
+    def give_back_idle(self) -> None:
+        """Drop own segments that stayed empty; called by the control thread."""
+        if not self._own:
+            return
+        now = monotonic_ns()
+        idle = set(self._native.idle_segments())
+        self._idle_since = {s: self._idle_since.get(s, now) for s in idle if s in self._own}
+        for segment, since in list(self._idle_since.items()):
+            if now - since >= limits.SEGMENT_IDLE_S * 1e9:
+                self._drop(segment)
+
+    def _grow(self, size_bytes: int, deadline_ns: int) -> None:
+        with self._lock:  # two senders that lack the same size get one segment
+            slot_bytes, slot_count = plan_segment(size_bytes)
+            if len(self._own) >= limits.SEGMENTS_PER_PORT_MAX:
+                raise errors.CapacityError(
+                    f"this port holds SEGMENTS_PER_PORT_MAX ({limits.SEGMENTS_PER_PORT_MAX}) segments",
+                    limit="SEGMENTS_PER_PORT_MAX",
+                )
+            timeout = min(limits.CONTROL_CALL_S, left_s(deadline_ns) or limits.CONTROL_CALL_S)
+            fields = {"slot_bytes": slot_bytes, "slot_count": slot_count}
+            answer, fds = self._connection.request("segment_new", fields, timeout)
+            segment = int(answer["segment"])
+            self._add(segment, fds, writable=True)
+            self._own[segment] = slot_bytes
+            self._connection.request("segment_seal", {"segment": segment}, timeout)
+
+    def _fetch(self, segment: int) -> None:
+        answer_fds = self._connection.request("segment_get", {"segment": segment})[1]
+        self._add(segment, answer_fds, writable=False)
+
+    def _add(self, segment: int, fds: list[int], writable: bool) -> None:
+        if len(fds) != 1:
+            raise errors.PeerProtocolError(f"segment {segment} came with {len(fds)} descriptors")
+        try:
+            self._native.add_segment(segment, fds[0], writable)
+        finally:
+            os.close(fds[0])
+
+    def _drop(self, segment: int) -> None:
+        self._idle_since.pop(segment, None)
+        try:
+            self._native.drop_segment(segment)
+        except errors.FabricError as error:
+            log.debug("segment %d is in use again: %s", segment, error)
+            return
+        self._own.pop(segment, None)
+        self._connection.post("segment_drop", {"segment": segment})

@@ -1,0 +1,362 @@
+"""The sending end of a channel.
+
+Thread-safe. A message is accepted when `send` returns; how it ended is in `stats`. Waits (for credit, for a slot, for
+a receiver) end at the deadline with an error that names what was full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from fabric import limits
+from fabric.dataplane.deadlines import absolute_ns, left_s, monotonic_ns
+from fabric.dataplane.routes import RoutePins, header_fields
+from fabric.errors import (
+    CapacityError,
+    ClosedError,
+    DeadlineExceeded,
+    StaleHandleError,
+    TypeMismatchError,
+)
+from fabric.messages import MessageType
+from fabric.messages.tensor import DTYPES
+
+if TYPE_CHECKING:
+    from fabric.dataplane.client import Port
+
+M = TypeVar("M")
+ENDS: Final = ("none", "delivered", "dropped", "failed")
+REASONS: Final = (
+    "none", "expired", "overflow_oldest", "overflow_newest", "rejected", "consumer_error", "peer_lost",
+    "outcome_unknown", "path_broken", "cancelled", "closed", "corrupted", "no_target", "transform_drop",
+    "transform_error", "sender_lost",
+)  # fmt: skip
+_SLOT_WAIT_S: Final = 0.02  # between asking for arena memory again; progress is made while waiting
+
+
+def as_key(key: str | bytes | None) -> bytes | None:
+    """Return a key as bytes; `CapacityError` above `limits.KEY_BYTES_MAX`."""
+    if key is None:
+        return None
+    data = key.encode() if isinstance(key, str) else bytes(key)
+    if len(data) > limits.KEY_BYTES_MAX:
+        raise CapacityError(
+            f"a key of {len(data)} bytes, KEY_BYTES_MAX is {limits.KEY_BYTES_MAX}",
+            limit="KEY_BYTES_MAX",
+        )
+    return data
+
+
+class Sender(Generic[M]):
+    """Sends messages of one type on one channel; made by `Port.sender`.
+
+    Attributes
+    ----------
+    channel : str
+    type : MessageType
+    native
+        The native endpoint, for stages and benchmarks.
+    """
+
+    def __init__(
+        self, port: Port, channel: str, type_: MessageType, native: Any, answer: dict[str, Any]
+    ) -> None:
+        self._port = port
+        self.channel = channel
+        self.type = type_
+        self.native = native
+        self.endpoint: int = answer["endpoint"]
+        self.klass = str(answer.get("klass", "token"))
+        self._encode = type_.encode
+        self._need = port.need_segment
+        self._pins = RoutePins(self._ask_route) if answer.get("route") else None
+        self._is_closed = False
+
+    def send(
+        self, message: M, key: str | bytes | None = None, deadline: float | None = None
+    ) -> int:
+        """Send one message; tensors are copied once, so it may be reused at once.
+
+        Parameters
+        ----------
+        message : M
+            Of the channel's type; a received message may be sent on.
+        key : str or bytes, optional
+            Messages of one key stay in order and go to one consumer (`stream`); policies see it.
+        deadline : float, optional
+            Seconds. Bounds the wait for room, and the message's life: not consumed by then, it is dropped(expired).
+            Default: wait 30 s, live without bound. 0: do not wait.
+
+        Returns
+        -------
+        int
+            Sequence number, growing by one per accepted message.
+
+        Raises
+        ------
+        TypeMismatchError
+            A field breaks the declaration; named. Nothing was sent.
+        DeadlineExceeded
+            No room in time (names credit, consumer or memory). Nothing was sent.
+        WouldBlock
+            No room and ``deadline=0``.
+        CapacityError, ClosedError, BrokenError
+
+        Notes
+        -----
+        Interrupting this call (KeyboardInterrupt) leaves open whether the message was accepted.
+        """
+        meta, tensors = self._encode(message)
+        deadline_ns = absolute_ns(deadline)
+        expires_ns = deadline_ns if deadline is not None else 0
+        if key is not None:
+            key = as_key(key)
+        flow = self._choose(message, key, meta, tensors) if self._pins is not None else 0
+        try:
+            return int(
+                self.native.send(meta, tensors, key, deadline_ns, flow=flow, expires_ns=expires_ns)
+            )
+        except self._need as need:
+            return self._send_again(need, meta, tensors, key, deadline_ns, flow, expires_ns)
+        except StaleHandleError:
+            if not flow:
+                raise
+            return self._send_elsewhere(message, meta, tensors, key, deadline_ns, flow, expires_ns)
+
+    def send_many(
+        self,
+        messages: Sequence[M],
+        keys: Iterable[str | bytes | None] | None = None,
+        deadline: float | None = None,
+    ) -> int:
+        """Send several messages with one doorbell; returns how many were accepted, in order, before the deadline.
+
+        Raises
+        ------
+        TypeMismatchError
+            A message breaks its declaration; nothing was sent.
+        """
+        encoded = [self._encode(message) for message in messages]
+        named = [None] * len(encoded) if keys is None else [as_key(key) for key in keys]
+        if len(named) != len(encoded):
+            raise TypeMismatchError(f"{len(encoded)} messages and {len(named)} keys")
+        deadline_ns = absolute_ns(deadline)
+        if self._pins is not None:
+            for message, key in zip(messages, named, strict=True):
+                self.send(message, key, deadline)
+            return len(encoded)
+        expires_ns = deadline_ns if deadline is not None else 0
+        metas, tensors = [meta for meta, _ in encoded], [buffers for _, buffers in encoded]
+        done = 0
+        while done < len(encoded):
+            try:
+                sent = int(self.native.send_many(
+                    metas[done:], tensors[done:], named[done:], deadline_ns, expires_ns=expires_ns
+                ))  # fmt: skip
+            except self._need as need:
+                self.provide(need, deadline_ns)
+                # The first of the rest certainly fits now; it also tells how far the batch got.
+                self.native.send(
+                    metas[done], tensors[done], named[done], deadline_ns, expires_ns=expires_ns
+                )
+                done += 1
+                continue
+            done += sent
+            if sent == 0 or monotonic_ns() >= deadline_ns:
+                break
+        return done
+
+    @contextmanager
+    def loan(
+        self, *, key: str | bytes | None = None, deadline: float | None = None, **shapes: Any
+    ) -> Iterator[Any]:
+        """Write a message in place; leaving the block sends it, an exception inside discards it.
+
+        Parameters
+        ----------
+        **shapes
+            Tensor field → shape, or ``(shape, dtype name)``, or an array-like to take both from; the dtype is
+            otherwise the first declared.
+
+        Yields
+        ------
+        draft
+            Has every field: tensors are writable arrays over the slot (bf16 as uint16), scalars are assigned.
+
+        Raises
+        ------
+        TypeMismatchError, DeadlineExceeded, LoanLimitError
+        """
+        deadline_ns = absolute_ns(deadline)
+        loan, draft, arrays, descriptors = self._take_loan(shapes, deadline_ns)
+        try:
+            yield draft
+            meta = self._encode_draft(draft, arrays, descriptors)
+            key_bytes = as_key(key)
+            flow = (
+                self._choose(draft, key_bytes, meta, list(arrays.values()))
+                if self._pins is not None
+                else 0
+            )
+            expires_ns = deadline_ns if deadline is not None else 0
+            self.native.send_loan(
+                loan, meta, key_bytes, deadline_ns, flow=flow, expires_ns=expires_ns
+            )
+        except BaseException:
+            loan.discard()
+            raise
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Wait until every accepted message has ended.
+
+        Raises
+        ------
+        DeadlineExceeded
+            Some are still out after `timeout` seconds (default 30); the message says how many.
+        """
+        deadline_ns = absolute_ns(timeout)
+        if not self.native.flush(deadline_ns):
+            out = sum(flow["outstanding"] for flow in self.native.flows())
+            raise DeadlineExceeded(
+                f"channel {self.channel!r}: {out} messages sent have not ended (not consumed or not acknowledged)",
+                channel=self.channel, outstanding=out,
+            )  # fmt: skip
+
+    def cancel(self, sequence: int) -> bool:
+        """Take back a message that waits for a consumer; False if it is on its way."""
+        return bool(self.native.cancel(sequence))
+
+    def stats(self) -> dict[str, Any]:
+        """Return messages by end, ``{"delivered": n, "dropped(expired)": n, …}``, delivered bytes and flows."""
+        counts = {
+            ENDS[end] if end == 1 else f"{ENDS[end]}({REASONS[reason]})": count
+            for (end, reason), count in self.native.counts().items()
+            if count
+        }
+        return {
+            **counts,
+            "delivered_bytes": self.native.delivered_bytes(),
+            "flows": self.native.flows(),
+        }
+
+    def close(self) -> None:
+        """Close this end: no more sends; what was accepted still ends. Idempotent."""
+        if not self._is_closed:
+            self._is_closed = True
+            self.native.close()
+            self._port.closed_endpoint(self.endpoint)
+
+    def __enter__(self) -> Sender[M]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- for the port and the asyncio face
+
+    def provide(self, need: Exception, deadline_ns: int) -> None:
+        """Get the arena memory that a native call lacked; waits for a slot where a limit is reached."""
+        try:
+            self._port.provide(need, deadline_ns)
+        except CapacityError as full:
+            if left_s(deadline_ns) <= 0:
+                raise DeadlineExceeded(
+                    f"channel {self.channel!r}: no arena slot came free: {full}"
+                ) from full
+            # Progress while waiting: slots come back through the return rings.
+            self.native.flush(min(deadline_ns, monotonic_ns() + int(_SLOT_WAIT_S * 1e9)))
+
+    def forget_flow(self, flow: int) -> None:
+        """Unpin a flow that is gone."""
+        if self._pins is not None:
+            self._pins.forget_flow(flow)
+
+    def _send_again(
+        self, need: Exception, meta: bytes, tensors: list[Any], key: bytes | None, deadline_ns: int, flow: int,
+        expires_ns: int,
+    ) -> int:  # fmt: skip
+        while True:
+            self.provide(need, deadline_ns)
+            try:
+                return int(
+                    self.native.send(
+                        meta, tensors, key, deadline_ns, flow=flow, expires_ns=expires_ns
+                    )
+                )
+            except self._need as again:
+                need = again
+
+    def _send_elsewhere(
+        self, message: M, meta: bytes, tensors: list[Any], key: bytes | None, deadline_ns: int, flow: int,
+        expires_ns: int,
+    ) -> int:  # fmt: skip
+        """The pinned flow is gone: ask once more, then let the endpoint's own policy choose."""
+        self.forget_flow(flow)
+        other = self._choose(message, key, meta, tensors)
+        chosen = 0 if other == flow else other
+        try:
+            return int(
+                self.native.send(
+                    meta, tensors, key, deadline_ns, flow=chosen, expires_ns=expires_ns
+                )
+            )
+        except self._need as need:
+            return self._send_again(need, meta, tensors, key, deadline_ns, 0, expires_ns)
+
+    def _choose(self, message: Any, key: bytes | None, meta: bytes, tensors: list[Any]) -> int:
+        assert self._pins is not None
+
+        def header() -> dict[str, Any]:
+            size = len(meta) + sum(memoryview(tensor).nbytes for tensor in tensors)
+            fields = header_fields(message, self.type.scalar_names)
+            return {
+                "channel": self.channel,
+                "key": key,
+                "klass": self.klass,
+                "size": size,
+                "fields": fields,
+            }
+
+        return self._pins.flow_for(key, header)
+
+    def _ask_route(self, header: dict[str, Any]) -> tuple[int, float]:
+        answer, _ = self._port.request("route_ask", header, limits.ROUTE_ASK_S)
+        return int(answer.get("flow") or 0), float(answer.get("ttl_s") or 0.0)
+
+    def _take_loan(
+        self, shapes: dict[str, Any], deadline_ns: int
+    ) -> tuple[Any, Any, dict[str, Any], list[Any]]:
+        if self._is_closed:
+            raise ClosedError(f"the sender of {self.channel!r} was closed")
+        import numpy
+
+        plan = self.type.plan_loan(shapes)
+        while True:
+            try:
+                loan = self.native.loan([size for _, _, size in plan])
+                break
+            except self._need as need:
+                self.provide(need, deadline_ns)
+        draft = self.type.draft()
+        for name, value in self.type.defaults().items():
+            setattr(draft, name, value)
+        arrays: dict[str, Any] = {}
+        descriptors: list[Any] = []
+        for field, (code, shape, _) in zip(self.type.tensors, plan, strict=True):
+            descriptors.append((code, *shape) if code else None)
+            if code:
+                memory = loan.tensor(field.ordinal)
+                arrays[field.name] = numpy.frombuffer(memory, DTYPES[code][1]).reshape(shape)
+            setattr(draft, field.name, arrays.get(field.name))
+        return loan, draft, arrays, descriptors
+
+    def _encode_draft(self, draft: Any, arrays: dict[str, Any], descriptors: list[Any]) -> bytes:
+        for field in self.type.tensors:
+            if getattr(draft, field.name, None) is not arrays.get(field.name):
+                raise TypeMismatchError(
+                    f"field {field.name!r} of a loan was replaced; write in place: m.{field.name}[...] = values",
+                    field=field.name,
+                )
+        return self._encode(draft)[0]
