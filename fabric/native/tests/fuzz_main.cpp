@@ -1,8 +1,8 @@
 // A seeded mutator around LLVMFuzzerTestOneInput, for compilers without libFuzzer.
 //
-// usage: fuzz_NAME -max_total_time=SECONDS [-seed=N] CORPUS_DIR…
-// Runs every corpus input once, then mutations of them until the time is over. An input is written to
-// ./crash-NAME.bin before it runs, so the one that ends the process is there to be kept in the corpus.
+// usage: fuzz_NAME -max_total_time=SECONDS [-seed=N] CORPUS_DIR… | fuzz_NAME FILE…
+// Runs every corpus input once, then mutations of them until the time is over; a FILE is run once, alone. The input
+// that ends the process is in ./crash-NAME.bin: move it into the corpus when the fault is mended.
 // One thread; it owns nothing beyond its own buffers. The same seed and corpus give the same inputs.
 #include <algorithm>
 #include <chrono>
@@ -51,7 +51,7 @@ std::vector<Input> read_corpus(const std::vector<std::string>& folders) {
   return corpus;
 }
 
-/// Keeps the running input in a mapped file: no call per run, and it survives a crash of this process.
+/// Keeps the running input in a mapped file (size, then bytes): no call per run, and it outlives this process.
 class CrashFile {
  public:
   explicit CrashFile(const std::string& name) : path_("crash-" + name + ".bin") {
@@ -69,6 +69,17 @@ class CrashFile {
     if (size != 0) std::memcpy(bytes_ + sizeof size, input.data(), size);
   }
   void discard() { ::unlink(path_.c_str()); ::close(fd_); }
+
+  /// The input inside a file that an earlier run left; other files are inputs as they are.
+  static Input unwrap(const std::filesystem::path& path) {
+    Input bytes = read_file(path);
+    std::uint32_t size = 0;
+    if (bytes.size() == sizeof size + kInputBytesMax) {
+      std::memcpy(&size, bytes.data(), sizeof size);
+      if (size <= kInputBytesMax) return Input(bytes.begin() + sizeof size, bytes.begin() + sizeof size + size);
+    }
+    return bytes;
+  }
 
  private:
   std::string path_;
@@ -130,13 +141,19 @@ class Mutator {
 int main(int argc, char** argv) {
   double seconds = 10;
   std::uint64_t seed = 1;
-  std::vector<std::string> folders;
+  std::vector<std::string> folders, files;
   for (int i = 1; i < argc; ++i) {
     const std::string word = argv[i];
     if (word.rfind("-max_total_time=", 0) == 0) seconds = std::atof(word.c_str() + 16);
     else if (word.rfind("-seed=", 0) == 0) seed = std::strtoull(word.c_str() + 6, nullptr, 10);
+    else if (std::filesystem::is_regular_file(word)) files.push_back(word);
     else folders.push_back(word);
   }
+  for (const auto& file : files) {
+    const Input input = CrashFile::unwrap(file);
+    LLVMFuzzerTestOneInput(input.data(), input.size());
+  }
+  if (!files.empty()) return 0;
   std::vector<Input> corpus = read_corpus(folders);
   CrashFile crash(std::filesystem::path(argv[0]).filename().string());
   for (const Input& input : corpus) {
