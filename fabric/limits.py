@@ -55,6 +55,11 @@ FRAME_BACKLOG_BYTES_MAX: Final = 8 << 20  # written by us, unread by the peer: t
 CONTROL_REQUESTS_MAX: Final = 256  # unanswered requests of one client
 PROTOCOL_QUOTE_BYTES_MAX: Final = 64
 
+# ---- handshake between nodes (docs/WIRE.md §5)
+HANDSHAKE_S: Final = 5.0
+HANDSHAKE_BYTES_MAX: Final = 1024  # one message
+HANDSHAKE_REASON_BYTES_MAX: Final = 200
+
 # ---- credit a receiver grants by default (per flow)
 CREDIT_MESSAGES: Final = 256
 CREDIT_BYTES: Final = 64 << 20
@@ -94,7 +99,7 @@ CONTROL_MESSAGE_BYTES_MAX: Final = 8 << 20  # one gRPC request or answer
 CONTROL_ERROR_BYTES_MAX: Final = 8 << 10  # error detail, carried in trailing metadata
 CONTROL_S: Final = 30.0  # a verb of fabricctl, unless it says otherwise
 NODE_UP_S: Final = 30.0  # fabricctl up waits this long for the health service
-NODE_DOWN_S: Final = 15.0  # fabricctl down waits this long for every process to be gone
+NODE_DOWN_S: Final = 20.0  # fabricctl down waits this long; the keeper kills what is left after 17 s
 LOG_LINES_MAX: Final = 10_000
 
 # ---- plugins and stage hosts
