@@ -18,8 +18,10 @@ VALUES = st.recursive(
     max_leaves=12,
 )
 KEYS = st.sampled_from(
-    ("version", "plugins", "channels", "modules", *CHANNEL_KEYS, "messages", "bytes", "node")
-    + ("replicas", "config", "restart", "backoff_s", "kv")
+    [
+        *("version", "plugins", "channels", "modules", *CHANNEL_KEYS, "messages", "bytes", "node"),
+        *("replicas", "config", "restart", "backoff_s", "kv"),
+    ]
 )
 WORDS = st.sampled_from(
     ("stream", "queue", "request", "block", "at_least_once", "token", "64MiB", "kv", "a:b", "1")
