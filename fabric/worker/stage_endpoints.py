@@ -5,7 +5,7 @@ Everything native or of the client is here, so that `stage_chain` stays plain. O
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from fabric.errors import CapacityError
@@ -68,11 +68,10 @@ class StageInlet:
 
 
 class StageOutlet:
-    """Sends on hop `stage + 1`; `provide` maps a segment of the size that the native sender asks for."""
+    """Sends on hop `stage + 1`; `sender` is the client's."""
 
-    def __init__(self, sender: Any, provide: Callable[[Exception], None]) -> None:
+    def __init__(self, sender: Any) -> None:
         self._sender = sender
-        self._provide = provide
 
     def prepare(self, value: Any, source: Any) -> Encoded:
         """Encode a message that the transform made."""
@@ -103,7 +102,7 @@ class StageOutlet:
             except Exception as need:
                 if type(need).__name__ != "NeedSegment":
                     raise
-                self._provide(need)
+                self._sender.provide(need, deadline_ns)
         raise CapacityError(f"no arena slot for {message.payload_bytes} bytes")
 
 

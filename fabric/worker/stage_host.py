@@ -186,7 +186,7 @@ class StageHost:
         except BaseException:
             receiver.close()
             raise
-        inlet, outlet = StageInlet(receiver), StageOutlet(sender, sender.provide)
+        inlet, outlet = StageInlet(receiver), StageOutlet(sender)
         chain = Chain(made, plugin.name, channel, inlet, outlet, time.monotonic_ns)
         return Running(chain, receiver, sender, threading.Event())
 
@@ -210,7 +210,13 @@ class StageHost:
             running.thread.join(max(0.0, deadline - time.monotonic()))
             if running.thread.is_alive():
                 running.chain.stop()
-        running.sender.flush(timeout=max(0.0, deadline - time.monotonic()))
+        try:
+            running.sender.flush(timeout=max(0.0, deadline - time.monotonic()))
+        except FabricError as error:
+            print(
+                f"{running.chain.export.name} stops with messages under way: {error}",
+                file=sys.stderr,
+            )
         running.receiver.close()
         running.sender.close()
 
