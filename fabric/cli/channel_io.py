@@ -133,7 +133,9 @@ def _echo(port: Any, channel: dict[str, Any], count: int, timeout: float) -> Non
     from fabric.cli.message_json import class_of, to_line
 
     seen = 0
-    with port.receiver(channel["name"], class_of(channel["schema"])) as receiver:
+    cls = class_of(channel["schema"])
+    # One message of credit: what is queued here when echo leaves would be lost to its other consumers.
+    with port.receiver(channel["name"], cls, messages=1) as receiver:
         while not count or seen < count:
             message = receiver.receive(timeout=timeout)
             if message is None:

@@ -69,7 +69,8 @@ class FakePort:
         self.opened.append(("sender", name, message_type(cls).schema.text))
         return self.end
 
-    def receiver(self, name, cls):
+    def receiver(self, name, cls, messages):
+        assert messages == 1, "echo must not hoard what other consumers wait for"
         self.opened.append(("receiver", name, message_type(cls).schema.text))
         return self.end
 
