@@ -1,6 +1,25 @@
-// The extension module: declares the submodule binders, nothing else.
+// The extension module: declares the binders, nothing else.
 #include <nanobind/nanobind.h>
 
+#include "bind/endpoints.hpp"
+
+namespace nb = nanobind;
+
+namespace fabric {
+void bind_inspect(nb::module_& module) __attribute__((weak));
+void bind_engine(nb::module_& module) __attribute__((weak));
+}  // namespace fabric
+
 NB_MODULE(_native, module) {
-  module.attr("record_version") = 1;
+  nb::set_leak_warnings(false);  // Views may outlive the interpreter: their memory is the node's.
+  module.attr("record_version") = static_cast<int>(fabric::kRecordVersion);
+  module.attr("has_tcp") = fabric::bind_engine != nullptr;
+  fabric::bind_errors(module);
+  fabric::bind_buffers(module);
+  fabric::bind_segments(module);
+  fabric::bind_port(module);
+  fabric::bind_sender(module);
+  fabric::bind_receiver(module);
+  if (fabric::bind_inspect != nullptr) fabric::bind_inspect(module);
+  if (fabric::bind_engine != nullptr) fabric::bind_engine(module);
 }

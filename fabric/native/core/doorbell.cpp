@@ -64,8 +64,8 @@ void Doorbell::prepare(Wake mode) {
   std::atomic_thread_fence(std::memory_order_seq_cst);
 }
 
-void Doorbell::sleep_until(u64 deadline_ns) {
-  futex_wait(&layout_->state, static_cast<u32>(Wake::futex), deadline_ns, true);
+bool Doorbell::sleep_until(u64 deadline_ns) {
+  return futex_wait(&layout_->state, static_cast<u32>(Wake::futex), deadline_ns, true);
 }
 
 void Doorbell::cancel() { layout_->state.store(static_cast<u32>(Wake::awake), std::memory_order_release); }

@@ -31,7 +31,8 @@ class Doorbell {
   /// Announces sleep in `mode` and fences. Look for work afterwards, then sleep or cancel().
   void prepare(Wake mode);
   /// Sleeps on the futex until woken or `deadline_ns` (absolute). prepare(Wake::futex) came before.
-  void sleep_until(u64 deadline_ns);
+  /// @return true when a signal ended the sleep.
+  bool sleep_until(u64 deadline_ns);
   void cancel();                      ///< back to awake
   void wake_self();                   ///< another thread of the owner ends the sleep
   bool any_ready() const;

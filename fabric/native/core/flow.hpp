@@ -28,6 +28,7 @@ struct LaneLink {
   std::deque<Owed> backlog;
   bool dirty = false;                 ///< returns pushed in this operation, not yet published
   u32 wakes_owed = 0;                 ///< published returns the peer was not woken for
+  bool wake_now = false, owing = false;
   bool broken = false;
   const char* fault = nullptr;
   LaneLink* next_same_bit = nullptr;
@@ -117,7 +118,7 @@ struct FlowInState {
   ReceiverCore* receiver = nullptr;
   CreditIn credit;
   EndedRange ended;
-  u64 live = 0;                       ///< drained, not ended
+  u64 live = 0;                       ///< drained, and not ended or its slots still read
   bool closing = false;               ///< no more will come: the row goes when nothing is live
   bool gone = false;
 };

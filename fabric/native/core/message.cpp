@@ -74,7 +74,10 @@ MessageCore* MessagePool::copy(const RecordSpan& span, const char*& why) {
   message->inline_data = base + inline_at;
   message->inline_size = inline_size;
   why = parse_extensions(base + extensions_at, extensions, message->fields);
-  if (why == nullptr) why = check_segments(message->segments, header.payload_bytes, inline_size);
+  // A skip record names the payload that ended elsewhere and carries none of it.
+  if (why == nullptr && header.kind == static_cast<u8>(RecordKind::message)) {
+    why = check_segments(message->segments, header.payload_bytes, inline_size);
+  }
   if (why == nullptr) return message;
   put(message);
   return nullptr;

@@ -6,9 +6,10 @@
 // receivers and messages keep the port alive; after close() or in a forked child they answer `closed`.
 #pragma once
 
+#include <pthread.h>
+
 #include <mutex>
 #include <string>
-#include <thread>
 #include <unordered_map>
 
 #include "core/arena.hpp"
@@ -40,6 +41,7 @@ class Operation {
   bool ok() const { return status_.ok(); }
   void leave();                       ///< publishes returns, busy = 0, unlocks
   bool enter();                       ///< after leave(); false with status() set
+  void interrupt();                   ///< leaves with status() `interrupted`
   Port& port() const { return port_; }
 
  private:
@@ -100,7 +102,9 @@ class Port : public std::enable_shared_from_this<Port> {
   void release_slots(MessageCore& message);
   void forget_flow_in(FlowInState& flow);
   void fail_lane(LaneLink& lane, const char* why);
-  void drop_message(MessageCore* message);   ///< back to the pool; any thread, own Operation or none
+  void drop_message(MessageCore* message) { pool_.put(message); }
+  /// Takes a view's reference: any thread, no Operation, also after close.
+  void collect(MessageCore* message);
   void remove_flow_out(u64 flow);
   bool closed() const { return closed_.load(std::memory_order_relaxed); }
   bool forked() const { return forked_.load(std::memory_order_relaxed); }
@@ -130,6 +134,7 @@ class Port : public std::enable_shared_from_this<Port> {
   void flush_backlog(LaneLink& lane);
   FlowIn* free_flow_row();
   void settle_closing_flows();
+  void collect_late();
   void start_service();
   void stop_service();
   void service_loop();
@@ -155,9 +160,12 @@ class Port : public std::enable_shared_from_this<Port> {
   std::vector<u64> closing_;          ///< incoming flows that go when drained
   std::unordered_map<u64, std::shared_ptr<SenderCore>> senders_;
   std::unordered_map<u64, std::shared_ptr<ReceiverCore>> receivers_;
+  std::vector<std::shared_ptr<SenderCore>> retired_;
+  std::vector<MessageCore*> collected_;  ///< views that went while an audit froze the port
   struct EarlyOut { u64 endpoint, flow; u32 lane; u64 target; u64 messages, bytes; u32 generation; bool after_drain; };
   std::vector<EarlyOut> early_out_;   ///< flows that came before their sender was opened
   std::unordered_map<u64, std::vector<std::shared_ptr<FlowInState>>> early_in_;
+  std::vector<MessageCore*> early_messages_;  ///< drained before their receiver was opened
   PortStats counters_;
   Faults faults_;
 
@@ -170,7 +178,14 @@ class Port : public std::enable_shared_from_this<Port> {
   pthread_t service_{};
   bool has_service_ = false;
   std::atomic<u32> service_stop_{0};
-  u64 user_progress_ = 0, service_seen_ = 0;
+  u64 user_progress_ = 0, service_seen_ = 0, last_full_look_ = 0;
 };
+
+/// Asked, with no lock held, when a signal ended a sleep; true ends the wait as `interrupted`.
+inline bool (*interrupt_hook)() = nullptr;
+
+// Ports that a forked child must find dead.
+void register_port(Port* port);
+void unregister_port(Port* port);
 
 }  // namespace fabric

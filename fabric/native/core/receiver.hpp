@@ -9,9 +9,12 @@ namespace fabric {
 
 class ReceiverCore {
  public:
-  ReceiverCore(std::shared_ptr<Port> port, u64 endpoint, u32 channel, u32 type, Pattern pattern, Delivery delivery)
-      : port_(std::move(port)), endpoint_(endpoint), channel_(channel), type_(type), pattern_(pattern),
+  ReceiverCore(Port& port, u64 endpoint, u32 channel, u32 type, Pattern pattern, Delivery delivery)
+      : port_(port), endpoint_(endpoint), channel_(channel), type_(type), pattern_(pattern),
         delivery_(delivery) {}
+  ~ReceiverCore() {
+    while (MessageCore* message = pop()) MessagePool::destroy(message);
+  }
 
   /// Up to `count` messages; waits for the first until `deadline_ns` if `may_wait`. None at the
   /// deadline is success; would_block or frozen only without `may_wait`. The caller owns the messages.
@@ -30,7 +33,7 @@ class ReceiverCore {
   Status meta(MessageCore& message, const u8*& data, u64& bytes);
   bool holds(const MessageCore& message) const;  ///< no segment was given to anybody else meanwhile
 
-  Port& port() const { return *port_; }
+  Port& port() const { return port_; }
   u64 endpoint() const { return endpoint_; }
   Delivery delivery() const { return delivery_; }
 
@@ -55,7 +58,7 @@ class ReceiverCore {
   Status piece(MessageCore& message, u32 segment, const u8*& data);
   friend class Port;
 
-  std::shared_ptr<Port> port_;
+  Port& port_;                        // the port owns its receivers
   const u64 endpoint_;
   const u32 channel_, type_;
   const Pattern pattern_;

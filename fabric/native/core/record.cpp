@@ -50,7 +50,8 @@ u8* write_record_prefix(u8* out, RecordParts& parts, u32 inline_size) {
 
 const char* check_header(const RecordHeader& header) {
   if (header.version != kRecordVersion) return "record version is unknown";
-  if (header.kind != 0) return "record kind is reserved";
+  if (header.kind > static_cast<u8>(RecordKind::skip)) return "record kind is reserved";
+  if (header.kind != 0 && header.segment_count != 0) return "a skip record has segments";
   if (header.total_len > kRecordBytesMax) return "record is longer than the limit";
   if (header_bytes(header) < kRecordHeaderBytes) return "record header is too short";
   if (header.segment_count > kSegmentsPerRecordMax) return "record has too many segments";

@@ -33,14 +33,15 @@ struct FlowInfo { u64 flow, target_endpoint, outstanding, credit_messages, credi
 
 class SenderCore {
  public:
-  SenderCore(std::shared_ptr<Port> port, u64 endpoint, u32 channel, u32 type, Pattern pattern,
+  SenderCore(Port& port, u64 endpoint, u32 channel, u32 type, Pattern pattern,
              Delivery delivery, u8 klass, SenderLedger* row);
 
   /// Copies once and commits; waits until `deadline_ns` if `may_wait`, else answers would_block or
   /// frozen. A loan is consumed on success only.
   Status send(const SendRequest& request, u64 deadline_ns, bool may_wait, u64& sequence);
   /// As many as have room before the deadline, in order; ok when all went. One doorbell a lane.
-  Status send_many(std::span<const SendRequest> requests, u64 deadline_ns, bool may_wait, u64& accepted);
+  Status send_many(std::span<const SendRequest> requests, u64 deadline_ns, bool may_wait, u64& accepted,
+                   u64* last_sequence = nullptr);
   Status loan(std::span<const u64> sizes, SlotRef& slot, u8*& address, std::vector<u64>& offsets);
   void discard(const SlotRef& slot);
   Status cancel(u64 sequence, bool& cancelled);
@@ -52,7 +53,7 @@ class SenderCore {
   Status close();
 
   u64 endpoint() const { return endpoint_; }
-  Port& port() const { return *port_; }
+  Port& port() const { return port_; }
 
   // ---- inside an Operation, called by the port
   void add_flow(FlowOut* flow) { flows_.push_back(flow); redeliver(); }
@@ -93,7 +94,6 @@ class SenderCore {
   Full write_record(const SendRequest& request, Prepared& prepared, FlowOut& flow, Batch& batch, u64 sequence);
   Full resend(u64 sequence, FlowOut*& blocked);
   void seal(Batch& batch);
-  void ring(const Batch& batch);
   Status wait_or_fail(Operation& operation, Full full, FlowOut* blocked, u64 deadline_ns, bool may_wait);
   Status explain(Full full, const FlowOut* blocked, Code code) const;
   Full choose(u64 explicit_flow, bool has_key, u64 key_hash, u64 bytes, FlowOut*& out);
@@ -107,7 +107,7 @@ class SenderCore {
   void fold(u32 at_least);
   Retained& retained(u64 sequence) { return retained_[sequence & (kOutstandingPerEndpoint - 1)]; }
 
-  std::shared_ptr<Port> port_;
+  Port& port_;                        // the port owns its senders
   const u64 endpoint_;
   const u32 channel_, type_;
   const Pattern pattern_;

@@ -22,6 +22,7 @@ enum class Code : u8 {
   path_broken,
   need_segment,  ///< detail = {size, 0} for a writer, {0, segment} for a reader
   invalid,       ///< the caller's argument
+  interrupted,   ///< a signal handler of the interpreter raised
   frozen,        ///< an audit cut is in progress: repeat where waiting is allowed
 };
 

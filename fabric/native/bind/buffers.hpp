@@ -1,0 +1,47 @@
+// Python buffers in and windows of shared memory out.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <vector>
+
+#include "core/sender.hpp"
+
+namespace fabric {
+
+/// C-contiguous buffers held for the length of one call.
+class Buffers {
+ public:
+  Buffers() = default;
+  Buffers(const Buffers&) = delete;
+  ~Buffers() { clear(); }
+  /// Adds every item of `sequence`; raises what the buffer protocol raises.
+  void add_all(nanobind::handle sequence);
+  void add(nanobind::handle object);
+  std::span<const Piece> pieces(std::size_t from = 0) const { return std::span(pieces_).subspan(from); }
+  std::size_t size() const { return pieces_.size(); }
+  void clear();
+
+ private:
+  static constexpr std::size_t kFast = 8;
+  Py_buffer fast_[kFast];
+  std::vector<std::unique_ptr<Py_buffer>> more_;
+  std::size_t used_ = 0;
+  std::vector<Piece> pieces_;
+};
+
+/// Memory that `owner` keeps alive, through the buffer protocol.
+struct Window {
+  nanobind::object owner;
+  u8* data;
+  u64 bytes;
+  bool writable;
+};
+
+nanobind::object memory_view(nanobind::handle owner, u8* data, u64 bytes, bool writable);
+/// numpy array over [data, data + bytes): raises ValueError unless shape and dtype need exactly `bytes`.
+nanobind::object array_view(nanobind::handle owner, const u8* data, u64 bytes, nanobind::handle dtype,
+                            nanobind::handle shape);
+void bind_buffers(nanobind::module_& module);
+
+}  // namespace fabric

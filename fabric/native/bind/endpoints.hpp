@@ -1,0 +1,61 @@
+// What Python holds: each wrapper keeps the port alive, the port keeps its endpoints.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include "bind/buffers.hpp"
+#include "bind/errors.hpp"
+#include "core/receiver.hpp"
+#include "core/sender.hpp"
+
+namespace fabric {
+
+struct PySender {
+  std::shared_ptr<Port> port;
+  std::shared_ptr<SenderCore> core;
+};
+
+struct PyReceiver {
+  std::shared_ptr<Port> port;
+  std::shared_ptr<ReceiverCore> core;
+};
+
+struct PyLoan {
+  PyLoan() = default;
+  PyLoan(const PyLoan&) = delete;
+  ~PyLoan();
+  std::shared_ptr<Port> port;
+  std::shared_ptr<SenderCore> sender;
+  SlotRef slot;
+  u8* address = nullptr;
+  std::vector<u64> sizes, offsets;
+};
+
+struct PyMessage {
+  PyMessage(std::shared_ptr<Port> port, std::shared_ptr<ReceiverCore> receiver, MessageCore* core)
+      : port(std::move(port)), receiver(std::move(receiver)), core(core) {}
+  PyMessage(PyMessage&& other) noexcept
+      : port(std::move(other.port)), receiver(std::move(other.receiver)), core(other.core) {
+    other.core = nullptr;
+  }
+  ~PyMessage() {
+    if (core != nullptr) receiver->collect(core);
+  }
+  std::shared_ptr<Port> port;
+  std::shared_ptr<ReceiverCore> receiver;
+  MessageCore* core;
+};
+
+/// Runs `call` without the interpreter's lock.
+template <class Call>
+Status released(Call&& call) {
+  nanobind::gil_scoped_release unlocked;
+  return call();
+}
+
+void bind_sender(nanobind::module_& module);
+void bind_receiver(nanobind::module_& module);
+void bind_port(nanobind::module_& module);
+void bind_segments(nanobind::module_& module);
+
+}  // namespace fabric

@@ -1,0 +1,478 @@
+// Attachment: opening, lanes, segments, flows, endpoints, closing.
+#include "core/port.hpp"
+
+#include <fcntl.h>
+
+#include <algorithm>
+
+#include "core/clock.hpp"
+#include "core/receiver.hpp"
+#include "core/sender.hpp"
+
+namespace fabric {
+namespace {
+
+std::string text(u64 value) { return std::to_string(value); }
+
+}  // namespace
+
+// ------------------------------------------------------------------ operation
+Operation::Operation(Port& port, bool may_park)
+    : port_(port), lock_(port.mutex_, std::defer_lock), may_park_(may_park) {
+  enter();
+}
+
+bool Operation::enter() {
+  if (port_.forked()) {
+    status_ = Status::fail(Code::closed, "the port was opened by another process: attach anew");
+    return false;
+  }
+  lock_.lock();
+  const u64 give_up = port_.state_ != nullptr && port_.doorbell_.frozen() ? monotonic_ns() + kFreezeParkNsMax : 0;
+  for (;;) {
+    if (port_.closed()) {
+      status_ = Status::fail(Code::closed, "port " + text(port_.number_) + " is closed");
+      lock_.unlock();
+      return false;
+    }
+    auto& busy = port_.state_->head.busy;
+    busy.store(1, std::memory_order_seq_cst);  // Dekker: busy, fence, look at freeze
+    if (!port_.doorbell_.frozen()) break;
+    busy.store(0, std::memory_order_release);
+    if (!may_park_) {
+      status_ = Status::fail(Code::frozen, {});
+      lock_.unlock();
+      return false;
+    }
+    const u64 until = give_up != 0 ? give_up : monotonic_ns() + kFreezeParkNsMax;
+    lock_.unlock();
+    port_.doorbell_.park_while_frozen(until);
+    lock_.lock();
+    if (!port_.closed() && monotonic_ns() >= until) {  // The auditor is gone: its cut is not worth a hang.
+      ++port_.counters_.freeze_overruns;
+      busy.store(1, std::memory_order_seq_cst);
+      break;
+    }
+  }
+  status_ = {};
+  inside_ = true;
+  return true;
+}
+
+void Operation::leave() {
+  if (!inside_) return;
+  inside_ = false;
+  port_.publish_returns();
+  port_.state_->head.busy.store(0, std::memory_order_release);
+  lock_.unlock();
+}
+
+void Operation::interrupt() {
+  leave();
+  status_ = Status::fail(Code::interrupted, {});
+}
+
+// ------------------------------------------------------------------ opening and closing
+Status Port::attach(int state_fd, int doorbell_fd, int event_fd) {
+  Status status = Mapping::map(state_fd, sizeof(StateLayout), true, state_mapping_);
+  if (!status.ok()) return status;
+  state_mapping_.keep_from_children();
+  state_ = state_mapping_.as<StateLayout>();
+  if (state_->head.magic != kStateMagic || state_->head.version != 1 || state_->head.port != number_ ||
+      state_->head.incarnation != incarnation_) {
+    return Status::fail(Code::protocol, "state segment belongs to another port");
+  }
+  status = doorbell_.attach(doorbell_fd, event_fd);
+  if (!status.ok()) return status;
+  const int flags = ::fcntl(doorbell_.event_fd(), F_GETFL);
+  ::fcntl(doorbell_.event_fd(), F_SETFL, flags | O_NONBLOCK);
+  doorbell_.cancel();
+  held_.attach(state_);
+  state_->head.heartbeat_ns.store(monotonic_ns(), std::memory_order_release);
+  return status;
+}
+
+Status Port::open(u64 port, u64 incarnation, int state_fd, int doorbell_fd, int event_fd, bool adopt,
+                  bool service_thread, std::shared_ptr<Port>& out) {
+  if (adopt) return Status::fail(Code::invalid, "a port cannot adopt another's state: use Adopter");
+  std::shared_ptr<Port> opened(new Port);
+  opened->number_ = port;
+  opened->incarnation_ = incarnation;
+  Status status = opened->attach(state_fd, doorbell_fd, event_fd);
+  if (!status.ok()) {
+    opened->closed_ = true;
+    return status;
+  }
+  register_port(opened.get());
+  if (service_thread) opened->start_service();
+  out = std::move(opened);
+  return status;
+}
+
+Port::~Port() {
+  close();
+  for (MessageCore* message : early_messages_) MessagePool::destroy(message);
+  for (MessageCore* message : collected_) MessagePool::destroy(message);
+  unregister_port(this);
+  if (!forked()) return;
+  state_mapping_.forget();  // MADV_DONTFORK: these addresses are not ours in the child
+  doorbell_.forget();
+  for (auto& [number, lane] : lanes_) {
+    lane->end.mapping().forget();
+    lane->peer.forget();
+  }
+}
+
+void Port::close() {
+  if (forked()) return;
+  if (!closed()) {
+    Operation operation(*this);
+    if (operation.ok()) {
+      progress_locked();
+      flush_wakes();
+      closed_.store(true, std::memory_order_relaxed);
+      notify_waiters();
+      if (!leader_asleep_) doorbell_.cancel();
+    }
+  }
+  stop_service();
+}
+
+// ------------------------------------------------------------------ lanes and segments
+LaneLink* Port::find_lane(u32 lane) {
+  auto it = lanes_.find(lane);
+  return it == lanes_.end() ? nullptr : it->second.get();
+}
+
+Status Port::add_lane(u32 lane, int pair_fd, int side, u32 klass, u64 peer_port, u64 peer_incarnation,
+                      int peer_doorbell_fd, int peer_event_fd) {
+  auto link = std::make_unique<LaneLink>();
+  link->number = lane;
+  link->klass = klass;
+  link->peer_port = peer_port;
+  link->peer_incarnation = peer_incarnation;
+  Status status = link->end.attach(pair_fd, side);
+  if (status.ok()) status = link->peer.attach(peer_doorbell_fd, peer_event_fd);
+  if (!status.ok()) return status;
+  link->end.mapping().keep_from_children();
+  const LaneHead& head = link->end.head();
+  if (head.port[side] != number_ || head.port[1 - side] != peer_port ||
+      head.incarnation[side] != incarnation_ || head.incarnation[1 - side] != peer_incarnation) {
+    return Status::fail(Code::protocol, "lane " + text(lane) + " joins other ports or incarnations");
+  }
+  Operation operation(*this);
+  if (!operation.ok()) return operation.status();
+  if (find_lane(lane) != nullptr) return Status::success();
+  if (lanes_.size() >= kLanesPerPortMax) {
+    return Status::fail(Code::capacity, "a port has at most " + text(kLanesPerPortMax) + " lanes");
+  }
+  LaneLink*& first = lanes_by_bit_[lane % kLanesPerPortMax];
+  link->next_same_bit = first;
+  first = link.get();
+  lanes_.emplace(lane, std::move(link));
+  return Status::success();
+}
+
+Status Port::remove_lane(u32 lane) {
+  Operation operation(*this);
+  if (!operation.ok()) return operation.status();
+  LaneLink* link = find_lane(lane);
+  if (link == nullptr) return Status::success();
+  progress_lane(*link);
+  publish_returns();
+  for (auto& [id, flow] : flows_out_) {
+    if (flow->lane == link) {
+      return Status::fail(Code::invalid, "lane " + text(lane) + " still carries flow " + text(id));
+    }
+  }
+  for (auto& [id, flow] : flows_in_) {
+    if (flow->lane == link) flow->lane = nullptr;
+  }
+  for (auto& owed : link->backlog) {
+    if (owed.held != kNotHeld && owed.free_held) held_.free(owed.held);
+  }
+  std::erase(owing_, link);
+  LaneLink** at = &lanes_by_bit_[lane % kLanesPerPortMax];
+  while (*at != link) at = &(*at)->next_same_bit;
+  *at = link->next_same_bit;
+  lanes_.erase(lane);
+  settle_closing_flows();
+  return Status::success();
+}
+
+Status Port::add_segment(u32 segment, int fd, bool writable) {
+  Operation operation(*this);
+  if (!operation.ok()) return operation.status();
+  Status status;
+  if (writable) {
+    status = arena_.add(segment, fd);
+  } else {
+    std::shared_ptr<Segment> opened;
+    status = Segment::open(segment, fd, false, opened);
+    if (status.ok()) readers_[segment] = std::move(opened);
+  }
+  notify_waiters();
+  return status;
+}
+
+Status Port::drop_segment(u32 segment) {
+  Operation operation(*this);
+  if (!operation.ok()) return operation.status();
+  readers_.erase(segment);
+  return arena_.drop(segment);
+}
+
+Status Port::idle_segments(std::vector<u32>& out) {
+  Operation operation(*this);
+  if (!operation.ok()) return operation.status();
+  progress_locked();
+  out = arena_.idle();
+  return Status::success();
+}
+
+// ------------------------------------------------------------------ flows
+Status Port::add_flow_out(u64 endpoint, u64 flow, u32 lane, u64 target_endpoint, u64 messages, u64 bytes,
+                          u32 generation, bool after_drain) {
+  Operation operation(*this);
+  if (!operation.ok()) return operation.status();
+  if (flows_out_.count(flow) != 0) return Status::success();
+  LaneLink* link = find_lane(lane);
+  if (link == nullptr) return Status::fail(Code::invalid, "flow " + text(flow) + ": no lane " + text(lane));
+  auto sender = senders_.find(endpoint);
+  if (sender == senders_.end()) {
+    if (early_out_.size() >= kFlowsInPerPortMax) {
+      return Status::fail(Code::capacity, "too many flows for endpoints that are not open");
+    }
+    early_out_.push_back({endpoint, flow, lane, target_endpoint, messages, bytes, generation, after_drain});
+    return Status::success();
+  }
+  auto added = std::make_unique<FlowOut>();
+  added->id = flow;
+  added->target_endpoint = target_endpoint;
+  added->lane = link;
+  added->sender = sender->second.get();
+  added->generation = generation;
+  added->credit = CreditOut(messages, bytes);
+  if (after_drain) {
+    for (const FlowOut* older : added->sender->open_flows()) added->after.push_back(older->id);
+  }
+  FlowOut* raw = added.get();
+  flows_out_.emplace(flow, std::move(added));
+  raw->sender->add_flow(raw);
+  notify_waiters();
+  return Status::success();
+}
+
+Status Port::close_flow_out(u64 flow) {
+  Operation operation(*this);
+  if (!operation.ok()) return operation.status();
+  std::erase_if(early_out_, [flow](const EarlyOut& early) { return early.flow == flow; });
+  auto it = flows_out_.find(flow);
+  if (it == flows_out_.end()) return Status::success();
+  it->second->closed = true;
+  progress_locked();
+  if (auto still = flows_out_.find(flow); still != flows_out_.end() && still->second->outstanding == 0) {
+    remove_flow_out(flow);
+  }
+  notify_waiters();
+  return Status::success();
+}
+
+void Port::remove_flow_out(u64 flow) {
+  auto it = flows_out_.find(flow);
+  if (it == flows_out_.end()) return;
+  it->second->sender->remove_flow(it->second.get());
+  flows_out_.erase(it);
+}
+
+Status Port::lose_flow_out(u64 flow, u64 handed_upto, Reason reason) {
+  Operation operation(*this);
+  if (!operation.ok()) return operation.status();
+  std::erase_if(early_out_, [flow](const EarlyOut& early) { return early.flow == flow; });
+  progress_locked(true);  // ends that are still on their way count first
+  auto it = flows_out_.find(flow);
+  if (it == flows_out_.end()) return Status::success();
+  std::unique_ptr<FlowOut> lost = std::move(it->second);
+  flows_out_.erase(it);
+  arena_.drop_readers_of(flow);
+  lost->sender->lose_flow(lost.get(), handed_upto, reason);
+  notify_waiters();
+  return Status::success();
+}
+
+FlowIn* Port::free_flow_row() {
+  for (FlowIn& row : state_->flows) {
+    if (row.flow.load(std::memory_order_relaxed) == 0) return &row;
+  }
+  return nullptr;
+}
+
+Status Port::add_flow_in(u64 endpoint, u64 flow, u32 lane, u64 producer_port, u64 messages, u64 bytes) {
+  Operation operation(*this);
+  if (!operation.ok()) return operation.status();
+  if (flow == 0 || flows_in_.count(flow) != 0) return Status::success();
+  LaneLink* link = find_lane(lane);
+  if (link == nullptr) return Status::fail(Code::invalid, "flow " + text(flow) + ": no lane " + text(lane));
+  FlowIn* row = free_flow_row();
+  if (row == nullptr) {
+    return Status::fail(Code::capacity, "a port has at most " + text(kFlowsInPerPortMax) + " incoming flows");
+  }
+  auto added = std::make_shared<FlowInState>();
+  added->id = flow;
+  added->producer_port = producer_port;
+  added->row = row;
+  added->lane = link;
+  added->credit = CreditIn(messages, bytes);
+  row->endpoint = endpoint;
+  row->channel = 0;
+  row->lane = lane;
+  row->drained = row->handed = row->ended_upto = 0;
+  for (auto& count : row->reported) count = 0;
+  row->flow.store(flow, std::memory_order_release);
+  flows_in_.emplace(flow, added);
+  auto receiver = receivers_.find(endpoint);
+  if (receiver == receivers_.end()) {
+    early_in_[endpoint].push_back(added);
+  } else {
+    added->receiver = receiver->second.get();
+    row->channel = added->receiver->channel_;
+    added->receiver->add_flow(added.get());
+  }
+  return Status::success();
+}
+
+Status Port::close_flow_in(u64 flow, bool drain) {
+  Operation operation(*this);
+  if (!operation.ok()) return operation.status();
+  auto it = flows_in_.find(flow);
+  if (it == flows_in_.end()) return Status::success();
+  std::shared_ptr<FlowInState> state = it->second;
+  if (state->lane != nullptr) progress_lane(*state->lane);
+  if (!drain && state->receiver != nullptr) state->receiver->drop_queue(state.get(), Reason::closed);
+  state->closing = true;
+  closing_.push_back(flow);
+  settle_closing_flows();
+  notify_waiters();
+  return Status::success();
+}
+
+void Port::settle_closing_flows() {
+  std::erase_if(closing_, [this](u64 flow) {
+    auto it = flows_in_.find(flow);
+    if (it == flows_in_.end()) return true;
+    FlowInState& state = *it->second;
+    LaneLink* lane = state.lane;
+    const bool more = lane != nullptr && !lane->broken && lane->end.records_in.read_cursor() != lane->end.records_in.head();
+    if (state.live != 0 || more) return false;
+    forget_flow_in(state);
+    return true;
+  });
+}
+
+void Port::forget_flow_in(FlowInState& flow) {
+  if (flow.receiver != nullptr) flow.receiver->remove_flow(&flow);
+  flow.gone = true;
+  flow.row->flow.store(0, std::memory_order_release);
+  flow.row = nullptr;
+  flows_in_.erase(flow.id);
+}
+
+// ------------------------------------------------------------------ endpoints
+Status Port::open_sender(u64 endpoint, u32 channel, u32 type, Pattern pattern, Delivery delivery, u8 klass,
+                         std::shared_ptr<SenderCore>& out) {
+  std::vector<EarlyOut> early;
+  {
+    Operation operation(*this);
+    if (!operation.ok()) return operation.status();
+    if (endpoint == 0 || senders_.count(endpoint) != 0) {
+      return Status::fail(Code::invalid, "endpoint " + text(endpoint) + " is open already");
+    }
+    SenderLedger* row = nullptr;
+    for (SenderLedger& candidate : state_->ledger) {
+      if (candidate.endpoint == 0) {
+        row = &candidate;
+        break;
+      }
+    }
+    if (row == nullptr) {
+      return Status::fail(Code::capacity, "a port has at most " + text(kEndpointsPerPortMax) + " senders");
+    }
+    out = std::make_shared<SenderCore>(*this, endpoint, channel, type, pattern, delivery, klass, row);
+    senders_.emplace(endpoint, out);
+    std::erase_if(early_out_, [&](const EarlyOut& flow) {
+      if (flow.endpoint == endpoint) early.push_back(flow);
+      return flow.endpoint == endpoint;
+    });
+  }
+  for (const EarlyOut& flow : early) {
+    Status status = add_flow_out(flow.endpoint, flow.flow, flow.lane, flow.target, flow.messages, flow.bytes,
+                                 flow.generation, flow.after_drain);
+    if (!status.ok()) return status;
+  }
+  return Status::success();
+}
+
+Status Port::forget_sender(u64 endpoint) {
+  Operation operation(*this);
+  if (!operation.ok()) return operation.status();
+  auto it = senders_.find(endpoint);
+  if (it == senders_.end()) return Status::success();
+  progress_locked();
+  if (!it->second->is_closed() || !it->second->idle()) {
+    return Status::fail(Code::invalid, "endpoint " + text(endpoint) + " is open or has messages outstanding");
+  }
+  for (auto flow = flows_out_.begin(); flow != flows_out_.end();) {
+    flow = flow->second->sender == it->second.get() ? flows_out_.erase(flow) : std::next(flow);
+  }
+  it->second->row()->endpoint = 0;
+  retired_.push_back(it->second);  // a Python sender may still point at it
+  senders_.erase(it);
+  return Status::success();
+}
+
+Status Port::open_receiver(u64 endpoint, u32 channel, u32 type, Pattern pattern, Delivery delivery,
+                           std::shared_ptr<ReceiverCore>& out) {
+  Operation operation(*this);
+  if (!operation.ok()) return operation.status();
+  if (endpoint == 0 || receivers_.count(endpoint) != 0) {
+    return Status::fail(Code::invalid, "endpoint " + text(endpoint) + " is open already");
+  }
+  out = std::make_shared<ReceiverCore>(*this, endpoint, channel, type, pattern, delivery);
+  receivers_.emplace(endpoint, out);
+  if (auto early = early_in_.find(endpoint); early != early_in_.end()) {
+    for (const auto& flow : early->second) {
+      if (flow->gone) continue;
+      flow->receiver = out.get();
+      flow->row->channel = channel;
+      out->add_flow(flow.get());
+    }
+    std::erase_if(early_messages_, [&](MessageCore* message) {
+      if (message->flow->receiver != out.get()) return false;
+      out->push(message);
+      return true;
+    });
+    early_in_.erase(early);
+  }
+  return Status::success();
+}
+
+Status Port::stats(PortStats& out) {
+  Operation operation(*this);
+  if (!operation.ok()) return operation.status();
+  out = counters_;
+  out.lanes = lanes_.size();
+  out.flows_in = flows_in_.size();
+  out.flows_out = flows_out_.size();
+  out.held = held_.used();
+  out.slots_taken = arena_.taken_slots();
+  out.segments = arena_.segment_count();
+  out.readers = readers_.size();
+  return Status::success();
+}
+
+Status Port::inject(const std::string& fault, u64 count) {
+  Operation operation(*this);
+  return operation.ok() ? faults_.inject(fault, count) : operation.status();
+}
+
+}  // namespace fabric

@@ -1,0 +1,370 @@
+// Progress: lanes into queues, return rings into ledgers and credit.
+#include <algorithm>
+
+#include "core/clock.hpp"
+#include "core/port.hpp"
+#include "core/receiver.hpp"
+#include "core/sender.hpp"
+
+namespace fabric {
+
+Status Port::progress(u64& handled) {
+  Operation operation(*this);
+  if (!operation.ok()) return operation.status();
+  handled = progress_locked();
+  flush_wakes();
+  return Status::success();
+}
+
+u64 Port::progress_locked(bool all) {
+  ++user_progress_;
+  u64 handled = 0;
+  if (all) {
+    for (auto& [number, lane] : lanes_) handled += progress_lane(*lane);
+  } else {
+    for (u32 word = 0; word < Doorbell::kWords; ++word) {
+      u64 bits = doorbell_.take_ready(word) | retry_[word];
+      retry_[word] = 0;
+      for (; bits != 0; bits &= bits - 1) {
+        const u32 bit = word * 64 + static_cast<u32>(__builtin_ctzll(bits));
+        for (LaneLink* lane = lanes_by_bit_[bit]; lane != nullptr; lane = lane->next_same_bit) {
+          handled += progress_lane(*lane);
+        }
+      }
+    }
+  }
+  if (!collected_.empty()) collect_late();
+  if (!closing_.empty()) settle_closing_flows();
+  if (handled != 0) notify_waiters();
+  return handled;
+}
+
+u64 Port::progress_lane(LaneLink& lane) {
+  if (lane.broken) return 0;
+  if (!lane.backlog.empty()) flush_backlog(lane);
+  const u64 returns = drain_returns(lane);
+  return returns + drain_records(lane);
+}
+
+void Port::fail_lane(LaneLink& lane, const char* why) {
+  lane.broken = true;
+  lane.fault = why;
+  ++counters_.lying;
+  for (auto& [id, flow] : flows_in_) {
+    if (flow->lane == &lane && flow->receiver != nullptr) flow->receiver->fail(why);
+  }
+  notify_waiters();
+}
+
+// ------------------------------------------------------------------ records
+u64 Port::drain_records(LaneLink& lane) {
+  RecordReader& reader = lane.end.records_in;
+  const u64 before = reader.read_cursor();
+  u64 taken = 0;
+  RecordSpan span;
+  for (bool stop = false; !stop;) {
+    const Peek peek = reader.peek(span);
+    if (peek == Peek::empty) break;
+    if (peek == Peek::corrupt) {
+      fail_lane(lane, reader.fault());
+      break;
+    }
+    if (take_record(lane, span, stop)) {
+      reader.advance(span);
+      ++taken;
+    }
+  }
+  if (reader.read_cursor() != before) {
+    reader.release();
+    if (Faults::take(faults_.corrupt_cursor)) reader.release(reader.head() + 8);
+  }
+  counters_.records_in += taken;
+  return taken;
+}
+
+// False: the record stays in the lane (held table full, or it lies); `stop` ends the drain.
+bool Port::take_record(LaneLink& lane, const RecordSpan& span, bool& stop) {
+  const RecordHeader& header = span.header;
+  if (held_.full()) {
+    const u32 bit = lane.number % kLanesPerPortMax;
+    retry_[bit / 64] |= u64{1} << (bit % 64);
+    stop = true;
+    return false;
+  }
+  const char* why = nullptr;
+  MessageCore* message = pool_.copy(span, why);
+  if (message == nullptr) {
+    fail_lane(lane, why);
+    stop = true;
+    return false;
+  }
+  auto it = flows_in_.find(header.flow);
+  if (it == flows_in_.end() || it->second->lane != &lane) {
+    ++counters_.strays;
+    refuse_record(lane, message, it == flows_in_.end());
+    return true;
+  }
+  FlowInState& flow = *it->second;
+  const u64 drained = flow.row->drained.load(std::memory_order_relaxed);
+  if (header.flow_seq <= drained) {
+    ++counters_.repeats;
+    refuse_record(lane, message, false);
+    return true;
+  }
+  if (header.flow_seq != drained + 1 || !flow.credit.accept()) {
+    pool_.put(message);
+    fail_lane(lane, header.flow_seq != drained + 1 ? "a flow sequence is missing" : "a sender exceeded its credit");
+    stop = true;
+    return false;
+  }
+  if (header.kind == static_cast<u8>(RecordKind::skip)) {  // ended at an earlier hop, reported there
+    flow.row->drained.store(header.flow_seq, std::memory_order_release);
+    flow.credit.consume(header.payload_bytes);
+    flow.row->ended_upto.store(flow.ended.mark(header.flow_seq), std::memory_order_release);
+    pool_.put(message);
+    return true;
+  }
+  message->flow = it->second;
+  queue_record(flow, message);
+  return true;
+}
+
+void Port::queue_record(FlowInState& flow, MessageCore* message) {
+  const RecordHeader header = message->header;
+  if (Faults::take(faults_.lose_drained)) {
+    pool_.put(message);
+    flow.row->drained.store(header.flow_seq, std::memory_order_release);
+    return;
+  }
+  const SegmentEntry* first = message->segments.empty() ? nullptr : message->segments.data();
+  message->held = held_.take(header, first, monotonic_ns());
+  if (Faults::take(faults_.repeat_drained)) held_.take(header, first, monotonic_ns());
+  message->slots_held = first != nullptr;
+  flow.row->drained.store(header.flow_seq, std::memory_order_release);  // after the held entry
+  ++flow.live;
+  if (flow.receiver == nullptr) {
+    early_messages_.push_back(message);
+  } else if (flow.receiver->is_closed()) {
+    end_message(*message, End::failed, Reason::closed);
+    release_slots(*message);
+    pool_.put(message);
+  } else {
+    flow.receiver->push(message);
+  }
+}
+
+// A record nobody waits for: its slots go back, and its end is reported where nobody else did.
+void Port::refuse_record(LaneLink& lane, MessageCore* message, bool report_end) {
+  const u64 flow = message->header.flow;
+  for (const SegmentEntry& entry : message->segments) {
+    push_return(lane, {flow, u64{entry.segment} << 32 | entry.slot, entry.generation,
+                       static_cast<u8>(ReturnKind::release), 0, 0, 0, 0}, kNotHeld, false);
+  }
+  if (report_end) {
+    const u64 seq = message->header.flow_seq;
+    push_return(lane, {flow, seq, seq, static_cast<u8>(ReturnKind::end), static_cast<u8>(End::failed),
+                       static_cast<u8>(Reason::closed), 0, 0}, kNotHeld, false);
+  }
+  wake_owed(lane, true);
+  pool_.put(message);
+}
+
+// ------------------------------------------------------------------ returns, outgoing
+void Port::push_return(LaneLink& lane, const ReturnEntry& entry, u32 held, bool free_held) {
+  ReturnWriter& writer = lane.end.returns_out;
+  ReturnEntry* last = lane.backlog.empty() ? writer.unpublished() : nullptr;
+  const bool extends = last != nullptr && entry.kind == static_cast<u8>(ReturnKind::end) &&
+                       last->kind == entry.kind && last->flow == entry.flow && last->end == entry.end &&
+                       last->reason == entry.reason && last->b + 1 == entry.a;
+  if (extends) {
+    last->b = entry.b;
+  } else if (!lane.backlog.empty() || !writer.push(entry)) {
+    lane.backlog.push_back({entry, held, free_held});
+    const u32 bit = lane.number % kLanesPerPortMax;
+    retry_[bit / 64] |= u64{1} << (bit % 64);
+    return;
+  }
+  if (held != kNotHeld && free_held) held_.free(held);
+  if (!lane.dirty) {
+    lane.dirty = true;
+    dirty_.push_back(&lane);
+  }
+}
+
+void Port::flush_backlog(LaneLink& lane) {
+  while (!lane.backlog.empty() && lane.end.returns_out.push(lane.backlog.front().entry)) {
+    const LaneLink::Owed owed = lane.backlog.front();
+    lane.backlog.pop_front();
+    if (owed.held != kNotHeld && owed.free_held) held_.free(owed.held);
+    if (!lane.dirty) {
+      lane.dirty = true;
+      dirty_.push_back(&lane);
+    }
+  }
+  if (lane.backlog.empty()) return;
+  const u32 bit = lane.number % kLanesPerPortMax;
+  retry_[bit / 64] |= u64{1} << (bit % 64);
+}
+
+void Port::publish_returns() {
+  for (LaneLink* lane : dirty_) {
+    lane->dirty = false;
+    lane->end.returns_out.publish();
+    lane->peer.mark(lane->number);
+    if (lane->wake_now || lane->wakes_owed >= kWakesOwedMax) {
+      lane->wake_now = false;
+      lane->wakes_owed = 0;
+      lane->peer.wake();
+    }
+  }
+  dirty_.clear();
+}
+
+// A sender that sleeps for credit need not wake for every end: only when it can go on, when this
+// side runs empty, or at the next service tick.
+void Port::wake_owed(LaneLink& lane, bool now) {
+  if (now) lane.wake_now = true;
+  ++lane.wakes_owed;
+  if (!lane.owing) {
+    lane.owing = true;
+    owing_.push_back(&lane);
+  }
+}
+
+void Port::flush_wakes() {
+  publish_returns();
+  for (LaneLink* lane : owing_) {
+    lane->owing = false;
+    if (lane->wakes_owed == 0) continue;
+    lane->wakes_owed = 0;
+    lane->peer.wake();
+  }
+  owing_.clear();
+}
+
+// ------------------------------------------------------------------ returns, incoming
+u64 Port::drain_returns(LaneLink& lane) {
+  ReturnReader& reader = lane.end.returns_in;
+  u64 taken = 0;
+  ReturnEntry entry;
+  for (Peek peek = reader.next(entry); peek != Peek::empty; peek = reader.next(entry)) {
+    bool true_entry = peek == Peek::item;
+    if (true_entry && entry.kind == static_cast<u8>(ReturnKind::end)) {
+      true_entry = apply_end(entry);
+    } else if (true_entry && entry.kind == static_cast<u8>(ReturnKind::credit)) {
+      auto it = flows_out_.find(entry.flow);
+      if (it != flows_out_.end()) it->second->credit.grant(entry.a, entry.b, entry.epoch);
+    } else if (true_entry && entry.kind == static_cast<u8>(ReturnKind::release)) {
+      arena_.drop_reader(static_cast<u32>(entry.a >> 32), static_cast<u32>(entry.a),
+                         static_cast<u32>(entry.b), entry.flow);
+    } else {
+      true_entry = false;
+    }
+    if (!true_entry) {
+      fail_lane(lane, "a return entry cannot be true");
+      break;
+    }
+    ++taken;
+  }
+  if (taken == 0) return 0;
+  reader.release();
+  counters_.returns_in += taken;
+  for (auto& [endpoint, sender] : senders_) {
+    sender->redeliver();
+    sender->fold_some();
+  }
+  return taken;
+}
+
+// Ends of a flow that is gone are late, not wrong.
+bool Port::apply_end(const ReturnEntry& entry) {
+  const bool possible = entry.end >= static_cast<u8>(End::delivered) && entry.end <= static_cast<u8>(End::failed) &&
+                        entry.reason < static_cast<u8>(Reason::count) && entry.a != 0 && entry.a <= entry.b;
+  if (!possible) return false;
+  auto it = flows_out_.find(entry.flow);
+  if (it == flows_out_.end()) {
+    ++counters_.strays;
+    return true;
+  }
+  FlowOut& flow = *it->second;
+  if (entry.b > flow.last_seq) return false;
+  for (u64 seq = std::max(entry.a, flow.sequences.low()); seq <= entry.b; ++seq) {
+    flow.sender->end_entry(flow, seq, static_cast<End>(entry.end), static_cast<Reason>(entry.reason));
+  }
+  flow.sequences.lower_to(flow.last_seq);
+  if (flow.closed && flow.outstanding == 0) remove_flow_out(entry.flow);
+  return true;
+}
+
+// ------------------------------------------------------------------ ends of received messages
+void Port::end_message(MessageCore& message, End end, Reason reason) {
+  if (message.ended) return;
+  message.ended = true;
+  FlowInState& flow = *message.flow;
+  const u64 seq = message.header.flow_seq;
+  flow.credit.consume(message.header.payload_bytes);
+  const bool free_held = !message.slots_held;
+  if (free_held) --flow.live;
+  if (!free_held) held_.set(message.held, HeldState::ended, message.header.segment_count);
+  const u32 held = free_held ? message.held : kNotHeld;
+  if (free_held) message.held = kNotHeld;
+  if (flow.lane == nullptr) {
+    if (held != kNotHeld) held_.free(held);
+    return;
+  }
+  push_return(*flow.lane, {flow.id, seq, seq, static_cast<u8>(ReturnKind::end), static_cast<u8>(end),
+                           static_cast<u8>(reason), 0, 0}, held, free_held);
+  wake_owed(*flow.lane, false);
+  auto& reported = flow.row->reported[static_cast<int>(end)];
+  reported.store(reported.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+  flow.row->ended_upto.store(flow.ended.mark(seq), std::memory_order_release);
+}
+
+void Port::release_slots(MessageCore& message) {
+  if (!message.slots_held) return;
+  message.slots_held = false;
+  FlowInState& flow = *message.flow;
+  if (message.ended) {
+    held_.set(message.held, HeldState::releasing, message.header.segment_count);
+  }
+  if (flow.lane != nullptr) {
+    for (const SegmentEntry& entry : message.segments) {
+      push_return(*flow.lane, {flow.id, u64{entry.segment} << 32 | entry.slot, entry.generation,
+                               static_cast<u8>(ReturnKind::release), 0, 0, 0, 0}, kNotHeld, false);
+    }
+    wake_owed(*flow.lane, false);
+  }
+  if (message.ended) {
+    held_.free(message.held);
+    message.held = kNotHeld;
+    --flow.live;
+  }
+}
+
+// A destructor may run on any thread and with the interpreter's lock held: it never parks.
+void Port::collect(MessageCore* message) {
+  if (forked()) {
+    MessagePool::destroy(message);
+    return;
+  }
+  Operation operation(*this, false);
+  if (operation.ok()) {
+    release_slots(*message);
+    pool_.put(message);
+  } else if (operation.status().code == Code::frozen) {
+    std::lock_guard lock(mutex_);
+    collected_.push_back(message);
+  } else {
+    MessagePool::destroy(message);
+  }
+}
+
+void Port::collect_late() {
+  for (MessageCore* message : collected_) {
+    release_slots(*message);
+    pool_.put(message);
+  }
+  collected_.clear();
+}
+
+}  // namespace fabric

@@ -1,0 +1,98 @@
+// The service thread (heartbeat; progress when no user thread made any) and what fork does to ports.
+#include <pthread.h>
+#include <signal.h>
+
+#include <algorithm>
+#include <climits>
+
+#include "core/clock.hpp"
+#include "core/futex.hpp"
+#include "core/port.hpp"
+#include "core/sender.hpp"
+
+namespace fabric {
+namespace {
+
+// Leaked on purpose: ports may be destroyed after static destructors ran.
+struct Registry {
+  std::mutex mutex;
+  std::vector<Port*> ports;
+};
+Registry& registry() {
+  static Registry* instance = new Registry;
+  return *instance;
+}
+
+void before_fork() { registry().mutex.lock(); }
+void after_fork_in_parent() { registry().mutex.unlock(); }
+void after_fork_in_child() {
+  for (Port* port : registry().ports) port->on_fork_in_child();
+  registry().mutex.unlock();
+}
+
+}  // namespace
+
+void register_port(Port* port) {
+  static const int hooked = pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+  (void)hooked;
+  std::lock_guard lock(registry().mutex);
+  registry().ports.push_back(port);
+}
+
+void unregister_port(Port* port) {
+  std::lock_guard lock(registry().mutex);
+  std::erase(registry().ports, port);
+}
+
+void Port::on_fork_in_child() {
+  forked_.store(true, std::memory_order_relaxed);
+  has_service_ = false;  // threads do not survive a fork
+}
+
+void Port::start_service() {
+  sigset_t all, former;
+  sigfillset(&all);  // Signals belong to the interpreter's threads.
+  pthread_sigmask(SIG_SETMASK, &all, &former);
+  has_service_ = pthread_create(&service_, nullptr, [](void* port) -> void* {
+    pthread_setname_np(pthread_self(), "fabric-port");
+    static_cast<Port*>(port)->service_loop();
+    return nullptr;
+  }, this) == 0;
+  pthread_sigmask(SIG_SETMASK, &former, nullptr);
+}
+
+void Port::stop_service() {
+  if (!has_service_) return;
+  has_service_ = false;
+  service_stop_.store(1, std::memory_order_release);
+  futex_wake(&service_stop_, INT_MAX, false);
+  pthread_join(service_, nullptr);
+}
+
+void Port::service_loop() {
+  u64 beat = 0;
+  while (service_stop_.load(std::memory_order_acquire) == 0) {
+    const u64 now = monotonic_ns();
+    if (now - beat >= kHeartbeatNs) {
+      state_->head.heartbeat_ns.store(now, std::memory_order_release);
+      beat = now;
+    }
+    service_tick(now);
+    futex_wait(&service_stop_, 0, now + kServiceNs, false);
+  }
+}
+
+// Bits may be missing after a peer died between head and mark: now and then every lane is looked at.
+void Port::service_tick(u64 now) {
+  Operation operation(*this, false);
+  if (!operation.ok()) return;
+  const bool users_did = user_progress_ != service_seen_;
+  const bool full_look = now - last_full_look_ >= kHeartbeatNs;
+  if (full_look) last_full_look_ = now;
+  if (!users_did || full_look) progress_locked(full_look);
+  service_seen_ = user_progress_;
+  for (auto& [endpoint, sender] : senders_) sender->expire_waiting(now);
+  flush_wakes();
+}
+
+}  // namespace fabric

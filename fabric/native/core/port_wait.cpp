@@ -1,0 +1,91 @@
+// Waiting: the leader sleeps on the doorbell, followers on a private word, asyncio on the eventfd.
+#include <climits>
+
+#include "core/clock.hpp"
+#include "core/futex.hpp"
+#include "core/port.hpp"
+
+namespace fabric {
+
+// The caller made progress inside `operation` and found nothing. It re-checks after this returns.
+void Port::wait_for_news(Operation& operation, u64 deadline_ns) {
+  flush_wakes();
+  if (leader_) {
+    const u32 seen = follow_word_.load(std::memory_order_relaxed);
+    ++followers_;
+    operation.leave();
+    const bool stop = futex_wait(&follow_word_, seen, deadline_ns, false) && interrupt_hook != nullptr && interrupt_hook();
+    if (!operation.enter()) return;
+    --followers_;
+    if (stop) operation.interrupt();
+    return;
+  }
+  leader_ = true;
+  bool stop = false;
+  doorbell_.prepare(Wake::futex);
+  if (!doorbell_.any_ready()) {
+    leader_asleep_ = true;
+    operation.leave();
+    stop = doorbell_.sleep_until(deadline_ns) && interrupt_hook != nullptr && interrupt_hook();
+    if (!operation.enter()) return;
+    leader_asleep_ = false;
+  }
+  leader_ = false;
+  doorbell_.cancel();
+  progress_locked();
+  if (followers_ != 0) {              // One of them leads next.
+    follow_word_.fetch_add(1, std::memory_order_relaxed);
+    futex_wake(&follow_word_, INT_MAX, false);
+  }
+  if (armed_) {
+    doorbell_.prepare(Wake::eventfd);
+    if (doorbell_.any_ready()) doorbell_.wake_self();
+  }
+  if (stop) operation.interrupt();
+}
+
+// Something may have become possible for a thread that sleeps, or for the event loop.
+void Port::notify_waiters() {
+  news_ = true;
+  if (leader_asleep_) doorbell_.wake_self();
+  if (followers_ != 0) {
+    follow_word_.fetch_add(1, std::memory_order_relaxed);
+    futex_wake(&follow_word_, INT_MAX, false);
+  }
+  if (!armed_) return;
+  armed_ = false;
+  const u64 one = 1;
+  [[maybe_unused]] auto written = ::write(doorbell_.event_fd(), &one, sizeof one);
+  if (!leader_) doorbell_.cancel();
+}
+
+Status Port::arm(bool& armed) {
+  armed = false;
+  Operation operation(*this);
+  if (!operation.ok()) return operation.status();
+  progress_locked();
+  flush_wakes();
+  if (news_) {
+    news_ = false;
+    return Status::success();
+  }
+  armed_ = armed = true;
+  if (leader_) return Status::success();  // the leader hands the bell over when it goes
+  doorbell_.prepare(Wake::eventfd);
+  if (doorbell_.any_ready()) {
+    doorbell_.cancel();
+    armed_ = armed = false;
+  }
+  return Status::success();
+}
+
+Status Port::disarm() {
+  Operation operation(*this);
+  if (!operation.ok()) return operation.status();
+  armed_ = false;
+  if (!leader_) doorbell_.cancel();
+  doorbell_.drain_event();
+  return Status::success();
+}
+
+}  // namespace fabric

@@ -1,0 +1,307 @@
+// Sending: layout, slots, commit, loans.
+#include "core/sender.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/clock.hpp"
+
+namespace fabric {
+namespace {
+
+std::string text(u64 value) { return std::to_string(value); }
+
+u64 tensor_area(std::span<const Piece> tensors) {
+  u64 bytes = 0;
+  for (const Piece& piece : tensors) bytes = align_up(bytes, u64{64}) + piece.bytes;
+  return bytes;
+}
+
+void copy_tensors(u8* area, std::span<const Piece> tensors) {
+  u64 at = 0;
+  for (const Piece& piece : tensors) {
+    at = align_up(at, u64{64});
+    if (piece.bytes != 0) std::memcpy(area + at, piece.data, piece.bytes);
+    at += piece.bytes;
+  }
+}
+
+u32 head_bytes(const SendRequest& request) {
+  return static_cast<u32>(sizeof(InlineHead) + 8 * request.tensors.size() + request.meta.size());
+}
+
+// InlineHead, sizes, meta; @return the bytes written.
+u32 write_head(u8* out, const SendRequest& request) {
+  const InlineHead head{static_cast<u32>(request.meta.size()), static_cast<u32>(request.tensors.size())};
+  std::memcpy(out, &head, sizeof head);
+  u32 at = sizeof head;
+  for (const Piece& piece : request.tensors) {
+    std::memcpy(out + at, &piece.bytes, 8);
+    at += 8;
+  }
+  if (!request.meta.empty()) std::memcpy(out + at, request.meta.data(), request.meta.size());
+  return at + static_cast<u32>(request.meta.size());
+}
+
+}  // namespace
+
+u64 hash_key(std::span<const u8> key) {
+  u64 hash = 0xcbf29ce484222325ULL;
+  for (u8 byte : key) hash = (hash ^ byte) * 0x100000001b3ULL;
+  hash ^= hash >> 32;
+  hash *= 0xd6e8feb86659fd93ULL;
+  return hash ^ hash >> 32;
+}
+
+SenderCore::SenderCore(Port& port, u64 endpoint, u32 channel, u32 type, Pattern pattern, Delivery delivery,
+                       u8 klass, SenderLedger* row)
+    : port_(port), endpoint_(endpoint), channel_(channel), type_(type), pattern_(pattern),
+      delivery_(delivery), klass_(klass), retained_(kOutstandingPerEndpoint) {
+  row->channel = channel;
+  row->pattern = static_cast<u8>(pattern);
+  row->delivery = static_cast<u8>(delivery);
+  row->klass = klass;
+  row->accepted = 0;
+  row->active = 0;
+  std::memset(row->fold, 0, sizeof row->fold);
+  for (OutEntry& entry : row->outstanding) {
+    entry.word.store(out_word(OutState::empty), std::memory_order_relaxed);
+    entry.sequence.store(0, std::memory_order_relaxed);
+  }
+  std::atomic_thread_fence(std::memory_order_release);
+  row->endpoint = endpoint;
+  ledger_.attach(row);
+}
+
+// ------------------------------------------------------------------ layout and slots
+// A slot of `bytes`; makes progress once before it asks for a new segment.
+Status SenderCore::place(Operation&, u64 bytes, SlotRef& out, u8*& at) {
+  Status status = port_.arena().allocate(bytes, out);
+  if (status.code == Code::need_segment) {
+    port_.progress_locked();
+    status = port_.arena().allocate(bytes, out);
+  }
+  if (status.ok()) at = port_.arena().address(out);
+  return status;
+}
+
+Status SenderCore::prepare(Operation& operation, const SendRequest& request, bool may_wait, Prepared& out) {
+  if (request.tensors.size() > kTensorsPerMessageMax) {
+    return Status::fail(Code::capacity, "a message has at most " + text(kTensorsPerMessageMax) + " tensors");
+  }
+  if (request.key.size() > kKeyBytesMax) {
+    return Status::fail(Code::capacity, "a key has at most " + text(kKeyBytesMax) + " bytes");
+  }
+  const u32 head = head_bytes(request);
+  const u64 area = tensor_area(request.tensors);
+  if (request.has_key) out.key_hash = hash_key(request.key);
+  out.tensors_inline = !request.loan && (area == 0 || align_up(u64{head}, u64{64}) + area <= kInlineBytesMax);
+  out.meta_inline = head <= kInlineBytesMax;
+  out.inline_size = !out.meta_inline ? 0 : head;
+  if (out.meta_inline && out.tensors_inline && area != 0) {
+    out.inline_size = align_up(head, 64u) + static_cast<u32>(area);
+  }
+  u8 *meta_at = nullptr, *area_at = nullptr;
+  Status status;
+  if (!out.meta_inline) status = place(operation, head, out.slots[0], meta_at);
+  const bool area_in_slot = area != 0 && (!out.tensors_inline || !out.meta_inline);
+  if (status.ok() && area_in_slot && !request.loan) status = place(operation, area, out.slots[1], area_at);
+  if (!status.ok()) {
+    give_up(request, out);
+    return status;
+  }
+  out.tensors_inline = out.tensors_inline && out.meta_inline;
+  if (request.loan) out.slots[1] = request.loan;
+  if (meta_at != nullptr) out.table[out.segments++] = port_.arena().entry(out.slots[0], 0, head);
+  if (out.slots[1]) out.table[out.segments++] = port_.arena().entry(out.slots[1], 0, area);
+  out.payload = out.inline_size;
+  for (u32 i = 0; i < out.segments; ++i) out.payload += out.table[i].length;
+  if (meta_at == nullptr && area_at == nullptr) return status;
+  operation.leave();  // The slot is ours alone: large copies keep nobody waiting.
+  if (meta_at != nullptr) write_head(meta_at, request);
+  if (area_at != nullptr) copy_tensors(area_at, request.tensors);
+  if (!operation.enter()) return operation.status();
+  (void)may_wait;
+  return status;
+}
+
+void SenderCore::give_up(const SendRequest& request, Prepared& prepared) {
+  for (SlotRef& slot : prepared.slots) {
+    if (slot && !(request.loan && slot.segment == request.loan.segment && slot.slot == request.loan.slot)) {
+      port_.arena().free(slot);
+    }
+    slot = {};
+  }
+}
+
+// ------------------------------------------------------------------ commit
+Full SenderCore::try_commit(const SendRequest& request, Prepared& prepared, Batch& batch, u64& sequence,
+                            FlowOut*& blocked) {
+  const u64 next = (batch.last != 0 ? batch.last : ledger_.accepted()) + 1;
+  if (ledger_.full(next)) {
+    fold(1);
+    if (ledger_.full(next)) return Full::table;
+  }
+  if (!waiting_.empty()) {
+    redeliver();
+    if (!waiting_.empty()) return Full::redelivery;
+  }
+  FlowOut* flow = nullptr;
+  Full full = choose(request.flow, request.has_key, prepared.key_hash, prepared.payload, flow);
+  blocked = flow;
+  if (full == Full::none) full = write_record(request, prepared, *flow, batch, next);
+  if (full == Full::none) sequence = next;
+  return full;
+}
+
+Full SenderCore::write_record(const SendRequest& request, Prepared& prepared, FlowOut& flow, Batch& batch,
+                              u64 sequence) {
+  RecordParts parts;
+  parts.producer = {port_.number(), port_.incarnation()};
+  parts.key = request.key;
+  parts.has_key = request.has_key;
+  parts.correlation = {request.correlation, request.reply_flow};
+  parts.segments = {prepared.table, prepared.segments};
+  const u32 total = record_prefix_bytes(parts) + prepared.inline_size;
+  if (total > kRecordBytesMax) return Full::too_large;
+  if (batch.lane != flow.lane) seal(batch);
+  RecordWriter& writer = flow.lane->end.records_out;
+  u8* at = writer.reserve(total);
+  if (at == nullptr) {
+    seal(batch);
+    return Full::lane;
+  }
+  const u64 flow_seq = flow.last_seq + 1;
+  ledger_.begin(sequence, flow.id, flow_seq, writer.reserved_at());
+  RecordHeader& header = parts.header;
+  header.flags = static_cast<u16>(request.flags | (prepared.meta_inline ? 0 : kFlagMetaInSegment));
+  header.flow = flow.id;
+  header.flow_seq = flow_seq;
+  header.sequence = sequence;
+  header.deadline_ns = request.expires_ns;
+  header.channel = channel_;
+  header.type = type_;
+  header.generation = flow.generation;
+  header.klass = klass_;
+  header.payload_bytes = prepared.payload;
+  u8* inline_at = write_record_prefix(at, parts, prepared.inline_size);
+  if (prepared.meta_inline) {
+    const u32 head = write_head(inline_at, request);
+    if (head < prepared.inline_size) {
+      const u32 area = align_up(head, 64u);
+      std::memset(inline_at + head, 0, area - head);
+      copy_tensors(inline_at + area, request.tensors);
+    }
+  }
+  Retained& kept = retained(sequence);
+  kept.payload_bytes = prepared.payload;
+  kept.expires_ns = request.expires_ns;
+  kept.handed = false;
+  kept.has_key = request.has_key;
+  kept.key_hash = prepared.key_hash;
+  const bool again = delivery_ == Delivery::at_least_once;
+  if (again) kept.record.assign(at, at + total);
+  for (int i = 0; i < 2; ++i) {
+    kept.slots[i] = prepared.slots[i];
+    if (!prepared.slots[i]) continue;
+    port_.arena().hold_reader(prepared.slots[i], flow.id);
+    if (!again) port_.arena().drop_message(prepared.slots[i]);  // only its reader needs it now
+  }
+  writer.commit();
+  flow.last_seq = flow_seq;
+  flow.sequences.put(flow_seq, sequence);
+  ++flow.outstanding;
+  flow.credit.send(prepared.payload);
+  if (batch.lane == nullptr) {
+    batch.lane = flow.lane;
+    batch.first = sequence;
+  }
+  batch.last = sequence;
+  return Full::none;
+}
+
+// Lane head, entries, ledger; the doorbell's ready bit. The wake comes last, once.
+void SenderCore::seal(Batch& batch) {
+  if (batch.lane == nullptr) return;
+  batch.lane->end.records_out.publish();
+  ledger_.accept(batch.first, batch.last);
+  port_.counters().records_out += batch.last - batch.first + 1;
+  batch.lane->peer.ring(batch.lane->number);
+  batch = {nullptr, 0, batch.last};  // `last` is accepted now, and the next one follows it
+}
+
+Status SenderCore::send(const SendRequest& request, u64 deadline_ns, bool may_wait, u64& sequence) {
+  u64 accepted = 0;
+  return send_many({&request, 1}, deadline_ns, may_wait, accepted, &sequence);
+}
+
+Status SenderCore::send_many(std::span<const SendRequest> requests, u64 deadline_ns, bool may_wait, u64& accepted,
+                             u64* last_sequence) {
+  Operation operation(port_, may_wait);
+  if (!operation.ok()) return operation.status();
+  Batch batch;
+  Status status;
+  u64 sequence = 0;
+  for (const SendRequest& request : requests) {
+    if (closed_) {
+      status = Status::fail(Code::closed, "sender of channel " + text(channel_) + " is closed");
+      break;
+    }
+    Prepared prepared;
+    const bool copies = !request.loan && tensor_area(request.tensors) + align_up(head_bytes(request), 64u) > kInlineBytesMax;
+    if (copies) {  // A batch is never left open over a copy or a wait.
+      seal(batch);
+      batch = {};
+    }
+    status = prepare(operation, request, may_wait, prepared);
+    if (!status.ok()) break;
+    for (bool progressed = false;;) {
+      FlowOut* blocked = nullptr;
+      const Full full = try_commit(request, prepared, batch, sequence, blocked);
+      if (full == Full::none) break;
+      seal(batch);
+      batch = {};
+      if (!progressed) {
+        progressed = true;
+        port_.progress_locked();
+        continue;
+      }
+      progressed = false;
+      status = wait_or_fail(operation, full, blocked, deadline_ns, may_wait);
+      if (!status.ok()) break;
+    }
+    if (!status.ok()) {
+      if (operation.ok()) give_up(request, prepared);
+      break;
+    }
+    ++accepted;
+  }
+  if (operation.ok()) seal(batch);
+  if (last_sequence != nullptr) *last_sequence = sequence;
+  return status;
+}
+
+// ------------------------------------------------------------------ loans
+Status SenderCore::loan(std::span<const u64> sizes, SlotRef& slot, u8*& address, std::vector<u64>& offsets) {
+  if (sizes.size() > kTensorsPerMessageMax) {
+    return Status::fail(Code::capacity, "a message has at most " + text(kTensorsPerMessageMax) + " tensors");
+  }
+  u64 bytes = 0;
+  for (u64 size : sizes) {
+    bytes = align_up(bytes, u64{64});
+    offsets.push_back(bytes);
+    bytes += size;
+  }
+  Operation operation(port_);
+  if (!operation.ok()) return operation.status();
+  if (closed_) return Status::fail(Code::closed, "sender of channel " + text(channel_) + " is closed");
+  Status status = place(operation, std::max<u64>(bytes, 64), slot, address);
+  return status;
+}
+
+void SenderCore::discard(const SlotRef& slot) {
+  Operation operation(port_);
+  if (operation.ok()) port_.arena().free(slot);
+}
+
+}  // namespace fabric

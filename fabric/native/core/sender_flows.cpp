@@ -1,0 +1,328 @@
+// Which flow a message takes, what happens when one is lost, and how messages end.
+#include <algorithm>
+#include <cstring>
+
+#include "core/clock.hpp"
+#include "core/sender.hpp"
+
+namespace fabric {
+namespace {
+
+std::string text(u64 value) { return std::to_string(value); }
+
+}  // namespace
+
+// ------------------------------------------------------------------ choosing
+FlowOut* SenderCore::find(u64 flow) const {
+  for (FlowOut* candidate : flows_) {
+    if (candidate->id == flow) return candidate;
+  }
+  return nullptr;
+}
+
+Full SenderCore::room(FlowOut& flow, u64 bytes) const {
+  if (!flow.after.empty()) {
+    std::erase_if(flow.after, [this](u64 id) {
+      const FlowOut* older = find(id);
+      return older == nullptr || older->outstanding == 0;
+    });
+    if (!flow.after.empty()) return Full::drain;
+  }
+  return flow.credit.allows(bytes, flow.outstanding) ? Full::none : Full::credit;
+}
+
+Full SenderCore::choose(u64 explicit_flow, bool has_key, u64 key_hash, u64 bytes, FlowOut*& out) {
+  if (explicit_flow != 0) {
+    out = find(explicit_flow);
+    if (out == nullptr || out->closed) return Full::flow_gone;
+  } else if (pattern_ == Pattern::stream) {
+    const Full full = choose_stream(has_key, key_hash, out);
+    if (full != Full::none) return full;
+  } else {
+    return choose_queue(bytes, out);
+  }
+  return room(*out, bytes);
+}
+
+// A key stays on its flow while the flow lives; messages without a key all go to one flow.
+Full SenderCore::choose_stream(bool has_key, u64 key_hash, FlowOut*& out) {
+  u64* pinned = &keyless_flow_;
+  if (has_key) {
+    if (pins_.size() >= kPinsPerSenderMax && pins_.find(key_hash) == pins_.end()) trim_pins();
+    Pin& pin = pins_[key_hash];
+    pin.used = ++uses_;
+    pinned = &pin.flow;
+  }
+  if (*pinned != 0) {
+    out = find(*pinned);
+    if (out != nullptr && !out->closed) return Full::none;
+  }
+  std::size_t open = 0;
+  for (const FlowOut* flow : flows_) open += !flow->closed;
+  if (open == 0) return Full::consumer;
+  std::size_t index = has_key ? key_hash % open : 0;
+  for (FlowOut* flow : flows_) {
+    if (flow->closed) continue;
+    if (index-- == 0) out = flow;
+  }
+  *pinned = out->id;
+  return Full::none;
+}
+
+// Least outstanding among those with room; round robin on ties.
+Full SenderCore::choose_queue(u64 bytes, FlowOut*& out) {
+  FlowOut* best = nullptr;
+  Full why = Full::consumer;
+  for (std::size_t i = 0; i < flows_.size(); ++i) {
+    FlowOut* flow = flows_[(next_flow_ + i) % flows_.size()];
+    if (flow->closed) continue;
+    const Full full = room(*flow, bytes);
+    if (full != Full::none) {
+      why = full;
+      out = flow;
+    } else if (best == nullptr || flow->outstanding < best->outstanding) {
+      best = flow;
+    }
+  }
+  if (best == nullptr) return why;
+  out = best;
+  next_flow_ = (static_cast<std::size_t>(std::find(flows_.begin(), flows_.end(), best) - flows_.begin()) + 1) % flows_.size();
+  return Full::none;
+}
+
+// Keeps the younger half: a key forgotten while its flow lives may move to another.
+void SenderCore::trim_pins() {
+  const u64 keep_after = uses_ > kPinsPerSenderMax / 2 ? uses_ - kPinsPerSenderMax / 2 : 0;
+  std::erase_if(pins_, [keep_after](const auto& item) { return item.second.used <= keep_after; });
+}
+
+// ------------------------------------------------------------------ waiting for room
+Status SenderCore::explain(Full full, const FlowOut* blocked, Code code) const {
+  const std::string channel = "channel " + text(channel_) + ": ";
+  switch (full) {
+    case Full::consumer: return Status::fail(code, channel + "no consumer");
+    case Full::credit:
+      return Status::fail(code, channel + "credit of flow " + text(blocked->id) + ": " + text(blocked->outstanding) +
+                                    " messages out, " + text(blocked->credit.messages_left()) + " messages and " +
+                                    text(blocked->credit.bytes_left()) + " bytes left");
+    case Full::lane: return Status::fail(code, channel + "lane full");
+    case Full::table:
+      return Status::fail(code, channel + "outstanding table full: " + text(kOutstandingPerEndpoint) +
+                                    " messages since the oldest that has not ended");
+    case Full::drain:
+      return Status::fail(code, channel + "flow " + text(blocked->id) + " waits until older flows have drained");
+    case Full::redelivery:
+      return Status::fail(code, channel + text(waiting_.size()) + " messages wait for redelivery");
+    default: return Status::fail(code, channel + "no room");
+  }
+}
+
+Status SenderCore::wait_or_fail(Operation& operation, Full full, FlowOut* blocked, u64 deadline_ns, bool may_wait) {
+  if (full == Full::flow_gone) {
+    return Status::fail(Code::peer_lost, "channel " + text(channel_) + ": the flow that was asked for is gone");
+  }
+  if (full == Full::too_large) {
+    return Status::fail(Code::capacity, "key, meta and tables exceed " + text(kRecordBytesMax) + " bytes");
+  }
+  if (deadline_ns == 0) return explain(full, blocked, Code::would_block);
+  if (!may_wait) return Status::fail(Code::would_block, {});
+  if (monotonic_ns() >= deadline_ns) return explain(full, blocked, Code::deadline);
+  port_.wait_for_news(operation, deadline_ns);
+  if (!operation.ok()) return operation.status();
+  return closed_ ? Status::fail(Code::closed, "sender of channel " + text(channel_) + " was closed") : Status::success();
+}
+
+// ------------------------------------------------------------------ ends
+void SenderCore::finish_entry(u64 sequence, End end, Reason reason) {
+  if (!ledger_.end(sequence, end, reason)) return;
+  Retained& kept = retained(sequence);
+  if (end == End::delivered) delivered_bytes_ += kept.payload_bytes;
+  if (delivery_ == Delivery::at_least_once) {
+    for (const SlotRef& slot : kept.slots) {
+      if (slot) port_.arena().drop_message(slot);
+    }
+  }
+  ++ended_unfolded_;
+}
+
+void SenderCore::end_entry(FlowOut& flow, u64 flow_seq, End end, Reason reason) {
+  const u64 sequence = flow.sequences.take(flow_seq);
+  if (sequence == 0) return;  // it ended before
+  if (flow.outstanding != 0) --flow.outstanding;
+  finish_entry(sequence, end, reason);
+}
+
+void SenderCore::fold(u32 at_least) {
+  if (ended_unfolded_ < at_least) return;
+  const bool any = ended_unfolded_ != 0;
+  const u32 folded = ledger_.fold(any && Faults::take(port_.faults().miscount_fold) ? 1 : 0);
+  ended_unfolded_ -= std::min<u64>(folded, ended_unfolded_);
+}
+
+void SenderCore::wait_again(u64 sequence, bool handed) {
+  if (!ledger_.live(sequence)) return;
+  Retained& kept = retained(sequence);
+  kept.handed = kept.handed || handed;
+  ledger_.wait(sequence);
+  waiting_.insert(std::upper_bound(waiting_.begin(), waiting_.end(), sequence), sequence);
+}
+
+void SenderCore::remove_flow(FlowOut* flow) { std::erase(flows_, flow); }
+
+void SenderCore::lose_flow(FlowOut* flow, u64 handed_upto, Reason reason) {
+  remove_flow(flow);
+  const u64 low = flow->sequences.low();
+  for (u64 seq = low; low != 0 && seq <= flow->last_seq; ++seq) {
+    const u64 sequence = flow->sequences.take(seq);
+    if (sequence == 0) continue;
+    const bool handed = seq <= handed_upto;
+    if (delivery_ == Delivery::at_least_once && !closed_) wait_again(sequence, handed);
+    else if (delivery_ == Delivery::at_least_once) finish_entry(sequence, End::failed, handed ? Reason::outcome_unknown : Reason::closed);
+    else if (handed) finish_entry(sequence, End::delivered, Reason::none);
+    else finish_entry(sequence, End::failed, reason);
+  }
+  flow->outstanding = 0;
+  redeliver();
+}
+
+// ------------------------------------------------------------------ redelivery
+// In sequence order and before anything new; stops at the first that has no room.
+void SenderCore::redeliver() {
+  if (waiting_.empty()) return;
+  expire_waiting(monotonic_ns());
+  while (!waiting_.empty()) {
+    FlowOut* blocked = nullptr;
+    if (resend(waiting_.front(), blocked) != Full::none) return;
+    waiting_.pop_front();
+  }
+}
+
+Full SenderCore::resend(u64 sequence, FlowOut*& blocked) {
+  Retained& kept = retained(sequence);
+  FlowOut* flow = nullptr;
+  Full full = choose(0, kept.has_key, kept.key_hash, kept.payload_bytes, flow);
+  blocked = flow;
+  if (full != Full::none) return full;
+  const u32 total = static_cast<u32>(kept.record.size());
+  RecordWriter& writer = flow->lane->end.records_out;
+  u8* at = writer.reserve(total);
+  if (at == nullptr) return Full::lane;
+  RecordHeader header;
+  std::memcpy(&header, kept.record.data(), sizeof header);
+  header.flags |= kFlagRedelivered;
+  header.flow = flow->id;
+  header.flow_seq = flow->last_seq + 1;
+  header.generation = flow->generation;
+  std::memcpy(kept.record.data(), &header, sizeof header);
+  std::memcpy(at, kept.record.data(), total);
+  for (const SlotRef& slot : kept.slots) {
+    if (slot) port_.arena().hold_reader(slot, flow->id);
+  }
+  // The entry stays `waiting` until the record is visible: it was accepted long ago.
+  OutEntry& entry = ledger_.entry(sequence);
+  entry.position = static_cast<u32>(writer.reserved_at());
+  entry.flow_seq = header.flow_seq;
+  entry.flow = flow->id;
+  writer.commit();
+  writer.publish();
+  entry.word.store(out_word(OutState::accepted), std::memory_order_release);
+  flow->last_seq = header.flow_seq;
+  flow->sequences.put(header.flow_seq, sequence);
+  ++flow->outstanding;
+  flow->credit.send(kept.payload_bytes);
+  ++port_.counters().redelivered;
+  flow->lane->peer.ring(flow->lane->number);
+  return Full::none;
+}
+
+void SenderCore::expire_waiting(u64 now_ns) {
+  std::erase_if(waiting_, [&](u64 sequence) {
+    const Retained& kept = retained(sequence);
+    if (kept.expires_ns == 0 || now_ns < kept.expires_ns) return false;
+    if (kept.handed) finish_entry(sequence, End::failed, Reason::outcome_unknown);
+    else finish_entry(sequence, End::dropped, Reason::expired);
+    return true;
+  });
+}
+
+// ------------------------------------------------------------------ questions
+Status SenderCore::cancel(u64 sequence, bool& cancelled) {
+  cancelled = false;
+  Operation operation(port_);
+  if (!operation.ok()) return operation.status();
+  const auto it = std::find(waiting_.begin(), waiting_.end(), sequence);
+  if (it == waiting_.end() || retained(sequence).handed) return Status::success();
+  waiting_.erase(it);
+  finish_entry(sequence, End::dropped, Reason::cancelled);
+  cancelled = true;
+  return Status::success();
+}
+
+Status SenderCore::flows(std::vector<FlowInfo>& out) {
+  Operation operation(port_);
+  if (!operation.ok()) return operation.status();
+  port_.progress_locked();
+  for (const FlowOut* flow : flows_) {
+    out.push_back({flow->id, flow->target_endpoint, flow->outstanding, flow->credit.messages_left(),
+                   flow->credit.bytes_left(), flow->generation, flow->closed});
+  }
+  return Status::success();
+}
+
+Status SenderCore::ended_upto(u64& out) {
+  Operation operation(port_);
+  if (!operation.ok()) return operation.status();
+  port_.progress_locked();
+  fold(1);
+  out = ledger_.ended_upto();
+  return Status::success();
+}
+
+Status SenderCore::counts(EndCounts& out) {
+  Operation operation(port_);
+  if (!operation.ok()) return operation.status();
+  port_.progress_locked();
+  fold(1);
+  out = ledger_.counts();
+  return Status::success();
+}
+
+Status SenderCore::delivered_bytes(u64& out) {
+  Operation operation(port_);
+  if (!operation.ok()) return operation.status();
+  port_.progress_locked();
+  out = delivered_bytes_;
+  return Status::success();
+}
+
+Status SenderCore::flush(u64 deadline_ns, bool may_wait, bool& flushed) {
+  Operation operation(port_, may_wait);
+  if (!operation.ok()) return operation.status();
+  for (;;) {
+    port_.progress_locked();
+    fold(1);
+    flushed = idle();
+    if (flushed || monotonic_ns() >= deadline_ns) return Status::success();
+    if (!may_wait) return Status::fail(Code::would_block, {});
+    port_.wait_for_news(operation, deadline_ns);
+    if (!operation.ok()) return operation.status();
+  }
+}
+
+Status SenderCore::close() {
+  Operation operation(port_);
+  if (!operation.ok()) return operation.status();
+  if (closed_) return Status::success();
+  port_.progress_locked();
+  closed_ = true;
+  for (u64 sequence : waiting_) {
+    const bool handed = retained(sequence).handed;
+    finish_entry(sequence, End::failed, handed ? Reason::outcome_unknown : Reason::closed);
+  }
+  waiting_.clear();
+  fold(1);
+  port_.notify_waiters();
+  return Status::success();
+}
+
+}  // namespace fabric
