@@ -138,6 +138,32 @@ def ask(job: dict[str, Any]) -> None:
                 report(error=error.code, number=number, after_s=time.monotonic() - started)
 
 
+def generate(job: dict[str, Any]) -> None:
+    """Ask the `generate` channel for each of `jobs` ({prompt, new} lengths) in turn, with seeded prompts."""
+    from fabric_modules.types import Generate, Token
+
+    with fabric.attach(job["name"]) as port:
+        requester = port.requester("generate", Generate, Token)
+        for number, size in enumerate(job["jobs"]):
+            prompt = np.random.default_rng(size["prompt"]).integers(3, 97, size["prompt"])
+            asked = Generate(f"{job['name']}-{number}", prompt.astype(np.int64), size["new"], -1)
+            report(asked=number)
+            tokens = []
+            try:
+                for token in requester.stream(asked, deadline=60.0):
+                    tokens.append(token.token)
+                    report(token=token.index, of=number)
+                report(job=number, tokens=tokens)
+            except FabricError as error:
+                report(job=number, error=error.code)
+
+
 if __name__ == "__main__":
-    roles = {"produce": produce, "consume": consume, "respond": respond, "ask": ask}
+    roles = {
+        "produce": produce,
+        "consume": consume,
+        "respond": respond,
+        "ask": ask,
+        "generate": generate,
+    }
     roles[sys.argv[1]](json.loads(sys.argv[2]))

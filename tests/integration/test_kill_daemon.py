@@ -22,9 +22,7 @@ def test_local_messages_flow_on_while_the_daemon_is_dead(cluster):
     os.kill(daemon, signal.SIGKILL)
     killed_at = inn.reports("got")[-1]["at"]
     after = inn.wait_for("got", len(inn.values("got")) + 50)
-    gaps = [
-        b["at"] - a["at"] for a, b in itertools.pairwise(after) if b["at"] > killed_at
-    ]
+    gaps = [b["at"] - a["at"] for a, b in itertools.pairwise(after) if b["at"] > killed_at]
     assert max(gaps) < 1.0
     wait_for("a successor", lambda: serves_another(node, daemon), 15.0)
     assert node.keeper.pid == keeper
