@@ -1,8 +1,9 @@
 """Handshake of a TCP connection between two nodes (docs/WIRE.md §5): versions, identities, proofs.
 
 `Handshake` is sans-IO: bytes in, bytes out, one `PeerInfo` at the end. `connect` and `accept` drive it
-over asyncio on a plain non-blocking socket and return that socket, so that the caller may hand its fd to the engine. Nothing a peer says
-is used before its proof held; every message is bounded, the whole exchange has one deadline.
+over asyncio on a plain non-blocking socket and return that socket, so that the caller may hand its fd to
+the engine. Nothing a peer says is used before its proof held; every message is bounded, the whole
+exchange has one deadline.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ void checked(Call&& call) {
     nb::gil_scoped_release released;
     status = call();
   }
-  raise_if(status);
+  check(status);
 }
 
 void bind_sessions(nb::class_<Engine>& engine) {
@@ -151,7 +151,6 @@ void bind_memory(nb::class_<Engine>& engine) {
 }  // namespace
 
 void bind_engine(nb::module_& module) {
-  module.attr("has_tcp") = true;
   module.def("inproc_pair", [] {
     const auto [first, second] = inproc_make_pair();
     return nb::make_tuple(first, second);
@@ -163,7 +162,7 @@ void bind_engine(nb::module_& module) {
         const Status status = self->open({port, incarnation, state_fd, doorbell_fd, event_fd});
         if (status.ok()) return;
         self->~Engine();
-        raise_if(status);
+        check(status);
       }, "port"_a, "incarnation"_a, "state_fd"_a, "doorbell_fd"_a, "event_fd"_a)
       .def("start", [](Engine& e) { checked([&] { return e.start(); }); })
       .def("stop", [](Engine& e, u64 drain_ms) { e.stop(drain_ms * 1'000'000); }, "drain_ms"_a, Released())
