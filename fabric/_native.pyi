@@ -137,7 +137,10 @@ class Engine:
     def add_connection(self, session: int, fd: int, group: int) -> None: ...   # handshaken socket; group 0 control+token, 1 bulk; takes the fd
     def close_session(self, session: int) -> None: ...
     def add_forward(self, flow: int, lane: int, session: int) -> None: ...     # sender side: lane -> session
-    def add_deliver(self, flow: int, lane: int, session: int) -> None: ...     # receiver side: session -> lane
+    def add_deliver(self, flow: int, lane: int, session: int, published: int = 0) -> None: ...  # receiver side: session -> lane
+        # published: the receiver's `drained` for a flow taken over after a restart; 0 = new or unknown
+    def add_inproc(self, session: int, link: int, group: int) -> None: ...     # one end of inproc_pair()
+    def reclaim(self, segment: int, keep: Sequence[int]) -> int: ...           # after a restart, before start(): frees own slots not in keep
     def remove_flow(self, flow: int) -> None: ...
     def drained(self, lane: int) -> bool: ...                  # nothing left between tail and head, returns included
     def stats(self) -> dict[str, Any]: ...                     # per session and group: bytes, frames, retransmits, crc_errors, rtt
