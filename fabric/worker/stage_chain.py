@@ -126,6 +126,10 @@ class Chain:
         """Make waits of `turn` return soon; what is held stays unacknowledged and goes to a successor."""
         self._stopping.set()
 
+    def replace(self, export: TransformExport) -> None:
+        """Use another version of the transform from the next `turn` on; what is decided stays decided."""
+        self._transform, self.export = export.factory(), export
+
     @property
     def idle(self) -> bool:
         """Nothing is held between the hops."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from fabric.errors import CapacityError
+from fabric.errors import CapacityError, PeerProtocolError
 from fabric.messages import MessageHeader, message_type
 
 # layout.hpp Reason
 EXPIRED = 1
+CORRUPTED = 11
 TRANSFORM_DROP = 13
 TRANSFORM_ERROR = 14
 
@@ -59,12 +60,21 @@ class StageInlet:
 
     def __init__(self, receiver: Any) -> None:
         self._receiver = receiver
+        self.type = receiver.type
 
     def receive_many(self, count: int, deadline_ns: int) -> Sequence[StageMessage]:
         """Return what is there, at most `count`; waits for the first until `deadline_ns`."""
         receiver = self._receiver
         natives = receiver.native.receive_many(count, deadline_ns)
-        return [StageMessage(receiver.decode(native)) for native in natives]
+        return [StageMessage(self._decode(native)) for native in natives]
+
+    def _decode(self, native: Any) -> Any:
+        try:
+            return self.type.decode(native, self._receiver)
+        except PeerProtocolError:
+            native.nack(CORRUPTED)
+            native.release()
+            raise
 
 
 class StageOutlet:

@@ -41,6 +41,7 @@ class Running:
     """One chain with its endpoints and thread."""
 
     chain: Chain
+    inlet: StageInlet
     receiver: Any
     sender: Any
     stopping: threading.Event
@@ -71,7 +72,11 @@ class StageHost:
         self.failure: BaseException | None = None
 
     def load(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """Load ``{plugin, path, source}``, or the installed plugin of that name where source is empty."""
+        """Load ``{plugin, path, source}``, or the installed plugin of that name where source is empty.
+
+        Loaded again, running transforms go on with the new code from their next batch; a version that no longer
+        has one of them, or changed its types, is refused and nothing changes.
+        """
         name, path, source = fields["plugin"], fields.get("path") or "", fields.get("source") or ""
         plugin = (
             plugin_loader.load_source(name, path, source)
@@ -82,6 +87,14 @@ class StageHost:
             route.name: self._make(route.factory, route.name) for route in plugin.routes.values()
         }
         with self._lock:
+            replacements = [self._replacement(r, plugin) for r in self._running.values()]
+            for running, export in replacements:  # all were checked: from here on nothing fails
+                running.inlet.type = (
+                    running.inlet.type
+                    if export.accepts is AnyMessage
+                    else message_type(export.accepts)
+                )
+                running.chain.replace(export)
             old, self._plugin, self._policies = self._plugin, plugin, policies
         if old is not None:
             plugin_loader.unload(old)
@@ -151,6 +164,25 @@ class StageHost:
         for running in all_running:
             self._finish(running, deadline)
 
+    def _replacement(
+        self, running: Running, plugin: plugin_loader.Plugin
+    ) -> tuple[Running, TransformExport]:
+        """Return the new version of a running transform, made; raises `PluginError` when it does not fit."""
+        old = running.chain.export
+        new = plugin.transforms.get(old.name)
+        if new is None or (_schema(new.accepts), _schema(new.produces)) != (
+            _schema(old.accepts),
+            _schema(old.produces),
+        ):
+            raise ContractError(
+                f"transform {old.name!r} runs on a channel, and this version "
+                + ("lacks it" if new is None else "has other types")
+                + ": give the new one another name",
+                plugin=plugin.name,
+            )
+        made = self._make(new.factory, new.name)
+        return running, dataclasses.replace(new, factory=lambda: made)
+
     def _make(self, factory: Any, name: str) -> Any:
         try:
             return factory()
@@ -188,7 +220,7 @@ class StageHost:
             raise
         inlet, outlet = StageInlet(receiver), StageOutlet(sender)
         chain = Chain(made, plugin.name, channel, inlet, outlet, time.monotonic_ns)
-        return Running(chain, receiver, sender, threading.Event())
+        return Running(chain, inlet, receiver, sender, threading.Event())
 
     def _serve(self, running: Running) -> None:
         """Run the chain until told to stop and empty; any other end ends the process, for the supervisor to see."""

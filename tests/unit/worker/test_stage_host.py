@@ -266,6 +266,32 @@ def test_chain_that_cannot_go_on_ends_the_host_for_the_supervisor(host, port, ca
     assert isinstance(host.failure, RuntimeError) and "torn" in capsys.readouterr().err
 
 
+def test_loaded_again_a_running_transform_goes_on_with_the_new_code(host, port):
+    run(host)
+    host.load(
+        {"plugin": "p", "path": "p.py", "source": PLUGIN.replace("m.text.upper()", "m.text + '!'")}
+    )
+    native = put(port, "a")
+    wait_for(lambda: native.released)
+    assert port.senders[0].sent[0][0].text == "a!" and len(port.receivers) == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "text"),
+    [
+        ('("upper"', '("lower"', "lacks it"),
+        ("    text: str", "    text: str\n    more: int", "has other types"),
+    ],
+)
+def test_version_that_no_longer_fits_a_running_transform_is_refused(host, port, old, new, text):
+    run(host)
+    with pytest.raises(ContractError, match=text):
+        host.load({"plugin": "p", "path": "p.py", "source": PLUGIN.replace(old, new)})
+    native = put(port, "a")
+    wait_for(lambda: native.released)
+    assert port.senders[0].sent[0][0].text == "A", "the version before still runs"
+
+
 def decide(host, key, policy="last"):
     targets = [{"flow": n, "endpoint": n, "node": "a", "load_hint": 3} for n in (4, 5)]
     return host.decide(
