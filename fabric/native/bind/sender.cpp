@@ -1,5 +1,6 @@
 // Sender and Loan.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
 #include "bind/endpoints.hpp"
@@ -98,7 +99,7 @@ u64 send_many(PySender& sender, nb::handle metas, nb::handle tensors, nb::handle
   return accepted;
 }
 
-std::unique_ptr<PyLoan> make_loan(PySender& sender, const std::vector<u64>& sizes) {
+PyLoan* make_loan(PySender& sender, const std::vector<u64>& sizes) {
   auto loan = std::make_unique<PyLoan>();
   loan->port = sender.port;
   loan->sender = sender.core;
@@ -109,7 +110,7 @@ std::unique_ptr<PyLoan> make_loan(PySender& sender, const std::vector<u64>& size
     status = sender.core->loan(sizes, loan->slot, loan->address, loan->offsets);
   }
   check(status);
-  return loan;
+  return loan.release();
 }
 
 u64 send_loan(PySender& sender, PyLoan& loan, nb::bytes meta, nb::handle key, u64 deadline_ns, u64 flow,
@@ -199,7 +200,7 @@ void bind_sender(nb::module_& module) {
            nb::sig("def send_many(self, metas: collections.abc.Sequence[bytes], tensors: collections.abc.Sequence[collections.abc.Sequence[typing.Any]], "
                    "keys: collections.abc.Sequence[bytes | None], deadline_ns: int, *, expires_ns: int = 0) -> int"),
            "Send in order with one doorbell a lane; returns how many were accepted. Raises only when none was.")
-      .def("loan", make_loan, "sizes"_a, "One slot for tensors of `sizes` bytes. Raises NeedSegment.")
+      .def("loan", make_loan, "sizes"_a, nb::rv_policy::take_ownership, "One slot for tensors of `sizes` bytes. Raises NeedSegment.")
       .def("send_loan", send_loan, "loan"_a, "meta"_a, "key"_a.none(), "deadline_ns"_a, nb::kw_only(), "flow"_a = 0,
            "correlation"_a = 0, "reply_flow"_a = 0, "flags"_a = 0, "expires_ns"_a = 0,
            "Send what was written into `loan`; on an error the loan is still the caller's.")

@@ -126,6 +126,7 @@ class Port : public std::enable_shared_from_this<Port> {
   u64 progress_lane(LaneLink& lane);
   u64 drain_records(LaneLink& lane);
   bool take_record(LaneLink& lane, const RecordSpan& span, bool& stop);
+  void skip_record(FlowInState& flow, const RecordHeader& header);
   void queue_record(FlowInState& flow, MessageCore* message);
   void refuse_record(LaneLink& lane, MessageCore* message, bool report_end);
   u64 drain_returns(LaneLink& lane);

@@ -117,16 +117,21 @@ bool Port::take_record(LaneLink& lane, const RecordSpan& span, bool& stop) {
     stop = true;
     return false;
   }
-  if (header.kind == static_cast<u8>(RecordKind::skip)) {  // ended at an earlier hop, reported there
-    flow.row->drained.store(header.flow_seq, std::memory_order_release);
-    flow.credit.consume(header.payload_bytes);
-    flow.row->ended_upto.store(flow.ended.mark(header.flow_seq), std::memory_order_release);
+  if (header.kind == static_cast<u8>(RecordKind::skip)) {
+    skip_record(flow, header);
     pool_.put(message);
     return true;
   }
   message->flow = it->second;
   queue_record(flow, message);
   return true;
+}
+
+// The message ended at an earlier hop, which reported it: only sequence and credit move on.
+void Port::skip_record(FlowInState& flow, const RecordHeader& header) {
+  flow.row->drained.store(header.flow_seq, std::memory_order_release);
+  flow.row->ended_upto.store(flow.ended.mark(header.flow_seq), std::memory_order_release);
+  flow.credit.consume(header.payload_bytes);
 }
 
 void Port::queue_record(FlowInState& flow, MessageCore* message) {

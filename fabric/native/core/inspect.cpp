@@ -1,0 +1,151 @@
+#include "core/inspect.hpp"
+
+#include <algorithm>
+
+#include "core/ring.hpp"
+
+namespace fabric {
+namespace {
+
+std::string text(u64 value) { return std::to_string(value); }
+Status impossible(std::string what) { return Status::fail(Code::internal, "corrupt: " + std::move(what)); }
+
+Status read_flows(StateLayout* state, InspectedState& out) {
+  for (const FlowIn& row : state->flows) {
+    const u64 flow = row.flow.load(std::memory_order_acquire);
+    if (flow == 0) continue;
+    InspectedFlow seen{flow, row.endpoint, row.drained.load(), row.handed.load(), row.ended_upto.load(),
+                       {row.reported[0].load(), row.reported[1].load(), row.reported[2].load(), row.reported[3].load()},
+                       row.channel, row.lane};
+    if (seen.handed > seen.drained || seen.ended_upto > seen.drained) {
+      return impossible("flow " + text(flow) + " handed " + text(seen.handed) + " and ended up to " +
+                        text(seen.ended_upto) + " of " + text(seen.drained) + " drained");
+    }
+    out.flows.push_back(seen);
+  }
+  return Status::success();
+}
+
+Status read_held(StateLayout* state, InspectedState& out) {
+  const u32 high = state->head.held_high.load(std::memory_order_acquire);
+  if (high > kHeldPerPort) return impossible("held table claims " + text(high) + " entries");
+  for (u32 i = 0; i < high; ++i) {
+    const HeldEntry& entry = state->held[i];
+    const u32 word = entry.word.load(std::memory_order_acquire);
+    const auto held = static_cast<HeldState>(word & 0xff);
+    if (held == HeldState::free) continue;
+    if (held > HeldState::releasing) return impossible("held entry " + text(i) + " is in state " + text(word & 0xff));
+    out.held.push_back({entry.flow, entry.flow_seq, entry.since_ns, entry.channel, entry.segment, entry.slot,
+                        entry.generation, held});
+  }
+  return Status::success();
+}
+
+Status read_outstanding(const Ledger& ledger, InspectedLedger& out) {
+  const std::string name = "ledger of endpoint " + text(out.endpoint);
+  if (out.accepted < out.tail || out.accepted - out.tail > kOutstandingPerEndpoint) {
+    return impossible(name + ": accepted " + text(out.accepted) + ", tail " + text(out.tail));
+  }
+  // One more than accepted: a dead sender may have left pending entries behind.
+  const u64 last = out.tail + kOutstandingPerEndpoint;
+  for (u64 sequence = out.tail + 1; sequence <= last; ++sequence) {
+    const OutEntry& entry = ledger.entry(sequence);
+    const u32 word = entry.word.load(std::memory_order_acquire);
+    const u64 found = entry.sequence.load(std::memory_order_acquire);
+    const OutState state = out_state(word);
+    if (state > OutState::waiting || out_end(word) > End::failed || out_reason(word) >= Reason::count) {
+      return impossible(name + ": entry " + text(sequence) + " has word " + text(word));
+    }
+    if (sequence > out.accepted) {
+      if (found == sequence && state != OutState::empty) {
+        out.outstanding.push_back({sequence, entry.flow, entry.flow_seq, state, out_end(word), out_reason(word)});
+      }
+      continue;
+    }
+    if (found != sequence || state == OutState::empty) {
+      return impossible(name + ": accepted " + text(sequence) + " is in no entry");
+    }
+    out.outstanding.push_back({sequence, entry.flow, entry.flow_seq, state, out_end(word), out_reason(word)});
+  }
+  return Status::success();
+}
+
+Status read_ledgers(StateLayout* state, InspectedState& out) {
+  for (SenderLedger& row : state->ledger) {
+    if (row.endpoint == 0) continue;
+    const u32 active = row.active.load(std::memory_order_acquire);
+    if (active > 1) return impossible("ledger of endpoint " + text(row.endpoint) + ": fold " + text(active));
+    Ledger ledger;
+    ledger.attach(&row);
+    InspectedLedger seen{};
+    seen.endpoint = row.endpoint;
+    seen.channel = row.channel;
+    seen.pattern = row.pattern;
+    seen.delivery = row.delivery;
+    seen.klass = row.klass;
+    seen.accepted = ledger.accepted();
+    seen.tail = row.fold[active].tail;
+    for (int end = 0; end < 4; ++end) {
+      std::copy_n(row.fold[active].count[end], static_cast<int>(Reason::count), seen.counts[end]);
+    }
+    Status status = read_outstanding(ledger, seen);
+    if (!status.ok()) return status;
+    out.ledgers.push_back(std::move(seen));
+  }
+  return Status::success();
+}
+
+}  // namespace
+
+Status inspect_state(int fd, InspectedState& out) {
+  Mapping mapping;
+  Status status = Mapping::map(fd, sizeof(StateLayout), false, mapping);
+  if (!status.ok()) return status;
+  auto* state = mapping.as<StateLayout>();
+  if (state->head.magic != kStateMagic || state->head.version != 1) return impossible("not a state segment");
+  out.port = state->head.port;
+  out.incarnation = state->head.incarnation;
+  out.heartbeat_ns = state->head.heartbeat_ns.load();
+  out.busy = state->head.busy.load();
+  out.tenant = state->head.tenant;
+  status = read_flows(state, out);
+  if (status.ok()) status = read_held(state, out);
+  if (status.ok()) status = read_ledgers(state, out);
+  return status;
+}
+
+Status inspect_lane(int fd, int direction, InspectedLane& out) {
+  if (direction != 0 && direction != 1) return Status::fail(Code::invalid, "a lane has directions 0 and 1");
+  Mapping mapping;
+  Status status = Mapping::map(fd, sizeof(LanePairLayout), false, mapping);
+  if (!status.ok()) return status;
+  auto* lane = mapping.as<LanePairLayout>();
+  if (lane->head.magic != kLaneMagic || lane->head.version != 1) return impossible("not a lane pair");
+  LaneDirection& cursors = lane->direction[direction];
+  out.tail = cursors.records.tail.value.load(std::memory_order_acquire);
+  out.head = cursors.records.head.value.load(std::memory_order_acquire);
+  out.return_tail = cursors.returns.tail.value.load(std::memory_order_acquire);
+  out.return_head = cursors.returns.head.value.load(std::memory_order_acquire);
+  if (const char* why = check_cursors(out.head, out.tail, kLaneBytes, 8)) return impossible(std::string("lane ") + why);
+  if (const char* why = check_cursors(out.return_head, out.return_tail, kReturnEntries, 1)) {
+    return impossible(std::string("return ring ") + why);
+  }
+  RecordReader reader;
+  reader.attach(&cursors.records, lane->records[direction]);
+  RecordSpan span;
+  for (Peek peek = reader.peek(span); peek != Peek::empty; peek = reader.peek(span)) {
+    if (peek == Peek::corrupt) return impossible(reader.fault());
+    out.records.push_back({span.header.flow, span.header.flow_seq, span.header.sequence, span.header.channel, span.header.kind});
+    reader.advance(span);
+  }
+  ReturnReader returns;
+  returns.attach(&cursors.returns, lane->returns[direction]);
+  ReturnEntry entry;
+  for (Peek peek = returns.next(entry); peek != Peek::empty; peek = returns.next(entry)) {
+    if (peek == Peek::corrupt || entry.kind < 1 || entry.kind > 3) return impossible("a return entry cannot be true");
+    out.returns.push_back(entry);
+  }
+  return status;
+}
+
+}  // namespace fabric

@@ -1,0 +1,41 @@
+// Reading of state and lane segments from outside: audit and death handling.
+//
+// Pure reads on a mapping of their own; meant for frozen or dead ports. What cannot be true (cursors,
+// states, records) is an error and not a value, so that an audit over it cannot pass by accident.
+#pragma once
+
+#include <vector>
+
+#include "core/ledger.hpp"
+#include "core/memory.hpp"
+
+namespace fabric {
+
+struct InspectedFlow { u64 flow, endpoint, drained, handed, ended_upto, reported[4]; u32 channel, lane; };
+struct InspectedHeld { u64 flow, flow_seq, since_ns, channel; u32 segment, slot, generation; HeldState state; };
+struct InspectedOut { u64 sequence, flow, flow_seq; OutState state; End end; Reason reason; };
+struct InspectedLedger {
+  u64 endpoint, accepted, tail;
+  u32 channel;
+  u8 pattern, delivery, klass;
+  u64 counts[4][static_cast<int>(Reason::count)];  ///< folded only
+  std::vector<InspectedOut> outstanding;           ///< everything behind the tail, ended or not
+};
+struct InspectedState {
+  u64 port, incarnation, heartbeat_ns;
+  u32 busy, tenant;
+  std::vector<InspectedFlow> flows;
+  std::vector<InspectedHeld> held;
+  std::vector<InspectedLedger> ledgers;
+};
+struct InspectedRecord { u64 flow, flow_seq, sequence; u32 channel; u8 kind; };
+struct InspectedLane {
+  u64 head, tail, return_head, return_tail;
+  std::vector<InspectedRecord> records;
+  std::vector<ReturnEntry> returns;
+};
+
+Status inspect_state(int fd, InspectedState& out);
+Status inspect_lane(int fd, int direction, InspectedLane& out);
+
+}  // namespace fabric

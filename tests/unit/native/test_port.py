@@ -1,0 +1,523 @@
+"""Two ports over one lane: order, credit, deadlines, closing, waiting, freezing, fork."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from fabric import _native, errors
+from tests.unit.native.pair import AT_LEAST_ONCE, DELIVERED, DROPPED, FAILED, QUEUE, Pair, pair, send_each, soon
+
+
+@pytest.fixture
+def joined() -> Iterator[Pair]:
+    with pair() as both:
+        yield both
+
+
+def test_messages_arrive_in_order_with_meta_key_and_tensor(joined: Pair) -> None:
+    out, inn = joined.sender(), joined.receiver()
+    joined.flow()
+    value = np.arange(16, dtype=np.float32)
+    for i in range(100):
+        assert out.send(b"meta%d" % i, [value + i], b"k", soon()) == i + 1
+    for i in range(100):
+        message = inn.receive(soon())
+        assert (message.meta, message.key, message.sequence) == (b"meta%d" % i, b"k", i + 1)
+        assert np.array_equal(message.tensor(0, "float32", (16,)), value + i)
+        assert (message.producer, message.type, message.redelivered) == (100, 99, False)
+    assert inn.receive(0) is None
+    assert out.flush(soon())
+    assert out.counts() == {(DELIVERED, 0): 100}
+
+
+def test_many_rounds_wrap_the_ring_and_stay_in_order(joined: Pair) -> None:
+    out, inn = joined.sender(), joined.receiver()
+    joined.flow(messages=64)
+    blob = os.urandom(3000)
+    for round_ in range(60):
+        metas = [blob[: (round_ * 37 + i * 211) % 3000] for i in range(40)]
+        assert out.send_many(metas, [[]] * 40, [None] * 40, soon()) == 40
+        assert [m.meta for m in inn.receive_many(40, soon())] == metas
+    assert out.flush(soon()) and out.counts() == {(DELIVERED, 0): 2400}
+
+
+def test_sender_waits_when_credit_is_zero(joined: Pair) -> None:
+    out, inn = joined.sender(), joined.receiver()
+    flow = joined.flow(messages=4)
+    send_each(out, [b"x"] * 4)
+    with pytest.raises(errors.WouldBlock):
+        out.send(b"x", [], None, 0)
+    with pytest.raises(errors.DeadlineExceeded, match=f"channel 7: credit of flow {flow}: 4 messages out"):
+        out.send(b"x", [], None, soon(0.05))
+    sent = threading.Event()
+
+    def fifth() -> None:
+        out.send(b"fifth", [], None, soon())
+        sent.set()
+
+    thread = threading.Thread(target=fifth)
+    thread.start()
+    assert not sent.wait(0.05)
+    inn.receive(soon())
+    inn.receive(soon())
+    assert sent.wait(5)
+    thread.join()
+
+
+def test_sender_without_consumer_says_so_at_the_deadline(joined: Pair) -> None:
+    out = joined.sender()
+    with pytest.raises(errors.DeadlineExceeded, match="channel 7: no consumer"):
+        out.send(b"x", [], None, soon(0.02))
+
+
+def test_byte_credit_holds_back_but_lets_one_oversized_message_through(joined: Pair) -> None:
+    out, inn = joined.sender(), joined.receiver()
+    joined.flow(bytes_=1000)
+    out.send(b"x" * 3000, [], None, 0)
+    with pytest.raises(errors.WouldBlock):
+        out.send(b"y", [], None, 0)
+    assert len(inn.receive(soon()).meta) == 3000
+    assert out.send(b"y", [], None, soon()) == 2
+
+
+def test_full_lane_is_named(joined: Pair) -> None:
+    out = joined.sender()
+    joined.a.port.add_flow_out(11, 77, 1, 21, 10_000, 1 << 40, 1, False)
+    with pytest.raises(errors.DeadlineExceeded, match="channel 7: lane full"):
+        for _ in range(100):
+            out.send(b"x" * 4000, [], None, soon(0.05))
+
+
+def test_large_tensors_travel_in_a_slot_that_is_returned(joined: Pair) -> None:
+    out, inn = joined.sender(), joined.receiver()
+    joined.flow()
+    value = np.random.default_rng(1).integers(0, 255, 60_000, dtype=np.uint8)
+    with pytest.raises(_native.NeedSegment) as needed:
+        out.send(b"m", [value], None, soon())
+    assert needed.value.args == (60_000,)
+    segment = joined.segment()
+    for _ in range(40):
+        out.send(b"m", [value, value[:5]], None, soon())
+        message = inn.receive(soon())
+        array = message.tensor(0, "uint8", (60_000,))
+        assert np.array_equal(array, value) and not array.flags.writeable
+        assert np.array_equal(message.tensor(1, "uint8", (5,)), value[:5])
+        message.release()
+    assert out.flush(soon())
+    assert joined.a.port.idle_segments() == [segment]
+
+
+def test_reader_without_the_segment_is_told_which_one(joined: Pair) -> None:
+    out, inn = joined.sender(), joined.receiver()
+    joined.flow()
+    segment = joined.segment()
+    joined.b.port.drop_segment(segment)
+    out.send(b"m", [bytes(50_000)], None, soon())
+    message = inn.receive(soon())
+    with pytest.raises(_native.NeedSegment) as needed:
+        message.tensor(0, "uint8", (50_000,))
+    assert needed.value.args == (0, segment)
+    joined.b.port.add_segment(segment, joined.a.fds[-1], False)
+    assert message.tensor(0, "uint8", (50_000,)).sum() == 0
+
+
+def test_sealed_segment_refuses_a_second_writer(joined: Pair) -> None:
+    segment = joined.segment()
+    with pytest.raises(errors.InternalError, match="mmap"):
+        joined.b.port.add_segment(segment, joined.a.fds[-1], True)
+
+
+def test_meta_larger_than_the_ring_allows_goes_through_a_slot(joined: Pair) -> None:
+    out, inn = joined.sender(), joined.receiver()
+    joined.flow()
+    joined.segment()
+    meta, value = os.urandom(30_000), np.arange(9, dtype=np.int64)
+    out.send(meta, [value], None, soon())
+    message = inn.receive(soon())
+    assert message.meta == meta
+    assert np.array_equal(message.tensor(0, "int64", (9,)), value)
+    del message
+    assert out.flush(soon()) and joined.a.port.idle_segments() == [1]
+
+
+def test_loan_is_written_in_place_and_sent(joined: Pair) -> None:
+    out, inn = joined.sender(), joined.receiver()
+    joined.flow()
+    joined.segment()
+    loan = out.loan([16, 64])
+    np.frombuffer(loan.tensor(0), np.float32)[:] = 7
+    np.frombuffer(loan.tensor(1), np.uint8)[:] = 9
+    out.send_loan(loan, b"meta", None, soon())
+    with pytest.raises(errors.StaleHandleError):
+        loan.tensor(0)
+    message = inn.receive(soon())
+    assert message.tensor(0, "float32", (2, 2)).tolist() == [[7, 7], [7, 7]]
+    assert message.tensor(1, "uint8", (64,)).tolist() == [9] * 64
+    unsent = out.loan([100])
+    unsent.discard()
+    unsent.discard()
+    message.release()
+    assert out.flush(soon()) and joined.a.port.idle_segments() == [1]
+
+
+def test_failed_send_keeps_the_loan(joined: Pair) -> None:
+    out = joined.sender()
+    joined.segment()
+    loan = out.loan([8])
+    with pytest.raises(errors.WouldBlock):
+        out.send_loan(loan, b"", None, 0)
+    assert len(loan.tensor(0)) == 8
+
+
+def test_receive_into_copies_and_refuses_a_small_target(joined: Pair) -> None:
+    out, inn = joined.sender(), joined.receiver()
+    joined.flow()
+    value = np.arange(100, dtype=np.int32)
+    out.send(b"", [value], None, soon())
+    message = inn.receive(soon())
+    target = np.zeros(100, dtype=np.int32)
+    assert message.copy_into(0, target) == 400
+    assert np.array_equal(target, value)
+    with pytest.raises(ValueError, match="400 bytes, the target 4"):
+        message.copy_into(0, np.zeros(1, dtype=np.int32))
+    with pytest.raises(errors.PeerProtocolError, match="400 bytes, dtype and shape need 404"):
+        message.tensor(0, "int32", (101,))
+
+
+def test_released_message_never_yields_data(joined: Pair) -> None:
+    out, inn = joined.sender(), joined.receiver()
+    joined.flow()
+    joined.segment()
+    out.send(b"", [bytes(9000)], None, soon())
+    message = inn.receive(soon())
+    message.tensor(0, "uint8", (9000,))
+    message.release()
+    message.release()
+    with pytest.raises(errors.StaleHandleError):
+        message.tensor(0, "uint8", (9000,))
+
+
+def test_array_keeps_its_slot_after_the_message_is_forgotten(joined: Pair) -> None:
+    out, inn = joined.sender(), joined.receiver()
+    joined.flow()
+    joined.segment(slots=1)
+    out.send(b"", [bytes([5]) * 40_000], None, soon())
+    array = inn.receive(soon()).tensor(0, "uint8", (40_000,))
+    with pytest.raises(_native.NeedSegment):
+        out.send(b"", [bytes(40_000)], None, soon())
+    assert array.min() == 5
+    del array
+    out.send(b"", [bytes(40_000)], None, soon())
+
+
+def test_expired_message_is_dropped_when_taken_from_the_queue(joined: Pair) -> None:
+    out, inn = joined.sender(), joined.receiver()
+    joined.flow()
+    out.send(b"late", [], None, soon(), expires_ns=soon(0.01))
+    out.send(b"fresh", [], None, soon(), expires_ns=soon(60))
+    time.sleep(0.02)  # the deadline itself is what is tested
+    assert inn.receive(soon()).meta == b"fresh"
+    assert out.flush(soon()) and out.counts() == {(DROPPED, 1): 1, (DELIVERED, 0): 1}
+
+
+def test_acknowledgement_ends_an_at_least_once_message(joined: Pair) -> None:
+    out, inn = joined.sender(delivery=AT_LEAST_ONCE), joined.receiver(delivery=AT_LEAST_ONCE)
+    joined.flow()
+    send_each(out, [b"a", b"b", b"c"])
+    first, second, third = inn.receive_many(3, soon())
+    assert not out.flush(soon(0.02))
+    second.ack()
+    second.ack()
+    assert out.ended_upto() == 0
+    first.ack()
+    assert out.ended_upto() == 2
+    third.nack(5)
+    assert out.flush(soon()) and out.counts() == {(DELIVERED, 0): 2, (FAILED, 5): 1}
+
+
+def test_lost_flow_redelivers_unacknowledged_messages_in_order_before_new_ones(joined: Pair) -> None:
+    out, inn = joined.sender(delivery=AT_LEAST_ONCE), joined.receiver(delivery=AT_LEAST_ONCE)
+    joined.segment()
+    flow = joined.flow()
+    big = np.arange(5000, dtype=np.int32)
+    for i in range(6):
+        out.send(b"%d" % i, [big + i], None, soon())
+    taken = inn.receive_many(3, soon())
+    taken[1].ack()
+    joined.a.port.lose_flow_out(flow, 3, 6)
+    with pytest.raises(errors.DeadlineExceeded, match="5 messages wait for redelivery"):
+        out.send(b"new", [], None, soon(0.02))
+    second = joined.b.port.open_receiver(22, 7, 99, 0, AT_LEAST_ONCE)
+    joined.flow(receiver=22)
+    out.send(b"new", [], None, soon())
+    again = second.receive_many(10, soon())
+    assert [m.meta for m in again] == [b"0", b"2", b"3", b"4", b"5", b"new"]
+    assert [m.redelivered for m in again] == [True] * 5 + [False]
+    assert [m.sequence for m in again] == [1, 3, 4, 5, 6, 7]
+    assert np.array_equal(again[1].tensor(0, "int32", (5000,)), big + 2)
+    for message in again:
+        message.ack()
+        message.release()
+    assert out.flush(soon()) and out.counts() == {(DELIVERED, 0): 7}
+    del again, taken, message
+    joined.b.port.progress()
+    assert joined.a.port.idle_segments() == [1]
+
+
+def test_lost_flow_at_most_once_splits_at_what_was_handed_over(joined: Pair) -> None:
+    out = joined.sender()
+    flow = joined.flow()
+    send_each(out, [b"x"] * 5)
+    joined.a.port.lose_flow_out(flow, 2, 6)
+    assert out.flush(soon()) and out.counts() == {(DELIVERED, 0): 2, (FAILED, 6): 3}
+
+
+def test_waiting_message_expires_without_a_consumer(joined: Pair) -> None:
+    out = joined.sender(delivery=AT_LEAST_ONCE)
+    flow = joined.flow()
+    out.send(b"a", [], None, soon(), expires_ns=soon(0.01))
+    out.send(b"b", [], None, soon())
+    joined.a.port.lose_flow_out(flow, 0, 6)
+    time.sleep(0.02)  # the deadline itself is what is tested
+    joined.flow()
+    assert out.counts() == {(DROPPED, 1): 1}
+
+
+def test_message_that_waits_for_a_consumer_can_be_cancelled(joined: Pair) -> None:
+    out = joined.sender(delivery=AT_LEAST_ONCE)
+    flow = joined.flow()
+    first, second = send_each(out, [b"a", b"b"])
+    assert not out.cancel(second)
+    joined.a.port.lose_flow_out(flow, 0, 6)
+    assert out.cancel(second) and not out.cancel(second)
+    assert out.counts() == {(DROPPED, 9): 1}
+    out.close()
+    assert out.flush(soon()) and out.counts() == {(DROPPED, 9): 1, (FAILED, 10): 1}
+    assert first == 1
+
+
+def test_key_stays_on_its_flow_when_another_consumer_comes(joined: Pair) -> None:
+    out = joined.sender()
+    inn = joined.receiver()
+    joined.flow()
+    keys = [b"k%d" % i for i in range(20)]
+    for key in keys:
+        out.send(b"1", [], key, soon())
+    other = joined.b.port.open_receiver(22, 7, 99, 0, 0)
+    joined.flow(receiver=22)
+    for key in keys:
+        out.send(b"2", [], key, soon())
+    fresh = [b"n%d" % i for i in range(40)]
+    for key in fresh:
+        out.send(b"3", [], key, soon())
+    first = [(m.key, m.meta) for m in inn.receive_many(1000, soon())]
+    second = [(m.key, m.meta) for m in other.receive_many(1000, soon())]
+    assert [k for k, meta in first if meta == b"2"] == keys
+    assert second and {meta for _, meta in second} == {b"3"}
+
+
+def test_queue_shares_work_and_skips_a_consumer_without_credit(joined: Pair) -> None:
+    out = joined.sender(pattern=QUEUE)
+    inn = joined.receiver(pattern=QUEUE)
+    other = joined.b.port.open_receiver(22, 7, 99, QUEUE, 0)
+    joined.flow(messages=2)
+    joined.flow(receiver=22, messages=100)
+    send_each(out, [b"x"] * 10)
+    assert (inn.pending(), other.pending()) == (2, 8)
+
+
+def test_new_flow_waits_until_older_ones_have_drained(joined: Pair) -> None:
+    out, inn = joined.sender(), joined.receiver()
+    old = joined.flow()
+    out.send(b"old", [], None, soon())
+    joined.b.port.open_receiver(22, 7, 99, 0, 0)
+    joined.flow(receiver=22, after_drain=True)
+    joined.a.port.close_flow_out(old)
+    with pytest.raises(errors.DeadlineExceeded, match="older flows have drained"):
+        out.send(b"new", [], None, soon(0.02))
+    assert inn.receive(soon()).meta == b"old"
+    assert out.send(b"new", [], None, soon()) == 2
+
+
+def test_explicit_flow_is_used_and_its_loss_is_named(joined: Pair) -> None:
+    out, inn = joined.sender(), joined.receiver()
+    flow = joined.flow()
+    out.send(b"r", [], None, soon(), flow=flow, correlation=5, reply_flow=6, flags=8)
+    message = inn.receive(soon())
+    assert (message.correlation, message.reply_flow, message.flags, message.flow) == (5, 6, 8, flow)
+    with pytest.raises(errors.PeerLostError):
+        out.send(b"r", [], None, soon(), flow=4242)
+
+
+def test_closing_the_receiver_ends_what_is_queued_and_wakes_waiters(joined: Pair) -> None:
+    out, inn = joined.sender(), joined.receiver()
+    joined.flow()
+    caught: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            inn.receive(soon())
+        except errors.ClosedError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    time.sleep(0.02)
+    inn.close()
+    thread.join()
+    assert len(caught) == 1
+    out.send(b"x", [], None, soon())
+    joined.b.port.progress()
+    assert out.flush(soon()) and out.counts() == {(FAILED, 10): 1}
+
+
+def test_port_close_wakes_every_waiter_at_once(joined: Pair) -> None:
+    receivers = [joined.b.port.open_receiver(30 + i, i, 99, 0, 0) for i in range(4)]
+    outcomes: list[str] = []
+
+    def wait(receiver: object) -> None:
+        try:
+            receiver.receive(soon(30))  # type: ignore[attr-defined]
+        except errors.ClosedError:
+            outcomes.append("closed")
+
+    threads = [threading.Thread(target=wait, args=(r,)) for r in receivers]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.02)
+    started = time.monotonic()
+    joined.b.port.close()
+    for thread in threads:
+        thread.join()
+    assert outcomes == ["closed"] * 4 and time.monotonic() - started < 1
+
+
+def test_each_of_several_waiting_threads_gets_its_message(joined: Pair) -> None:
+    joined.a.port.open_sender(40, 1, 99, 0, 0, 1)
+    got: dict[int, bytes] = {}
+    senders, threads = [], []
+    for i in range(6):
+        receiver = joined.b.port.open_receiver(50 + i, i, 99, 0, 0)
+        senders.append(joined.a.port.open_sender(60 + i, i, 99, 0, 0, 1))
+        joined.flow(sender=60 + i, receiver=50 + i)
+
+        def wait(i: int = i, receiver: object = receiver) -> None:
+            got[i] = receiver.receive(soon()).meta  # type: ignore[attr-defined]
+
+        threads.append(threading.Thread(target=wait))
+        threads[-1].start()
+    for i in reversed(range(6)):
+        senders[i].send(b"%d" % i, [], None, soon())
+    for thread in threads:
+        thread.join()
+    assert got == {i: b"%d" % i for i in range(6)}
+
+
+def test_views_stay_readable_after_close_but_new_ones_are_refused(joined: Pair) -> None:
+    out, inn = joined.sender(), joined.receiver()
+    joined.flow()
+    joined.segment()
+    out.send(b"m", [bytes([3]) * 9000], None, soon())
+    message = inn.receive(soon())
+    array = message.tensor(0, "uint8", (9000,))
+    joined.b.port.close()
+    assert array.max() == 3 and message.meta == b"m"
+    with pytest.raises(errors.ClosedError):
+        message.tensor(0, "uint8", (9000,))
+    with pytest.raises(errors.ClosedError):
+        inn.receive(0)
+    message.release()
+
+
+def test_armed_eventfd_fires_for_an_arrival_and_never_misses_one(joined: Pair) -> None:
+    out, inn = joined.sender(), joined.receiver()
+    joined.flow()
+    port = joined.b.port
+    while not port.arm():
+        pass
+    assert select.select([port.event_fd()], [], [], 0)[0] == []
+    out.send(b"x", [], None, soon())
+    assert select.select([port.event_fd()], [], [], 1)[0]
+    port.disarm()
+    assert inn.receive(0).meta == b"x"
+    out.send(b"y", [], None, soon())
+    port.progress()
+    assert not port.arm()
+    assert inn.receive(0).meta == b"y"
+
+
+def test_frozen_port_parks_operations_until_thawed(joined: Pair) -> None:
+    out, inn = joined.sender(), joined.receiver()
+    joined.flow()
+    assert _native.freeze(joined.a.doorbell, joined.a.state, soon())
+    thread = threading.Thread(target=lambda: out.send(b"x", [], None, soon()))
+    thread.start()
+    time.sleep(0.03)
+    assert inn.receive(0) is None
+    _native.thaw(joined.a.doorbell)
+    thread.join()
+    assert inn.receive(soon()).meta == b"x"
+
+
+def test_forked_child_finds_its_port_dead(joined: Pair) -> None:
+    out = joined.sender()
+    joined.flow()
+    child = os.fork()
+    if child == 0:
+        try:
+            out.send(b"x", [], None, soon())
+        except errors.ClosedError:
+            os._exit(7)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert out.send(b"x", [], None, soon()) == 1
+
+
+def test_flows_may_come_before_their_endpoints(joined: Pair) -> None:
+    joined.flow()
+    out = joined.sender()
+    out.send(b"early", [], None, soon())
+    joined.b.port.progress()
+    assert joined.receiver().receive(soon()).meta == b"early"
+
+
+def test_closing_flow_in_drains_then_forgets(joined: Pair) -> None:
+    out, inn = joined.sender(), joined.receiver()
+    flow = joined.flow()
+    send_each(out, [b"1", b"2"])
+    joined.b.port.close_flow_in(flow, True)
+    assert [m.meta for m in inn.receive_many(5, soon())] == [b"1", b"2"]
+    joined.b.port.progress()
+    assert joined.b.port.stats()["flows_in"] == 0
+    assert out.flush(soon()) and out.counts() == {(DELIVERED, 0): 2}
+
+
+def test_faults_are_refused_without_the_environment(joined: Pair) -> None:
+    with pytest.raises(ValueError, match="FABRIC_FAULTS"):
+        joined.a.port.inject("lose_drained", 1)
+
+
+def test_service_thread_drains_and_beats_without_user_calls() -> None:
+    with pair(service_thread=True) as joined:
+        out, inn = joined.sender(), joined.receiver()
+        joined.flow()
+        out.send(b"x", [], None, soon())
+        deadline = time.monotonic() + 2
+        while joined.b.port.stats()["records_in"] == 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert joined.b.port.stats()["records_in"] == 1
+        assert inn.receive(0).meta == b"x"
+
+
+def test_crc32c_matches_the_published_vectors() -> None:
+    assert _native.crc32c(b"123456789") == 0xE3069283
+    assert _native.crc32c(bytes(32)) == 0x8A9136AA
+    assert _native.crc32c(b"6789", seed=_native.crc32c(b"12345")) == 0xE3069283
