@@ -191,6 +191,15 @@ def test_the_socket_is_for_its_owner_only(running):
     assert stat.S_IMODE(os.stat(running.path).st_mode) == 0o600
 
 
+def test_the_socket_is_private_from_its_first_instant(folder, monkeypatch):
+    """Without the chmod that follows: the umask at bind alone must do it."""
+    monkeypatch.setattr(server.os, "chmod", lambda *_: None)
+    served = ServedControl(FakeControl(), str(folder / "early.ctl"))
+    mode = stat.S_IMODE(os.stat(served.path).st_mode)
+    served.close()
+    assert mode == 0o600
+
+
 def test_a_path_in_use_by_a_live_process_is_refused(running):
     with pytest.raises(errors.BusyError, match="another process serves"):
         running.run(server.serve(FakeControl(), running.path))

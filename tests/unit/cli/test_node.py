@@ -26,7 +26,12 @@ def fake(monkeypatch):
 
     monkeypatch.setattr(node, "DAEMON", (sys.executable, FAKE))
     monkeypatch.setattr(node.subprocess, "Popen", remember)
-    yield lambda mode: monkeypatch.setenv("FAKE_FABRICD", mode)
+
+    def choose(mode):
+        monkeypatch.setenv("FAKE_FABRICD", mode)
+        return started
+
+    yield choose
     for process in started:
         process.kill()
         process.wait(10)
@@ -75,12 +80,13 @@ def test_up_shows_only_what_this_start_wrote(fabricctl, fake):
 
 
 def test_up_ends_a_node_that_never_serves_and_says_so(fabricctl, fake, monkeypatch):
-    fake("hang")
+    started = fake("hang")
     monkeypatch.setattr(limits, "NODE_UP_S", 1.0)
     result = fabricctl("up")
     assert result.status == 1
     assert "did not serve within 1 s, and was ended" in result.err
     assert "why: waiting for nothing" in result.err
+    assert [process.poll() for process in started] == [0]
 
 
 def test_up_in_a_folder_that_cannot_be_made_is_a_clear_refusal(fabricctl, fake, tmp_path):

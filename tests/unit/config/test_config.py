@@ -220,6 +220,23 @@ def test_a_combination_that_the_design_forbids_is_refused(channel, where):
     assert problems(channel) == [(f"channels.c.{where}", "error")]
 
 
+def test_dropping_is_refused_for_the_reason_that_holds():
+    """Three reasons, the first that applies: it breaks the delivery, it loses replies, it is not built."""
+    said = [
+        config.validate(config.parse(f"version: 1\nchannels:\n  c: {channel}\n"))[0].what
+        for channel in (
+            "{type: t, overflow: drop_oldest, delivery: at_least_once}",
+            "{type: t, overflow: drop_oldest, pattern: request}",
+            "{type: t, overflow: drop_oldest}",
+        )
+    ]
+    assert said == [
+        "drop_oldest throws messages away, which at_least_once forbids",
+        "a request channel may only block or reject",
+        "overflow drop_oldest is designed but not implemented in this version",
+    ]
+
+
 def test_broadcast_at_least_once_is_refused_for_the_delivery_too():
     found = problems("{type: t, pattern: broadcast, delivery: at_least_once}")
     assert found == [("channels.c.pattern", "error"), ("channels.c.delivery", "error")]
