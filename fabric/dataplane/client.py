@@ -16,18 +16,18 @@ from typing import Any, Final, TypeVar
 from fabric import errors, limits
 from fabric.dataplane.connection import ControlConnection
 from fabric.dataplane.framing import close_fds
+from fabric.dataplane.pushes import Handler, Pushes
 from fabric.dataplane.receiver import Receiver
 from fabric.dataplane.requester import Requester
 from fabric.dataplane.responder import Responder
 from fabric.dataplane.segments import Segments
-from fabric.dataplane.sender import REASONS, Sender
+from fabric.dataplane.sender import Sender
 from fabric.messages import MessageType, Schema, class_from_schema, message_type
 
 log = logging.getLogger("fabric.port")
 M = TypeVar("M")
 R = TypeVar("R")
 E = TypeVar("E")
-Handler = Callable[[dict[str, Any]], Any]
 
 PATTERNS: Final = ("stream", "queue", "broadcast", "request", "reply")
 DELIVERIES: Final = ("at_most_once", "at_least_once")
@@ -102,12 +102,7 @@ class Port:
         self._lock = threading.RLock()
         self._broken: Exception | None = None
         self._endpoints: dict[int, Any] = {}
-        self._flows: dict[int, dict[str, Any]] = {}
-        self._handlers: dict[str, Handler] = {}
-        self._pending_stop: dict[str, Any] | None = None
-        self._lanes: set[int] = set()
-        self._flows_in: set[int] = set()
-        self.connection = ControlConnection(path, self._on_push, self._on_tick, self._on_broken)
+        self.connection = ControlConnection(path, self._take_push, self._on_tick, self._on_broken)
         hello = {"v": 1, "name": name, "pid": os.getpid(), "python": platform.python_version()}
         answer, fds = self.connection.hello({**hello, "token": token} if token else hello)
         try:
@@ -117,6 +112,7 @@ class Port:
         finally:
             close_fds(fds)
         self.segments = Segments(self.native, self.connection)
+        self._pushes = Pushes(name, self.native, self.connection, self._tell)
         self.connection.start()
 
     # ---- channels and endpoints
@@ -259,13 +255,7 @@ class Port:
 
         What it raises is answered as an error. A stop that came before its handler is delivered now.
         """
-        with self._lock:
-            self._handlers[op] = handler
-            missed, self._pending_stop = (
-                (self._pending_stop, None) if op == "stop" else (None, self._pending_stop)
-            )
-        if missed is not None:
-            self._start_handler("stop", handler, missed)
+        self._pushes.register(op, handler)
 
     def stats(self) -> dict[str, Any]:
         """Return the native port's counters and the control connection's."""
@@ -305,11 +295,15 @@ class Port:
         self, op: str, fields: dict[str, Any], timeout_s: float = limits.CONTROL_CALL_S
     ) -> tuple[dict[str, Any], list[int]]:
         """Ask the daemon; see `ControlConnection.request`."""
+        self.check()
+        return self.connection.request(op, fields, timeout_s)
+
+    def check(self) -> None:
+        """Raise what ended this port, if it has ended."""
         if self._broken is not None:
             raise self._broken
         if self.is_closed:
             raise errors.ClosedError(f"port {self.name!r} was closed")
-        return self.connection.request(op, fields, timeout_s)
 
     def provide(self, need: Exception, deadline_ns: int = 0) -> None:
         """Do what a native `NeedSegment` asks for; see `Segments.provide`."""
@@ -317,14 +311,13 @@ class Port:
 
     def flows_of(self, endpoint: int) -> list[dict[str, Any]]:
         """Return the open flows of a sending endpoint, as the daemon pushed them."""
-        with self._lock:
-            return [flow for flow in self._flows.values() if flow["endpoint"] == endpoint]
+        return self._pushes.flows_of(endpoint)
 
     def closed_endpoint(self, endpoint: int) -> None:
         """Tell the daemon that an endpoint was closed (unless the whole port is closing)."""
         with self._lock:
             known = self._endpoints.pop(endpoint, None)
-            self._flows = {n: f for n, f in self._flows.items() if f["endpoint"] != endpoint}
+        self._pushes.forget_endpoint(endpoint)
         if known is not None and not self.is_closed and self._broken is None:
             self.connection.post("close", {"endpoint": endpoint})
 
@@ -367,121 +360,23 @@ class Port:
 
     # ---- control thread
 
-    def _on_push(self, op: str, fields: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        own = getattr(self, f"_push_{op}", None)
-        if own is not None:
-            own(fields, fds)
-            return {}
+    def _take_push(self, op: str, fields: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        return self._pushes.take(op, fields, fds)
+
+    def _tell(self, endpoint: int | None, call: str, *args: Any) -> None:
+        """Call a method of one endpoint (None: of all) where it has it."""
         with self._lock:
-            handler = self._handlers.get(op)
-            if handler is None and op == "stop":
-                self._pending_stop = fields
-                return {}
-        if handler is None:
-            raise errors.ConfigError(f"port {self.name!r} has no handler for {op!r}", op=op)
-        self._start_handler(op, handler, fields)
-        return {"later": True}
-
-    def _start_handler(self, op: str, handler: Handler, fields: dict[str, Any]) -> None:
-        def work() -> None:
-            try:
-                answer = handler(fields) or {}
-                if not isinstance(answer, dict):
-                    answer = {}
-            except Exception as error:  # reported to the daemon, which decides
-                log.exception("push %s failed", op)
-                answer = {"error": errors.to_wire(error)}
-            self.connection.answer_push(fields.get("push", 0), answer)
-
-        threading.Thread(target=work, name=f"fabric-{op}", daemon=True).start()
-
-    def _push_lane(self, fields: dict[str, Any], fds: list[int]) -> None:
-        lane = fields["lane"]
-        if lane in self._lanes:
-            return
-        if len(fds) != 3:
-            raise errors.PeerProtocolError(f"lane {lane} came with {len(fds)} descriptors, not 3")
-        self.native.add_lane(
-            lane,
-            fds[0],
-            fields["side"],
-            fields["klass"],
-            fields["peer_port"],
-            fields["peer_incarnation"],
-            *fds[1:],
-        )
-        self._lanes.add(lane)
-
-    def _push_lane_drop(self, fields: dict[str, Any], _: list[int]) -> None:
-        if fields["lane"] in self._lanes:
-            self._lanes.discard(fields["lane"])
-            self.native.remove_lane(fields["lane"])
-
-    def _push_flow_in(self, fields: dict[str, Any], _: list[int]) -> None:
-        flow = fields["flow"]
-        if flow not in self._flows_in:
-            self.native.add_flow_in(
-                fields["endpoint"],
-                flow,
-                fields["lane"],
-                fields["producer_port"],
-                fields["messages"],
-                fields["bytes"],
+            known = self._endpoints
+            found = (
+                list(known.values())
+                if endpoint is None
+                else [known[endpoint]]
+                if endpoint in known
+                else []
             )
-            self._flows_in.add(flow)
-
-    def _push_flow_in_close(self, fields: dict[str, Any], _: list[int]) -> None:
-        if fields["flow"] in self._flows_in:
-            self._flows_in.discard(fields["flow"])
-            self.native.close_flow_in(fields["flow"], bool(fields.get("drain", True)))
-
-    def _push_flow_out(self, fields: dict[str, Any], _: list[int]) -> None:
-        flow = fields["flow"]
-        with self._lock:
-            is_known = flow in self._flows
-        if not is_known:
-            self.native.add_flow_out(
-                fields["endpoint"], flow, fields["lane"], fields["target_endpoint"], fields["messages"],
-                fields["bytes"], fields["generation"], bool(fields.get("after_drain", False)),
-            )  # fmt: skip
-            with self._lock:
-                self._flows[flow] = {
-                    key: fields.get(key, 0)
-                    for key in ("flow", "endpoint", "reply_flow", "target_endpoint")
-                }
-        self._tell_endpoint(fields["endpoint"], "wake")
-
-    def _push_flow_close(self, fields: dict[str, Any], _: list[int]) -> None:
-        flow = self._forget_flow(fields["flow"])
-        if flow is not None:
-            self.native.close_flow_out(fields["flow"])
-            self._tell_endpoint(flow["endpoint"], "forget_flow", fields["flow"])
-
-    def _push_flow_lost(self, fields: dict[str, Any], _: list[int]) -> None:
-        flow = self._forget_flow(fields["flow"])
-        reason = int(fields.get("reason", 6))
-        self.native.lose_flow_out(fields["flow"], fields.get("handed_upto", 0), reason)
-        endpoint = flow["endpoint"] if flow is not None else fields.get("endpoint", 0)
-        name = REASONS[reason] if 0 <= reason < len(REASONS) else str(reason)
-        self._tell_endpoint(endpoint, "forget_flow", fields["flow"])
-        self._tell_all("lose_flow", fields["flow"], name)
-
-    def _forget_flow(self, flow: int) -> dict[str, Any] | None:
-        with self._lock:
-            return self._flows.pop(flow, None)
-
-    def _tell_endpoint(self, endpoint: int, call: str, *args: Any) -> None:
-        with self._lock:
-            found = self._endpoints.get(endpoint)
-        if hasattr(found, call):
-            getattr(found, call)(*args)
-
-    def _tell_all(self, call: str, *args: Any) -> None:
-        with self._lock:
-            found = list(self._endpoints.values())
-        for endpoint in found:
-            if hasattr(endpoint, call):
-                getattr(endpoint, call)(*args)
+        for each in found:
+            if hasattr(each, call):
+                getattr(each, call)(*args)
 
     def _on_tick(self) -> None:
         self.segments.give_back_idle()
@@ -491,8 +386,4 @@ class Port:
         log.error("port %s: %s", self.name, error)
         self._broken = error
         self.native.close()
-        with self._lock:
-            endpoints = list(self._endpoints.values())
-        for endpoint in endpoints:
-            if hasattr(endpoint, "wake"):
-                endpoint.wake()
+        self._tell(None, "wake")

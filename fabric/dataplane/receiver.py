@@ -35,7 +35,8 @@ class Receiver(Generic[M]):
         self.native = native
         self.endpoint: int = answer["endpoint"]
         self._decode = type_.decode
-        self._is_closed = False
+        self.need_segment: type[Exception] = port.need_segment
+        self.is_closed = False
 
     def receive(self, timeout: float | None = None) -> Any:
         """Return the next message, or None when none came within `timeout` seconds (default 30; 0 looks only).
@@ -92,19 +93,22 @@ class Receiver(Generic[M]):
 
     def close(self) -> None:
         """Close this end; what is queued ends as failed(closed), waiting calls get `ClosedError`. Idempotent."""
-        if not self._is_closed:
-            self._is_closed = True
+        if not self.is_closed:
+            self.is_closed = True
             self.native.close()
             self._port.closed_endpoint(self.endpoint)
 
     def decode(self, native: Any) -> Any:
         """Return the view of a native message; one that is no message of this type ends as failed(corrupted)."""
-        try:
-            return self._decode(native, self)
-        except PeerProtocolError:
-            native.nack(CORRUPTED)
-            native.release()
-            raise
+        while True:
+            try:
+                return self._decode(native, self)
+            except self.need_segment as need:  # many scalars travel in a slot, too
+                self.provide(need)
+            except PeerProtocolError:
+                native.nack(CORRUPTED)
+                native.release()
+                raise
 
     def provide(self, need: Exception) -> None:
         """Map the segment that a view's tensor lies in."""
@@ -116,14 +120,14 @@ class Receiver(Generic[M]):
     def __next__(self) -> Any:
         native = None
         while native is None:
-            if self._is_closed or self._port.is_closed:
+            if self.is_closed or self._port.is_closed:
                 raise StopIteration
             try:
                 native = self.native.receive(monotonic_ns() + _ITERATE_NS)
             except EndOfChannel as end:
                 raise StopIteration from end
             except ClosedError as closed:
-                if self._is_closed or self._port.is_closed:
+                if self.is_closed or self._port.is_closed:
                     raise StopIteration from closed
                 raise
         return self.decode(native)

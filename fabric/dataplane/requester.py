@@ -38,7 +38,7 @@ _unpack = msgspec.msgpack.Decoder().decode
 class Call:
     """One request in flight. States: waiting → (replies)* → done; `error` set when it ended badly."""
 
-    __slots__ = ("correlation", "deadline_ns", "error", "flow", "is_done", "replies")
+    __slots__ = ("correlation", "deadline_ns", "error", "flow", "is_done", "lost", "replies")
 
     def __init__(self, correlation: int, deadline_ns: int) -> None:
         self.correlation = correlation
@@ -46,6 +46,7 @@ class Call:
         self.flow = 0
         self.is_done = False
         self.error: Exception | None = None
+        self.lost: Exception | None = None  # the responder is gone; replies may still be queued
         self.replies: collections.deque[Any] = collections.deque()
 
 
@@ -154,16 +155,14 @@ class Requester(Generic[M, R]):
 
     # ---- parts of a call; the asyncio face uses them too
 
-    def begin(
-        self, message: M, key: str | bytes | None, deadline: float | None, may_wait: bool = True
-    ) -> Call:
-        """Register a call and send its request; raises like `call`, `WouldBlock` when it `may_wait` not."""
+    def begin(self, message: M, key: str | bytes | None, deadline: float | None) -> Call:
+        """Register a call and send its request; raises like `call`."""
         deadline_ns = absolute_ns(deadline)
-        call = Call(next(self._numbers), deadline_ns or monotonic_ns())
+        call = Call(self.next_correlation(), deadline_ns or monotonic_ns())
         self.register(call)
         try:
             meta, tensors = self.sender.type.encode(message)
-            self.send_request(call, meta, tensors, as_key(key), deadline_ns if may_wait else 0)
+            self.send_request(call, meta, tensors, as_key(key), deadline_ns)
         except BaseException:
             self.finish(call, cancel=False)
             raise
@@ -181,14 +180,23 @@ class Requester(Generic[M, R]):
                 )
             self._calls[call.correlation] = call
 
+    def next_correlation(self) -> int:
+        """Return the number of a new call."""
+        return next(self._numbers)
+
     def send_request(
-        self, call: Call, meta: bytes, tensors: list[Any], key: bytes | None, wait_ns: int
+        self,
+        call: Call,
+        meta: bytes,
+        tensors: list[Any],
+        key: bytes | None,
+        wait_ns: int,
+        may_provide: bool = True,
     ) -> None:
         """Send a call's request to a responder; tries others when one closes meanwhile."""
         need_segment = self._port.need_segment
         while True:
             flow, reply_flow = self._choose(call, wait_ns)
-            call.flow = flow
             try:
                 self.sender.native.send(
                     meta, tensors, key, wait_ns, flow=flow, correlation=call.correlation, reply_flow=reply_flow,
@@ -196,6 +204,8 @@ class Requester(Generic[M, R]):
                 )  # fmt: skip
                 return
             except need_segment as need:
+                if not may_provide:
+                    raise
                 self.sender.provide(need, call.deadline_ns)
             except (errors.StaleHandleError, errors.PathBrokenError):
                 if any(f["flow"] == flow for f in self._port.flows_of(self.endpoint)):
@@ -242,16 +252,22 @@ class Requester(Generic[M, R]):
 
     def lose_flow(self, flow: int, reason: str) -> None:
         """A responder is gone: its calls fail once the replies that did arrive are read. Control thread."""
-        while self._drain_once():
-            pass
         with self._lock:
             for call in self._calls.values():
                 if call.flow == flow and not call.is_done:
-                    self._end(call, errors.PeerLostError(
+                    call.lost = errors.PeerLostError(
                         f"channel {self.channel!r}: the responder was lost ({reason}); it may have acted on "
                         f"request {call.correlation}",
-                        channel=self.channel, outcome="unknown",
-                    ))  # fmt: skip
+                        channel=self.channel,
+                        outcome="unknown",
+                    )
+            self._news.notify_all()
+
+    def fail_if_lost(self, call: Call) -> None:
+        """End a call whose responder is gone and whose replies are all read."""
+        with self._lock:
+            if call.lost is not None and not call.is_done:
+                self._end(call, call.lost)
 
     def wake(self) -> None:
         """Let waiting callers look again (a responder came or went). Control thread."""
@@ -286,33 +302,31 @@ class Requester(Generic[M, R]):
         self._has_leader = True
         self._lock.release()
         native = None
+        until = 0 if call.lost is not None else min(call.deadline_ns, monotonic_ns() + _LEADER_NS)
         try:
-            native = self.replies.native.receive(min(call.deadline_ns, monotonic_ns() + _LEADER_NS))
+            native = self.replies.native.receive(until)
         finally:
             self._lock.acquire()
             self._has_leader = False
             if native is not None:
                 self._deliver(native)
+            elif until == 0 and call.lost is not None and not call.is_done:
+                self._end(call, call.lost)
             self._news.notify_all()
-
-    def _drain_once(self) -> bool:
-        try:
-            return self.take_ready()
-        except errors.FabricError:
-            return False  # closed meanwhile: nothing more will come
 
     def _deliver(self, native: Any) -> None:
         """Hand a reply to its call; lock held."""
         call = self._calls.get(native.correlation)
         flags = native.flags
+        meta = self._meta(native)
         if call is None or call.is_done:
             native.ack()
             native.release()
             return
         try:
             if flags & FLAG_ERROR:
-                self._end(call, remote_error(native.meta))
-            elif not (flags & FLAG_STREAM_END and not native.meta):
+                self._end(call, remote_error(meta))
+            elif not (flags & FLAG_STREAM_END and not meta):
                 if len(call.replies) >= limits.STREAM_REPLIES_QUEUED_MAX:
                     raise errors.CapacityError(
                         f"{len(call.replies)} unread replies, STREAM_REPLIES_QUEUED_MAX is reached",
@@ -324,9 +338,16 @@ class Requester(Generic[M, R]):
         except errors.FabricError as error:
             self._end(call, error)
         native.ack()
-        if flags & FLAG_ERROR or not native.meta:
+        if flags & FLAG_ERROR or not meta:
             native.release()
         self._news.notify_all()
+
+    def _meta(self, native: Any) -> bytes:
+        while True:
+            try:
+                return bytes(native.meta)
+            except self._port.need_segment as need:
+                self.replies.provide(need)
 
     def _end(self, call: Call, error: Exception | None) -> None:
         call.is_done = True
@@ -337,12 +358,16 @@ class Requester(Generic[M, R]):
         """Return (flow, reply flow) of the responder with the fewest calls of ours; waits for the first responder."""
         while True:
             flows = [f for f in self._port.flows_of(self.endpoint) if f.get("reply_flow")]
+            self._port.check()
             with self._lock:
+                if call.is_done:
+                    raise call.error or errors.ClosedError(f"request {call.correlation} has ended")
                 if flows:
                     busy = collections.Counter(
                         c.flow for c in self._calls.values() if not c.is_done
                     )
                     best = min(flows, key=lambda f: busy[f["flow"]])
+                    call.flow = best["flow"]  # under the lock: the next chooser sees this one
                     return best["flow"], best["reply_flow"]
                 if not wait_ns:
                     raise errors.WouldBlock(

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import collections
 import inspect
+import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 import msgspec
 
@@ -24,6 +25,7 @@ from fabric.dataplane.sender import Sender
 if TYPE_CHECKING:
     from fabric.dataplane.client import Port
 
+log = logging.getLogger("fabric.responder")
 M = TypeVar("M")
 R = TypeVar("R")
 _CANCELLED: Final = 9  # layout.hpp Reason::cancelled
@@ -42,11 +44,11 @@ class Request(Generic[M, R]):
     """
 
     def __init__(self, responder: Responder[M, R], message: Any) -> None:
-        self._responder = responder
+        self.responder = responder
         self.message = message
         native = message._native
         self._id = (native.producer, native.correlation, native.reply_flow)
-        self._deadline_ns: int = native.expires_ns
+        self.deadline_ns: int = native.expires_ns
         self._native = native
         self._is_cancelled = False
         self._is_answered = False
@@ -60,14 +62,14 @@ class Request(Generic[M, R]):
     def cancelled(self) -> bool:
         """Whether the requester gave up: it cancelled, or its deadline passed. Looks at what has arrived."""
         if not self._is_cancelled:
-            self._responder.look_for_cancellations()
-        return self._is_cancelled or (0 < self._deadline_ns <= monotonic_ns())
+            self.responder.look_for_cancellations()
+        return self._is_cancelled or (0 < self.deadline_ns <= monotonic_ns())
 
     def left_s(self) -> float:
         """Return the seconds until the requester gives up; infinity where it set no deadline."""
-        return left_s(self._deadline_ns) if self._deadline_ns else float("inf")
+        return left_s(self.deadline_ns) if self.deadline_ns else float("inf")
 
-    def reply(self, message: R) -> None:
+    def reply(self, message: R, *, may_wait: bool = True) -> None:
         """Answer with one message; the request ends here.
 
         Raises
@@ -79,16 +81,16 @@ class Request(Generic[M, R]):
         TypeMismatchError
             The reply breaks its declaration; the request is still open.
         """
-        self._send(message, 0)
+        self._send(message, 0, may_wait)
         self._finish()
 
-    def send(self, message: R) -> None:
+    def send(self, message: R, *, may_wait: bool = True) -> None:
         """Send one message of a streamed reply; `end` closes the stream. Raises like `reply`."""
-        self._send(message, FLAG_STREAM_MORE)
+        self._send(message, FLAG_STREAM_MORE, may_wait)
 
-    def end(self) -> None:
+    def end(self, *, may_wait: bool = True) -> None:
         """End a streamed reply; the request ends here. Raises like `reply`."""
-        self._transmit(b"", [], FLAG_STREAM_END)
+        self._transmit(b"", [], FLAG_STREAM_END, may_wait)
         self._finish()
 
     def stream(self, messages: Iterable[R]) -> int:
@@ -118,7 +120,7 @@ class Request(Generic[M, R]):
             self._transmit(_pack(report), [], FLAG_ERROR | FLAG_STREAM_END)
         except errors.FabricError:
             if not self.cancelled:
-                self._responder.undelivered_count += 1
+                self.responder.undelivered_count += 1
         self._finish()
 
     def release(self) -> None:
@@ -129,11 +131,11 @@ class Request(Generic[M, R]):
         """Note that the requester cancelled."""
         self._is_cancelled = True
 
-    def _send(self, message: R, flags: int) -> None:
-        meta, tensors = self._responder.replies.type.encode(message)
-        self._transmit(meta, tensors, flags)
+    def _send(self, message: R, flags: int, may_wait: bool) -> None:
+        meta, tensors = self.responder.replies.type.encode(message)
+        self._transmit(meta, tensors, flags, may_wait)
 
-    def _transmit(self, meta: bytes, tensors: list[Any], flags: int) -> None:
+    def _transmit(self, meta: bytes, tensors: list[Any], flags: int, may_wait: bool = True) -> None:
         if self._is_answered:
             raise errors.ClosedError("this request was answered already")
         if self.cancelled:
@@ -141,14 +143,14 @@ class Request(Generic[M, R]):
             raise errors.CancelledRequestError(
                 f"request {self.correlation} was cancelled", correlation=self.correlation
             )
-        self._responder.transmit(
-            self._id, meta, tensors, flags, self._deadline_ns or absolute_ns(None)
+        self.responder.transmit(
+            self._id, meta, tensors, flags, self.deadline_ns or absolute_ns(None)
         )
 
     def _finish(self) -> None:
         if not self._is_answered:
             self._is_answered = True
-            self._responder.forget(self._id)
+            self.responder.forget(self._id)
             self._native.ack()
             self.message.release()
 
@@ -176,7 +178,7 @@ class Responder(Generic[M, R]):
         self._open: weakref.WeakValueDictionary[tuple[int, int, int], Request[M, R]] = (
             weakref.WeakValueDictionary()
         )
-        self._is_closed = False
+        self.is_closed = False
         self.undelivered_count = 0
 
     def receive(self, timeout: float | None = None) -> Request[M, R] | None:
@@ -203,15 +205,17 @@ class Responder(Generic[M, R]):
         What it raises is reported to the requester; the loop goes on.
         """
         for request in self:
-            with request:
+            try:
                 answer: Any = handler(request.message)
-                try:
-                    if inspect.isgenerator(answer):
-                        request.stream(answer)
-                    else:
-                        request.reply(answer)
-                except (errors.CancelledRequestError, errors.PeerLostError):
-                    continue
+                if inspect.isgenerator(answer):
+                    request.stream(cast(Iterable[R], answer))
+                else:
+                    request.reply(answer)
+            except (errors.CancelledRequestError, errors.PeerLostError):
+                continue  # nobody waits for this one any more
+            except Exception as error:  # the requester's to know; the next request is not concerned
+                log.warning("channel %s: the handler raised", self.channel, exc_info=True)
+                request.fail(error)
 
     def pending(self) -> int:
         """Return how many requests wait here."""
@@ -239,7 +243,7 @@ class Responder(Generic[M, R]):
         flags: int,
         deadline_ns: int,
     ) -> None:
-        """Send one part of a reply to the requester that `identity` names."""
+        """Send one part of a reply to the requester that `identity` names; without a deadline it does not wait."""
         _, correlation, reply_flow = identity
         need_segment = self._port.need_segment
         while True:
@@ -255,6 +259,8 @@ class Responder(Generic[M, R]):
                 )
                 return
             except need_segment as need:
+                if not deadline_ns:
+                    raise
                 self.replies.provide(need, deadline_ns)
             except (errors.StaleHandleError, errors.PathBrokenError) as error:
                 raise errors.PeerLostError(
@@ -269,7 +275,7 @@ class Responder(Generic[M, R]):
 
     def close(self) -> None:
         """Close both directions; requests that wait end as failed(closed). Idempotent."""
-        self._is_closed = True
+        self.is_closed = True
         self.requests.close()
         self.replies.close()
 
@@ -278,12 +284,12 @@ class Responder(Generic[M, R]):
 
     def __next__(self) -> Request[M, R]:
         while True:
-            if self._is_closed or self._port.is_closed:
+            if self.is_closed or self._port.is_closed:
                 raise StopIteration
             try:
                 request = self.receive_until(monotonic_ns() + _ITERATE_NS)
             except errors.ClosedError:
-                if self._is_closed or self._port.is_closed:
+                if self.is_closed or self._port.is_closed:
                     raise StopIteration from None
                 raise
             if request is not None:

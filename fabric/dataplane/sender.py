@@ -70,9 +70,9 @@ class Sender(Generic[M]):
         self.endpoint: int = answer["endpoint"]
         self.klass = str(answer.get("klass", "token"))
         self._encode = type_.encode
-        self._need = port.need_segment
+        self.need_segment: type[Exception] = port.need_segment
         self._pins = RoutePins(self._ask_route) if answer.get("route") else None
-        self._is_closed = False
+        self.is_closed = False
 
     def send(
         self, message: M, key: str | bytes | None = None, deadline: float | None = None
@@ -113,12 +113,12 @@ class Sender(Generic[M]):
         expires_ns = deadline_ns if deadline is not None else 0
         if key is not None:
             key = as_key(key)
-        flow = self._choose(message, key, meta, tensors) if self._pins is not None else 0
+        flow = self.choose(message, key, meta, tensors) if self._pins is not None else 0
         try:
             return int(
                 self.native.send(meta, tensors, key, deadline_ns, flow=flow, expires_ns=expires_ns)
             )
-        except self._need as need:
+        except self.need_segment as need:
             return self._send_again(need, meta, tensors, key, deadline_ns, flow, expires_ns)
         except StaleHandleError:
             if not flow:
@@ -155,14 +155,13 @@ class Sender(Generic[M]):
                 sent = int(self.native.send_many(
                     metas[done:], tensors[done:], named[done:], deadline_ns, expires_ns=expires_ns
                 ))  # fmt: skip
-            except self._need as need:
+            except self.need_segment as need:
                 self.provide(need, deadline_ns)
-                # The first of the rest certainly fits now; it also tells how far the batch got.
-                self.native.send(
-                    metas[done], tensors[done], named[done], deadline_ns, expires_ns=expires_ns
-                )
-                done += 1
                 continue
+            except DeadlineExceeded:
+                if done:
+                    return done
+                raise
             done += sent
             if sent == 0 or monotonic_ns() >= deadline_ns:
                 break
@@ -196,7 +195,7 @@ class Sender(Generic[M]):
             meta = self._encode_draft(draft, arrays, descriptors)
             key_bytes = as_key(key)
             flow = (
-                self._choose(draft, key_bytes, meta, list(arrays.values()))
+                self.choose(draft, key_bytes, meta, list(arrays.values()))
                 if self._pins is not None
                 else 0
             )
@@ -218,11 +217,20 @@ class Sender(Generic[M]):
         """
         deadline_ns = absolute_ns(timeout)
         if not self.native.flush(deadline_ns):
-            out = sum(flow["outstanding"] for flow in self.native.flows())
-            raise DeadlineExceeded(
-                f"channel {self.channel!r}: {out} messages sent have not ended (not consumed or not acknowledged)",
-                channel=self.channel, outstanding=out,
-            )  # fmt: skip
+            self.fail_flush()
+
+    def fail_flush(self) -> None:
+        """Raise the `DeadlineExceeded` of a flush."""
+        out = sum(flow["outstanding"] for flow in self.native.flows())
+        raise DeadlineExceeded(
+            f"channel {self.channel!r}: {out} messages sent have not ended (not consumed or not acknowledged)",
+            channel=self.channel, outstanding=out,
+        )  # fmt: skip
+
+    @property
+    def has_policy(self) -> bool:
+        """Whether a custom routing policy chooses the flow."""
+        return self._pins is not None
 
     def cancel(self, sequence: int) -> bool:
         """Take back a message that waits for a consumer; False if it is on its way."""
@@ -243,8 +251,8 @@ class Sender(Generic[M]):
 
     def close(self) -> None:
         """Close this end: no more sends; what was accepted still ends. Idempotent."""
-        if not self._is_closed:
-            self._is_closed = True
+        if not self.is_closed:
+            self.is_closed = True
             self.native.close()
             self._port.closed_endpoint(self.endpoint)
 
@@ -285,7 +293,7 @@ class Sender(Generic[M]):
                         meta, tensors, key, deadline_ns, flow=flow, expires_ns=expires_ns
                     )
                 )
-            except self._need as again:
+            except self.need_segment as again:
                 need = again
 
     def _send_elsewhere(
@@ -294,7 +302,7 @@ class Sender(Generic[M]):
     ) -> int:  # fmt: skip
         """The pinned flow is gone: ask once more, then let the endpoint's own policy choose."""
         self.forget_flow(flow)
-        other = self._choose(message, key, meta, tensors)
+        other = self.choose(message, key, meta, tensors)
         chosen = 0 if other == flow else other
         try:
             return int(
@@ -302,10 +310,11 @@ class Sender(Generic[M]):
                     meta, tensors, key, deadline_ns, flow=chosen, expires_ns=expires_ns
                 )
             )
-        except self._need as need:
+        except self.need_segment as need:
             return self._send_again(need, meta, tensors, key, deadline_ns, 0, expires_ns)
 
-    def _choose(self, message: Any, key: bytes | None, meta: bytes, tensors: list[Any]) -> int:
+    def choose(self, message: Any, key: bytes | None, meta: bytes, tensors: list[Any]) -> int:
+        """Return the flow that the channel's policy gives this message; 0 where it did not answer."""
         assert self._pins is not None
 
         def header() -> dict[str, Any]:
@@ -328,7 +337,7 @@ class Sender(Generic[M]):
     def _take_loan(
         self, shapes: dict[str, Any], deadline_ns: int
     ) -> tuple[Any, Any, dict[str, Any], list[Any]]:
-        if self._is_closed:
+        if self.is_closed:
             raise ClosedError(f"the sender of {self.channel!r} was closed")
         import numpy
 
@@ -337,7 +346,7 @@ class Sender(Generic[M]):
             try:
                 loan = self.native.loan([size for _, _, size in plan])
                 break
-            except self._need as need:
+            except self.need_segment as need:
                 self.provide(need, deadline_ns)
         draft = self.type.draft()
         for name, value in self.type.defaults().items():

@@ -1,1 +1,1 @@
-"""Tools for tests of the fabric and of what is built on it; nothing here runs in a daemon or module."""
+"""Test tools shipped with the fabric: conformance suites and fault injection. Imported by tests only."""
