@@ -8,6 +8,7 @@
 #include "core/clock.hpp"
 #include "core/futex.hpp"
 #include "core/port.hpp"
+#include "core/receiver.hpp"
 #include "core/sender.hpp"
 
 namespace fabric {
@@ -92,6 +93,8 @@ void Port::service_tick(u64 now) {
   if (!users_did || full_look) progress_locked(full_look);
   service_seen_ = user_progress_;
   for (auto& [endpoint, sender] : senders_) sender->expire_waiting(now);
+  // Credit below the usual step, of a consumer that acknowledges but asks for nothing more: a sender may wait for it.
+  for (auto& [endpoint, receiver] : receivers_) receiver->grant_all();
   flush_wakes();
 }
 
