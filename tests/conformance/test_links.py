@@ -1,0 +1,87 @@
+"""The link conformance suite over a direct lane, in-process queues and loopback TCP."""
+
+from __future__ import annotations
+
+import pytest
+
+from fabric import _native
+from fabric.testing.link_conformance import LinkConformance, payload_of, take
+from fabric.testing.rigs import EngineRig, Rig, rig
+
+
+class TestShm(LinkConformance):
+    rig_name = "shm"
+
+
+class TestInproc(LinkConformance):
+    rig_name = "inproc"
+
+
+class TestTcp(LinkConformance):
+    rig_name = "tcp"
+
+
+@pytest.fixture
+def tcp(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FABRIC_FAULTS", "1")
+    with rig("tcp") as opened:
+        yield opened
+
+
+def group_stats(joined: Rig, side: int) -> list[dict[str, int]]:
+    assert isinstance(joined, EngineRig)
+    return joined.engines[side].stats()["groups"]
+
+
+def test_a_chunk_corrupted_on_the_way_is_sent_again(tcp: EngineRig):
+    flow = tcp.open_flow()
+    tcp.engines[1].inject("corrupt_chunk", 2)
+    flow.send(payload_of(1, 3_000_000))
+    take(flow, 1, 3_000_000)
+    assert group_stats(tcp, 1)[0]["crc_errors"] == 1
+    assert group_stats(tcp, 0)[0]["retransmits"] >= 1
+
+
+def test_a_byte_flipped_after_the_checksum_reaches_the_reader(tcp: EngineRig):
+    flow = tcp.open_flow()
+    tcp.engines[1].inject("flip_after_checksum", 1)
+    flow.send(payload_of(1, 50_000))
+    message = flow.receive()
+    assert message is not None
+    got = flow.payload(message, 50_000)
+    assert sum(a != b for a, b in zip(got, payload_of(1, 50_000), strict=True)) == 1
+
+
+def test_a_payload_zeroed_after_the_checksum_reaches_the_reader(tcp: EngineRig):
+    flow = tcp.open_flow()
+    tcp.engines[1].inject("zero_after_checksum", 2)
+    for n in range(2):
+        flow.send(payload_of(n, 50_000))
+    take(flow, 0, 50_000)
+    message = flow.receive()
+    assert message is not None
+    assert flow.payload(message, 50_000) == bytes(50_000)
+
+
+def test_a_stalled_engine_delays_and_loses_nothing(tcp: EngineRig):
+    flow = tcp.open_flow()
+    tcp.engines[1].inject("stall", 150)
+    started = _native.monotonic_ns()
+    flow.send(payload_of(1, 100))
+    take(flow, 1, 100)
+    assert _native.monotonic_ns() - started > 100_000_000
+
+
+def test_faults_are_refused_without_permission(tcp: EngineRig, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("FABRIC_FAULTS")
+    with pytest.raises(Exception, match="FABRIC_FAULTS"):
+        tcp.engines[0].inject("stall", 1)
+
+
+def test_bulk_travels_on_its_own_connection(tcp: EngineRig):
+    flow = tcp.open_flow()
+    flow.send(payload_of(1, 8 << 20))
+    take(flow, 1, 8 << 20)
+    control, bulk = group_stats(tcp, 0)
+    assert bulk["bytes_out"] > 8 << 20
+    assert control["bytes_out"] < 64 << 10
