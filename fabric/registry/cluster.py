@@ -127,8 +127,10 @@ class Registry:
         self._put_channel(record)
         return record
 
-    def settle(self, name: str, schema: str, reply_schema: str = "") -> ChannelRecord:
+    def settle(self, name: str, schema: str, reply_schema: str = "", is_last: bool = False) -> ChannelRecord:
         """Confirm the types an endpoint brings; the first one gives a channel of fabric.yaml its schema.
+
+        `is_last`: a receiver, whose type is what the last transform produces when that differs.
 
         Raises
         ------
@@ -138,6 +140,11 @@ class Registry:
         known = next((c for c in self._channels.values() if c.name == name), None)
         if known is None:
             raise unknown_channel(name, [c.name for c in self._channels.values()])
+        if is_last and schema and known.delivers and known.delivers != known.type_name:
+            error = type_conflict(msgspec.structs.replace(known, type_name=known.delivers), schema)
+            if error is not None:
+                raise error
+            return known
         return self._settle(known, schema, reply_schema)
 
     def _settle(self, known: ChannelRecord, schema: str, reply_schema: str) -> ChannelRecord:
@@ -157,14 +164,19 @@ class Registry:
             self._put_channel(record)
         return record
 
-    def change(self, name: str, *, transforms: tuple[str, ...] | None = None, route: str | None = None) -> ChannelRecord:
-        """Set the transforms or the route (empty: none) of a live channel."""
+    def change(
+        self, name: str, *, transforms: tuple[str, ...] | None = None, route: str | None = None,
+        delivers: str | None = None,
+    ) -> ChannelRecord:
+        """Set transforms, route (empty: none) or delivered type name (empty: the channel's) of a live channel."""
         known = next((c for c in self._channels.values() if c.name == name), None)
         if known is None:
             raise unknown_channel(name, [c.name for c in self._channels.values()])
         record = known
         if transforms is not None:
             record = msgspec.structs.replace(record, transforms=transforms)
+        if delivers is not None:
+            record = msgspec.structs.replace(record, delivers=delivers)
         if route is not None:
             record = msgspec.structs.replace(record, route=route or None)
         if record != known:

@@ -27,7 +27,7 @@ class ChannelRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One channel as declared; `transforms` are in order of hops.
 
     `schema` is the canonical text; empty while the channel is known only from fabric.yaml, until the first
-    endpoint brings it. `messages` and `bytes` are the credit a receiver grants (0: its own choice).
+    endpoint brings it. `delivers` names the type after the last transform (empty: the same). `messages` and `bytes` are the credit a receiver grants (0: its own choice).
     """
 
     number: int = 0
@@ -42,6 +42,7 @@ class ChannelRecord(msgspec.Struct, frozen=True, kw_only=True):
     klass: str = "token"
     route: str | None = None
     transforms: tuple[str, ...] = ()
+    delivers: str = ""
     idempotent: bool = False
     messages: int = 0
     bytes: int = 0

@@ -1,0 +1,128 @@
+"""Apply a `fabric.yaml`: channels first, then plugins, then modules, each on its node. What is there already stays."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from fabric import errors
+from fabric.config import ChannelSpec, FabricSpec, ModuleSpec
+from fabric.controlplane.modules import unknown_name
+from fabric.registry.declare import conflict
+from fabric.registry.records import ChannelRecord
+
+if TYPE_CHECKING:
+    from fabric.controlplane.daemon import Daemon
+
+APPLY_S = 60.0
+
+
+def channel_record(spec: ChannelSpec) -> ChannelRecord:
+    """Return the declaration that a channel of a file stands for; its schema comes with the first endpoint."""
+    return ChannelRecord(
+        name=spec.name, type_name=spec.type, pattern=spec.pattern, delivery=spec.delivery, overflow=spec.overflow,
+        klass=spec.klass, route=spec.route, transforms=spec.transforms, idempotent=spec.idempotent,
+        messages=spec.credit.messages, bytes=spec.credit.bytes,
+    )
+
+
+def replicas_of(spec: ModuleSpec) -> list[str]:
+    """Return the process names of a module: its own, or numbered from 0."""
+    return [spec.name] if spec.replicas == 1 else [f"{spec.name}-{index}" for index in range(spec.replicas)]
+
+
+def problems_of(daemon: Daemon, spec: FabricSpec) -> list[dict[str, Any]]:
+    """Return what this cluster would refuse: nodes that are not there, channels declared otherwise."""
+    problems = []
+    view = daemon.registry.view
+    alive = [n.name for n in view.nodes if n.state == "alive"]
+    for name, module in spec.modules.items():
+        if module.node is not None and module.node not in alive:
+            problems.append(_problem(
+                spec, f"modules.{name}.node", f"there is no node {module.node!r}",
+                f"start it with fabricctl up, or use one of: {', '.join(sorted(alive))}",
+            ))
+    for name, channel in spec.channels.items():
+        known = view.channel(name)
+        error = conflict(known, channel_record(channel)) if known else None
+        if error is not None:
+            problems.append(_problem(spec, f"channels.{name}", str(error), "use the same declaration or another name"))
+    return problems
+
+
+async def apply_spec(daemon: Daemon, spec: FabricSpec) -> dict[str, Any]:
+    """Apply a checked file; raises at the first refusal, before anything of that kind was changed."""
+    problems = problems_of(daemon, spec)
+    if problems:
+        text = "\n".join(f"{p['place']}: {p['where']}: {p['what']}. {p['fix']}" for p in problems)
+        raise errors.ConfigError(text, problems=problems)
+    changes = []
+    for channel in spec.channels.values():
+        known = daemon.registry.view.channel(channel.name)
+        await daemon.registry.declare(channel_record(channel))
+        changes.append(_change("channel", channel.name, "unchanged" if known else "added"))
+    for plugin in spec.plugins:
+        path = Path(plugin.path)
+        known_plugin = any(p.name == path.stem for p in daemon.stages.all())
+        try:
+            source = path.read_text()
+        except OSError as error:
+            raise errors.ConfigError(f"cannot read the plugin {path}: {error}", path=str(path)) from error
+        await daemon.stages.load(path.stem, str(path), source)
+        changes.append(_change("plugin", path.stem, "changed" if known_plugin else "added"))
+    changes += await _apply_modules(daemon, list(spec.modules.values()))
+    return {"generation": daemon.registry.view.epoch, "changes": changes}
+
+
+async def _apply_modules(daemon: Daemon, specs: list[ModuleSpec]) -> list[dict[str, Any]]:
+    own = daemon.context.name
+    by_node: dict[str, list[ModuleSpec]] = {}
+    for spec in specs:
+        by_node.setdefault(spec.node or own, []).append(spec)
+    numbers = {n.name: n.number for n in daemon.registry.view.nodes}
+    calls = [
+        daemon.calls.call(numbers[node], "apply_modules", {"modules": msgspec.to_builtins(group)}, APPLY_S)
+        for node, group in by_node.items()
+    ]
+    answers = await asyncio.gather(*calls)
+    return [change for answer in answers for change in answer["changes"]]
+
+
+async def start_modules(daemon: Daemon, specs: list[ModuleSpec]) -> list[dict[str, Any]]:
+    """Start the modules of this node: new ones, changed ones again, none twice."""
+    changes = []
+    for spec in specs:
+        wanted = replicas_of(spec)
+        plain = msgspec.to_builtins(spec)
+        action = "unchanged"
+        for process in daemon.modules.all("module"):
+            belongs = process.about.get("name") == spec.name
+            if belongs and (process.name not in wanted or process.about != plain):
+                await daemon.modules.stop(process)
+                action = "changed"
+        for name in wanted:
+            if daemon.modules.find("module", name) is None:
+                daemon.modules.start_module(spec, name)
+                action = "changed" if action == "changed" else "added"
+        changes.append(_change("module", spec.name, action, f"on {daemon.context.name}"))
+    return changes
+
+
+async def stop_module(daemon: Daemon, name: str) -> dict[str, Any]:
+    """Stop one module of this node for good."""
+    process = daemon.modules.find("module", name)
+    if process is None:
+        raise unknown_name("module", name, [p.name for p in daemon.modules.all("module")])
+    await daemon.modules.stop(process)
+    return {"name": name, "state": process.life.state.value}
+
+
+def _change(kind: str, name: str, action: str, detail: str = "") -> dict[str, Any]:
+    return {"kind": kind, "name": name, "action": action, "detail": detail}
+
+
+def _problem(spec: FabricSpec, where: str, what: str, fix: str) -> dict[str, Any]:
+    return {"where": where, "what": what, "fix": fix, "place": spec.place(where), "severity": "error"}

@@ -1,0 +1,171 @@
+"""Take one consistent cut of all nodes and have it compared: freeze everywhere, inspect, thaw.
+
+Every node thaws by itself after a deadline, so an auditor that dies freezes nobody for long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from fabric import errors, limits
+from fabric.controlplane.audit import compare
+
+if TYPE_CHECKING:
+    from fabric.controlplane.daemon import Daemon
+
+log = logging.getLogger("fabricd.audit")
+
+THAW_AFTER_S = 1.5  #: a node thaws by itself when nobody did
+
+
+class Auditor:
+    """Belongs to the daemon's loop; one audit at a time."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self._lock = asyncio.Lock()
+        self._frozen: list[int] = []
+        self._snapshot = b""
+        self._safety: asyncio.TimerHandle | None = None
+
+    async def run(self) -> dict[str, Any]:
+        """Audit the cluster; `verdict` is balanced, unbalanced or indeterminate (no consistent cut)."""
+        async with self._lock:
+            reason = ""
+            for attempt in range(limits.AUDIT_TRIES):
+                if attempt:
+                    await asyncio.sleep(0.1 * attempt)
+                started = time.monotonic()
+                try:
+                    snapshots = await self._cut()
+                    archived = await self._daemon.registry.archived()
+                except errors.FabricError as error:
+                    reason = str(error)
+                    continue
+                view = self._daemon.registry.view
+                names = {c.number: c.name for c in view.channels}
+                report = compare(snapshots, [msgspec.to_builtins(a) for a in archived], names)
+                return self._answer(report, time.monotonic() - started)
+            return {
+                "verdict": "indeterminate", "reason": reason, "duration_ms": 0.0, "differences": [], "channels": [],
+                "balanced": False,
+            }
+
+    @staticmethod
+    def _answer(report: dict[str, Any], took_s: float) -> dict[str, Any]:
+        rows = []
+        for name, counts in report["channels"].items():
+            rows.append({
+                "name": name, "accepted": counts["accepted"], "delivered": counts["delivered"],
+                "dropped": sum(counts["dropped"].values()), "failed": sum(counts["failed"].values()),
+                "in_flight": counts["in_flight"], "dropped_by_reason": counts["dropped"],
+                "failed_by_reason": counts["failed"],
+            })
+        return {
+            "verdict": "balanced" if report["balanced"] else "unbalanced", "balanced": report["balanced"],
+            "reason": "", "duration_ms": round(took_s * 1000, 2), "differences": report["differences"], "channels": rows,
+        }
+
+    async def _cut(self) -> list[dict[str, Any]]:
+        """Freeze every node, then look, then let them go, whatever happened."""
+        nodes = [n.number for n in self._daemon.registry.view.nodes if n.state != "dead"]
+        calls = self._daemon.calls
+        try:
+            await asyncio.gather(*(calls.call(n, "freeze", {}, 2.0) for n in nodes))
+            return list(await asyncio.gather(*(self._fetch(n) for n in nodes)))
+        finally:
+            thawed = await asyncio.gather(*(calls.call(n, "thaw", {}, 2.0) for n in nodes), return_exceptions=True)
+            for result in thawed:
+                if isinstance(result, Exception):
+                    log.warning("a node thaws by itself", extra={"reason": str(result)})
+
+    async def _fetch(self, node: int) -> dict[str, Any]:
+        data = b""
+        while True:
+            part = await self._daemon.calls.call(node, "inspect", {"offset": len(data)}, 2.0)
+            data += part["data"]
+            if len(data) >= part["total"]:
+                found: dict[str, Any] = decode_snapshot(data)
+                return found
+
+    # ---------------------------------------------------------------- served on every node
+    async def serve(self, op: str, fields: dict[str, Any]) -> dict[str, Any]:
+        """Serve freeze, inspect and thaw."""
+        if op == "freeze":
+            await self._freeze()
+            return {}
+        if op == "inspect":
+            if fields["offset"] == 0:
+                self._snapshot = encode_snapshot(self._look())
+            part = self._snapshot[fields["offset"] : fields["offset"] + limits.AUDIT_PART_BYTES]
+            return {"data": part, "total": len(self._snapshot)}
+        self._thaw()
+        return {}
+
+    async def _freeze(self) -> None:
+        """Freeze every local port; raises when one stays inside an operation past the deadline."""
+        native = self._daemon.context.native
+        self._thaw()
+        loop = asyncio.get_running_loop()
+        self._safety = loop.call_later(THAW_AFTER_S, self._thaw)
+        deadline_ns = time.monotonic_ns() + int(limits.AUDIT_FREEZE_S * 1e9)
+        frozen = []
+        for port in self._daemon.ports:
+            if port.is_alive:
+                self._frozen.append(port.doorbell_fd)
+                frozen.append(loop.run_in_executor(None, native.freeze, port.doorbell_fd, port.state_fd, deadline_ns))
+        for stopped in await asyncio.gather(*frozen):
+            if not stopped:
+                raise errors.DeadlineExceeded("a process stayed inside an operation; the cut would not be consistent")
+
+    def _thaw(self) -> None:
+        if self._safety is not None:
+            self._safety.cancel()
+            self._safety = None
+        for fd in self._frozen:
+            self._daemon.context.native.thaw(fd)
+        self._frozen.clear()
+
+    def _look(self) -> dict[str, Any]:
+        native = self._daemon.context.native
+        ports = []
+        for port in self._daemon.ports:
+            try:
+                seen = native.inspect_state(port.state_fd)
+            except errors.FabricError as error:
+                seen = {"port": port.port, "flows": [], "held": [], "ledgers": [], "error": str(error)}
+            ports.append({**seen, "is_alive": port.is_alive})
+        lanes = []
+        for lane in self._daemon.lanes.all():
+            directions = []
+            for direction in (0, 1):
+                try:
+                    directions.append(native.inspect_lane(lane.fd, direction))
+                except errors.FabricError as error:
+                    directions.append({"error": str(error)})
+            lanes.append({"lane": lane.lane, "ports": list(lane.ports), "directions": directions})
+        return {"node": self._daemon.context.name, "ports": ports, "lanes": lanes}
+
+
+def encode_snapshot(snapshot: dict[str, Any]) -> bytes:
+    """Return a snapshot as bytes; the ledgers' (end, reason) keys become lists."""
+    plain = dict(snapshot)
+    plain["ports"] = [
+        {**port, "ledgers": [{**row, "counts": [[*key, n] for key, n in row["counts"].items()]} for row in port["ledgers"]]}
+        for port in snapshot["ports"]
+    ]
+    return msgspec.msgpack.encode(plain)
+
+
+def decode_snapshot(data: bytes) -> dict[str, Any]:
+    """Rebuild a snapshot from its bytes."""
+    snapshot: dict[str, Any] = msgspec.msgpack.decode(data)
+    for port in snapshot["ports"]:
+        for row in port["ledgers"]:
+            row["counts"] = {(end, reason): n for end, reason, n in row["counts"]}
+    return snapshot

@@ -1,0 +1,68 @@
+"""What every part of one daemon shares: identity, keeper, native core, numbers, events. No behaviour of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fabric.controlplane.keeper_client import KeeperLink
+from fabric.controlplane.logs import Events
+
+BLOCK = 4096  #: numbers reserved at once
+
+
+class Numbers:
+    """Counters that never repeat, neither over a crash nor over a restart of the node.
+
+    Reserved in blocks in a file of the state directory; numbers left in a block are lost at a restart.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._reserved: dict[str, int] = json.loads(path.read_text()) if path.exists() else {}
+        self._next: dict[str, int] = {}
+
+    def take(self, kind: str) -> int:
+        """Return the next number (from 1) of a kind: port, endpoint, flow, segment, lane, session."""
+        number = self._next.get(kind, self._reserved.get(kind, 0) + 1)
+        if number > self._reserved.get(kind, 0):
+            self._reserved[kind] = number + BLOCK - 1
+            self._write()
+        self._next[kind] = number + 1
+        return number
+
+    def _write(self) -> None:
+        draft = self._path.with_suffix(".new")
+        draft.write_text(json.dumps(self._reserved))
+        os.replace(draft, self._path)
+
+
+@dataclass
+class Context:
+    """One per daemon. `number` is 0 until the registry gave one."""
+
+    name: str
+    incarnation: int
+    state_dir: Path
+    socket_path: str
+    keeper: KeeperLink
+    native: Any  #: fabric._native, or a fake with its names
+    numbers: Numbers
+    events: Events = field(default_factory=Events)
+    number: int = 0
+    heartbeat_ms: int = 100
+
+    def take_port(self) -> int:
+        """Return a new port id: node << 32 | counter."""
+        return self.number << 32 | self.numbers.take("port")
+
+    def take_endpoint(self) -> int:
+        """Return a new endpoint id: node << 32 | counter."""
+        return self.number << 32 | self.numbers.take("endpoint")
+
+    def take_flow(self) -> int:
+        """Return a new flow id: node << 48 | counter."""
+        return self.number << 48 | self.numbers.take("flow")

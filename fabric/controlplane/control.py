@@ -1,0 +1,179 @@
+"""The facade behind the control API: every verb of `fabricctl` as one coroutine that answers plain dicts.
+
+It looks things up and delegates; it holds no state of its own. Called from the daemon's loop only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fabric import __version__, errors
+from fabric.config import FabricSpec, ModuleSpec
+from fabric.controlplane.apply import apply_spec, stop_module
+from fabric.controlplane.auditor import Auditor
+from fabric.controlplane.listing import (
+    channel_rows,
+    channel_view,
+    node_rows,
+    summary,
+)
+
+if TYPE_CHECKING:
+    from fabric.controlplane.daemon import Daemon
+
+SUMMARY_S = 2.0
+
+
+class Control:
+    """One per daemon; see docs/ARCHITECTURE.md, *What the verbs answer*."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self.auditor = Auditor(daemon)
+        self.generation = 0
+
+    async def status(self) -> dict[str, Any]:
+        """Say who this node is and how much it carries."""
+        daemon = self._daemon
+        view = daemon.registry.view
+        registry = view.node(daemon.membership.registry_number)
+        listen = daemon.options.listen
+        return {
+            "node": daemon.context.name, "number": daemon.context.number, "incarnation": daemon.context.incarnation,
+            "state": "stopping" if daemon.is_stopping else ("serving" if daemon.context.number else "joining"),
+            "version": __version__, "pid": os.getpid(), "keeper_pid": daemon.keeper_pid,
+            "socket": daemon.context.socket_path, "control_socket": daemon.context.socket_path + ".ctl",
+            "state_dir": str(daemon.context.state_dir), "log": str(daemon.context.state_dir / "logs" / "fabricd.log"),
+            "listen": f"{listen[0]}:{listen[1]}" if listen else None, "registry": registry.name if registry else None,
+            "generation": view.epoch, "uptime_s": daemon.uptime_s(),
+            "ports": sum(p.is_alive and p.kind != "gateway" for p in daemon.ports), "channels": len(view.channels),
+            "modules": len(daemon.modules.all("module")), "plugins": len(daemon.stages.all()),
+            "arena_bytes": daemon.segments.total_bytes(), "events": daemon.context.events.rows()[-20:],
+        }
+
+    async def topology(self) -> dict[str, Any]:
+        """Show nodes, links, ports, channels with endpoints and flows, cluster-wide."""
+        view = self._daemon.registry.view
+        parts = await self._summaries()
+        ports = [row for part in parts.values() for row in part["ports"]]
+        links = [row for part in parts.values() for row in part["links"]]
+        flows = [row for part in parts.values() for row in part["flows"]]
+        return {
+            "generation": view.epoch, "nodes": node_rows(view, self._daemon.context.number), "links": links,
+            "ports": ports, "channels": [channel_view(view, c, flows) for c in view.channels],
+        }
+
+    async def ls(self, kind: str) -> list[dict[str, Any]]:
+        """List nodes, modules, channels or plugins of the cluster."""
+        view = self._daemon.registry.view
+        if kind == "node":
+            return node_rows(view, self._daemon.context.number)
+        if kind not in ("module", "channel", "plugin"):
+            raise errors.ConfigError(f"unknown kind {kind!r}; use node, module, channel or plugin", kind=kind)
+        parts = await self._summaries()
+        if kind == "channel":
+            archived = await self._daemon.registry.archived()
+            return channel_rows(view, list(parts.values()), archived)
+        return [row for part in parts.values() for row in part[f"{kind}s"]]
+
+    async def show(self, kind: str, name: str) -> dict[str, Any]:
+        """Show one of them; a name that does not exist is `ConfigError` with the nearest that does."""
+        rows = await self.ls(kind)
+        for row in rows:
+            if row["name"] == name:
+                return row
+        near = difflib.get_close_matches(name, [str(row["name"]) for row in rows], 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"fabricctl {kind} ls shows what there is"
+        raise errors.ConfigError(f"there is no {kind} {name!r}; {hint}", kind=kind)
+
+    async def validate(self, spec: FabricSpec) -> dict[str, Any]:
+        """Check a file against this cluster: nodes that exist, channels that would conflict."""
+        from fabric.controlplane.apply import problems_of
+
+        return {"problems": problems_of(self._daemon, spec)}
+
+    async def apply(self, spec: FabricSpec) -> dict[str, Any]:
+        """Declare the channels, load the plugins, start the modules of a file; what is there already stays."""
+        return await apply_spec(self._daemon, spec)
+
+    async def plugin_load(
+        self, path: str, source: str, channel: str | None = None, kind: str | None = None
+    ) -> dict[str, Any]:
+        """Load (or load again) a plugin on this node and, if asked, put it on a channel."""
+        plugin = await self._daemon.stages.load(Path(path).stem, path, source)
+        if channel is not None:
+            await self._daemon.stages.attach(plugin, channel, kind)
+        return {
+            "name": plugin.name, "exports": plugin.exports, "channel": channel,
+            "generation": self._daemon.registry.view.epoch,
+        }
+
+    async def plugin_logs(self, name: str, lines: int) -> dict[str, Any]:
+        """Return what a plugin printed, tracebacks included."""
+        return await self._logs("plugin", name, lines)
+
+    async def module_logs(self, name: str, lines: int) -> dict[str, Any]:
+        """Return what a module printed, wherever it runs."""
+        return await self._logs("module", name, lines)
+
+    async def module_stop(self, name: str) -> dict[str, Any]:
+        """Stop a module, wherever it runs; it is not started again."""
+        row = await self.show("module", name)
+        node = next((n.number for n in self._daemon.registry.view.nodes if n.name == row["node"]), 0)
+        return await self._daemon.calls.call(node, "module_stop", {"name": name}, 30.0)
+
+    async def audit(self) -> dict[str, Any]:
+        """Compare ledgers with what is found at one consistent cut of all nodes."""
+        return await self.auditor.run()
+
+    async def down(self) -> dict[str, Any]:
+        """End this node in order; answers first, with every process that will end."""
+        daemon = self._daemon
+        pids = [os.getpid(), daemon.keeper_pid]
+        pids += [p.pid for kind in ("module", "stage") for p in daemon.modules.all(kind) if p.pid]
+        asyncio.get_running_loop().call_later(0.1, daemon.context.keeper.stop)
+        return {"pids": pids}
+
+    # ---------------------------------------------------------------- served to other nodes
+    async def serve(self, op: str, fields: dict[str, Any]) -> dict[str, Any]:
+        """Serve what another node's control asks of this one."""
+        daemon = self._daemon
+        if op == "summary":
+            return summary(daemon)
+        if op == "module_stop":
+            return await stop_module(daemon, fields["name"])
+        if op == "apply_modules":
+            import msgspec
+
+            specs = msgspec.convert(fields["modules"], list[ModuleSpec])
+            from fabric.controlplane.apply import start_modules
+
+            return {"changes": await start_modules(daemon, specs)}
+        kind = "stage" if op == "plugin_logs" else "module"
+        return {"lines": daemon.modules.log_lines(kind, fields["name"], fields["lines"])}
+
+    async def _summaries(self) -> dict[int, dict[str, Any]]:
+        """Ask every node for its part; one that does not answer is left out and noted."""
+        nodes = [n.number for n in self._daemon.registry.view.nodes if n.state != "dead"]
+        calls = [self._daemon.calls.call(n, "summary", {}, SUMMARY_S) for n in nodes]
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        parts = {}
+        for node, answer in zip(nodes, found, strict=True):
+            if isinstance(answer, dict):
+                parts[node] = answer
+            elif not isinstance(answer, errors.FabricError):
+                raise answer
+            else:
+                self._daemon.context.events.add("node did not answer", node=node, reason=str(answer))
+        return parts
+
+    async def _logs(self, kind: str, name: str, lines: int) -> dict[str, Any]:
+        rows = await self.ls(kind)
+        owner = next((row.get("node") for row in rows if row["name"] == name), None)
+        view = self._daemon.registry.view
+        node = next((n.number for n in view.nodes if n.name == owner), self._daemon.context.number)
+        return await self._daemon.calls.call(node, f"{kind}_logs", {"name": name, "lines": lines})

@@ -1,0 +1,280 @@
+"""The daemon of one node: puts the parts together, restores them from the keeper, serves, stops.
+
+Runs under the keeper as `python -m fabric.controlplane.daemon … --keeper-fd N`. One event loop; one timer of 1 Hz.
+Killed at any point, its successor finds everything in the keeper; processes keep their lanes meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from typing import Any
+
+from fabric import errors, limits
+from fabric.controlplane import logs, ports
+from fabric.controlplane.attach import AttachServer
+from fabric.controlplane.context import Context, Numbers
+from fabric.controlplane.control import Control
+from fabric.controlplane.death import OUTCOME_UNKNOWN, DeathHandler
+from fabric.controlplane.endpoints import EndpointTable
+from fabric.controlplane.flows import FlowTable
+from fabric.controlplane.gateway import NodeGateway
+from fabric.controlplane.keeper import REFUSED
+from fabric.controlplane.keeper_client import KeeperLink, Loaded
+from fabric.controlplane.lanes import LaneTable
+from fabric.controlplane.membership import Membership
+from fabric.controlplane.modules import ModuleTable
+from fabric.controlplane.node_calls import NodeCalls
+from fabric.controlplane.options import Options, parse
+from fabric.controlplane.ports import Port, PortTable
+from fabric.controlplane.reconcile import Reconciler
+from fabric.controlplane.segments import SegmentTable
+from fabric.controlplane.stages import StageTable
+from fabric.controlplane.wiring import Wiring
+from fabric.registry.client import RegistryClient
+from fabric.registry.records import EndpointRecord, View
+
+log = logging.getLogger("fabricd.daemon")
+
+
+class Daemon:
+    """One node's parts. `start` makes it serve, `stop` ends it in order."""
+
+    def __init__(self, options: Options, keeper: KeeperLink, loaded: Loaded, native: Any) -> None:
+        node = loaded.items["node"][0]
+        self.options = options
+        self.loaded = loaded
+        self.started_at = time.monotonic()
+        self.context = Context(
+            options.name, node["incarnation"], options.state, options.socket, keeper, native,
+            Numbers(options.state / "counters.json"), number=node.get("number", 0),
+        )
+        self.keeper_pid = node.get("keeper", 0)
+        self.registry = RegistryClient()
+        self.ports = PortTable(self.context)
+        self.segments = SegmentTable(self.context)
+        self.lanes = LaneTable(self.context, self.ports)
+        self.endpoints = EndpointTable(self.context)
+        self.flows = FlowTable(self.context)
+        self.wiring = Wiring(self.context, self.ports, self.lanes, self.endpoints, self.flows)
+        self.reconciler = Reconciler(lambda: self.registry.view, self.ports, self.endpoints, self.flows, self.wiring)
+        self.death = DeathHandler(self.context, self.ports, self.lanes, self.segments, self.wiring)
+        self.gateway = NodeGateway(self.context, self.ports, self.lanes, self.segments)
+        self.attach = AttachServer(self.context, self.ports, self.segments, self.endpoints, self.registry)
+        self.modules = ModuleTable(self.context, self.ports)
+        self.stages = StageTable(self.context, self.ports, self.flows, self.endpoints, self.registry, self.modules)
+        self.membership = Membership(self)
+        self.calls = NodeCalls(self)
+        self.control = Control(self)
+        self.is_stopping = False
+        self._stopped = asyncio.Event()
+        self._server: Any = None
+        self._ticker: asyncio.Task[None] | None = None
+        self._connect_parts()
+
+    def _connect_parts(self) -> None:
+        self.wiring.gateway = self.gateway
+        self.wiring.call = self.calls.call
+        self.wiring.lose_for_dead = self.death.lose
+        self.ports.on_death = self._on_death
+        self.lanes.add_to_gateway = self.gateway.add_lane
+        self.lanes.remove_from_gateway = self.gateway.remove_lane
+        self.attach.opened = self._on_opened
+        self.attach.closed = self._on_closed
+        self.attach.reported = self._on_reported
+        self.attach.owner_of = self.modules.owner_of
+        self.attach.route_ask = self.stages.route_ask
+        self.endpoints.transform_of = self.stages.transform_of
+        self.context.keeper.on_exit = self.modules.on_exit
+        self.context.keeper.on_lost = self._on_keeper_lost
+
+    # ---------------------------------------------------------------- life
+    def uptime_s(self) -> float:
+        """Return seconds since this daemon (not the node) was started."""
+        return round(time.monotonic() - self.started_at, 1)
+
+    async def start(self) -> None:
+        """Restore, join the cluster, serve processes and the control API."""
+        self.context.keeper.start()
+        self._restore()
+        await self.membership.start()
+        listening = socket.socket(fileno=os.dup(self.loaded.items["listen/unix"][1]))
+        self.attach.start(listening)
+        self._ticker = asyncio.get_running_loop().create_task(self._tick())
+        from fabric.controlplane.api import server
+
+        self._server = await server.serve(self.control, self.options.socket + ".ctl")
+        await self.modules.restore(self.loaded)
+        self.stages.restore(self.loaded)
+        self._settle_restored()
+        self.context.keeper.ready()
+        log.info("serving", extra={"node": self.context.name, "number": self.context.number, "socket": self.options.socket})
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT, then stop in order."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopped.set)
+        await self.start()
+        await self._stopped.wait()
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Drain and end modules and stage hosts, leave the cluster, close everything."""
+        self.is_stopping = True
+        log.info("stopping", extra={"node": self.context.name})
+        if self._ticker is not None:
+            self._ticker.cancel()
+        await self.modules.stop_all(limits.DRAIN_S)
+        await self.membership.stop()
+        self.reconciler.stop()
+        self.death.stop()
+        self.attach.stop()
+        if self._server is not None:
+            await self._server.close(0.5)
+        self.gateway.stop()
+        self.context.keeper.close()
+
+    def _restore(self) -> None:
+        items = self.loaded.items
+        self.segments.restore(items)
+        self.lanes.restore(items)
+        self.endpoints.restore(items)
+        self.flows.restore(items)
+        for port in ports.restore_ports(items):
+            self.ports.add(port)
+        self.gateway.restore()
+        if len(self.ports):
+            self.context.events.add("daemon restarted", ports=len(self.ports), flows=len(self.flows.outs))
+
+    def _settle_restored(self) -> None:
+        """Begin again what the last daemon had begun: dead ports, half-made flows."""
+        for port in self.ports:
+            if not port.is_alive:
+                self._on_death(port)
+        for out in list(self.flows.outs.values()):
+            if out.state == "opening" and not out.is_reply:
+                self._spawn(self.wiring.take_back(out))
+        self.reconciler.look()
+
+    # ---------------------------------------------------------------- what happened
+    def _on_death(self, port: Port) -> None:
+        if not self.is_stopping:
+            self.modules.on_port_gone(port)
+            self.stages.on_port_gone(port)
+        self.death.begin(port, self.endpoints, self.flows, self.registry)
+
+    def _on_opened(self, record: EndpointRecord) -> None:
+        self._spawn(self._report_open(record))
+
+    async def _report_open(self, record: EndpointRecord) -> None:
+        try:
+            await self.registry.open(record)
+        except errors.FabricError as error:
+            # A registry out of reach gets all endpoints when this node joins again.
+            self.context.events.add("endpoint not reported", endpoint=record.endpoint, reason=str(error))
+
+    def _on_closed(self, record: EndpointRecord) -> None:
+        self.endpoints.remove(record)
+        self._spawn(self._report_closed(record))
+
+    async def _report_closed(self, record: EndpointRecord) -> None:
+        for out in [f for f in self.flows.outs.values() if f.endpoint == record.endpoint]:
+            await self.wiring.close(out.flow)
+        try:
+            await self.registry.close([record.endpoint])
+        except errors.FabricError as error:
+            self.context.events.add("closed endpoint not reported", endpoint=record.endpoint, reason=str(error))
+
+    def _on_reported(self, port: Port, what: str) -> None:
+        self.modules.on_reported(port, what)
+        self.stages.on_reported(port, what)
+        if what == "resumed":
+            for record in self.endpoints.of(port.port):
+                self.reconciler.look_at(record.endpoint)
+
+    def on_view(self, view: View) -> None:
+        """Take a newer view: lose what was on dead nodes, then compare all senders with it."""
+        if view.epoch <= self.registry.view.epoch:
+            return
+        self.registry.view = view
+        alive = {n.number: n.incarnation for n in view.nodes if n.state != "dead"}
+        for out in list(self.flows.outs.values()):
+            if alive.get(out.target_node) != out.target_incarnation:
+                self._spawn(self.wiring.lose(out.flow, 0, OUTCOME_UNKNOWN))
+        for half in list(self.flows.ins.values()):
+            if alive.get(half.producer_node) != half.producer_incarnation:
+                self._spawn(self.wiring.serve_flow_in_close({"flow": half.flow}))
+        self.membership.on_view(view)
+        self.stages.on_view(view)
+        self.reconciler.look()
+
+    def _on_keeper_lost(self) -> None:
+        """Without a keeper nothing may stay: remove the sockets and go."""
+        log.error("the keeper is gone")
+        for path in (self.options.socket, self.options.socket + ".ctl"):
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                continue
+        os._exit(1)
+
+    # ---------------------------------------------------------------- the one timer
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            try:
+                self.ports.look_for_suspects()
+                self.membership.tick(time.monotonic())
+                await self._retire_flows()
+            except (errors.FabricError, OSError):
+                log.exception("tick failed")
+
+    async def _retire_flows(self) -> None:
+        """Forget closing flows on which nothing is outstanding."""
+        closing = [f for f in self.flows.outs.values() if f.state == "closing"]
+        for number in {f.port for f in closing}:
+            port = self.ports.get(number)
+            if port is None or not port.is_alive:
+                continue
+            state = self.context.native.inspect_state(port.state_fd)
+            busy = {row["flow"] for ledger in state["ledgers"] for row in ledger["outstanding"]}
+            for out in closing:
+                if out.port == number and out.flow not in busy and out.flow in self.flows.outs:
+                    await self.wiring.retire(out)
+
+    def _spawn(self, coroutine: Any) -> None:
+        self.calls.background(coroutine)
+
+
+def main(argv: list[str]) -> int:
+    """Run the daemon; the last two arguments are `--keeper-fd N`."""
+    keeper_fd = int(argv[-1])
+    options = parse(argv[:-2])
+    logs.configure(options.state / "logs" / "fabricd.log", options.log_level)
+    try:
+        from fabric import _native
+
+        return asyncio.run(_run(options, keeper_fd, _native))
+    except (errors.ConfigError, errors.BusyError) as error:
+        print(f"fabricd: {error}", file=sys.stderr)
+        return REFUSED
+    except Exception:
+        log.exception("the daemon failed")
+        return 1
+
+
+async def _run(options: Options, keeper_fd: int, native: Any) -> int:
+    keeper = KeeperLink(keeper_fd)
+    daemon = Daemon(options, keeper, keeper.load(), native)
+    await daemon.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

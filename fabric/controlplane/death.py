@@ -1,0 +1,195 @@
+"""What happens after a local process ended: its consumers' and producers' messages get their end, nothing stays.
+
+As receiver: its last reports are read by the senders, then each flow is lost from what it had been handed on.
+As sender: an adopter settles its ledger from the return rings. Then its final counts go to the registry, and its
+lanes, segments and descriptors are dropped. A restarted daemon begins again with every port still in the keeper.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+from fabric import errors, limits
+from fabric.controlplane.context import Context
+from fabric.controlplane.endpoints import EndpointTable
+from fabric.controlplane.flows import FlowTable, InFlow
+from fabric.controlplane.lanes import LaneTable
+from fabric.controlplane.ports import Port, PortTable
+from fabric.controlplane.segments import SegmentTable
+from fabric.controlplane.wiring import Wiring
+from fabric.registry.client import RegistryClient
+from fabric.registry.records import ArchivedCounts
+
+log = logging.getLogger("fabricd.death")
+
+PEER_LOST, OUTCOME_UNKNOWN, SENDER_LOST = 6, 7, 15  # layout.hpp Reason
+_POLL_S = (0.002, 0.25)
+
+
+class DeathHandler:
+    """Belongs to the daemon's loop; each dead port is settled by a task of its own."""
+
+    def __init__(
+        self, context: Context, ports: PortTable, lanes: LaneTable, segments: SegmentTable, wiring: Wiring
+    ) -> None:
+        self._context = context
+        self._ports = ports
+        self._lanes = lanes
+        self._segments = segments
+        self._wiring = wiring
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._adopters: dict[int, Any] = {}
+
+    def begin(self, port: Port, endpoints: EndpointTable, flows: FlowTable, registry: RegistryClient) -> None:
+        """Settle a dead port in the background; asking again while it runs changes nothing."""
+        if port.port in self._tasks:
+            return
+        task = asyncio.get_running_loop().create_task(self._settle(port, endpoints, flows, registry))
+        self._tasks[port.port] = task
+        task.add_done_callback(lambda done: self._done(port, done))
+
+    async def settle(self) -> None:
+        """Wait until every dead port is settled."""
+        while self._tasks:
+            await asyncio.wait(list(self._tasks.values()))
+
+    def stop(self) -> None:
+        """End the background work; the keeper still has what it was about."""
+        for task in self._tasks.values():
+            task.cancel()
+
+    def lose(self, port: int, flow: int, handed_upto: int, reason: int) -> bool:
+        """Tell the adopter of a dead sender that a consumer is gone too; False when there is none."""
+        adopter = self._adopters.get(port)
+        if adopter is None:
+            return False
+        adopter.lose_flow(flow, handed_upto, reason)
+        return True
+
+    def _done(self, port: Port, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(port.port, None)
+        self._adopters.pop(port.port, None)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a dead port is not settled", exc_info=task.exception(), extra={"port": port.port})
+
+    async def _settle(
+        self, port: Port, endpoints: EndpointTable, flows: FlowTable, registry: RegistryClient
+    ) -> None:
+        started = time.monotonic()
+        self._adopt(port)
+        gone = endpoints.of(port.port)
+        for record in gone:
+            endpoints.remove(record)
+        closing = asyncio.get_running_loop().create_task(
+            self._until_done("close endpoints", registry.close, [e.endpoint for e in gone])
+        )
+        await self._lose_inflows(port, flows)
+        await self._finish_adoption(port)
+        for out in flows.outs_of_port(port.port):
+            await self._wiring.retire(out)
+        await closing
+        finals = self._final_counts(port)
+        if finals:
+            await self._until_done("archive counts", registry.archive, finals)
+        for lane in self._lanes.of(port.port):
+            await self._lanes.drop(lane)
+        self._segments.drop_of(port)
+        self._ports.forget(port)
+        took_ms = round((time.monotonic() - started) * 1000, 1)
+        log.info("port settled", extra={"port": port.port, "port_name": port.name, "took_ms": took_ms})
+
+    # ---------------------------------------------------------------- as receiver
+    async def _lose_inflows(self, port: Port, flows: FlowTable) -> None:
+        halves = flows.ins_of_port(port.port)
+        if not halves:
+            return
+        await self._wait_for_returns(port)
+        handed = {row["flow"]: row["handed"] for row in self._inspect(port).get("flows", ())}
+        lost = [self._lose_inflow(half, handed.get(half.flow, 0)) for half in halves]
+        await asyncio.gather(*lost)
+        for half in halves:
+            flows.forget_in(half.flow)
+            if half.producer_node != self._context.number and self._wiring.gateway is not None:
+                self._wiring.gateway.remove_flow(half.flow)
+
+    async def _lose_inflow(self, half: InFlow, handed_upto: int) -> None:
+        fields = {"flow": half.flow, "handed_upto": handed_upto, "reason": PEER_LOST}
+        try:
+            await self._wiring.call(half.producer_node, "flow_lost", fields)
+        except errors.FabricError as error:
+            extra = {"flow": half.flow, "reason": str(error)}
+            log.warning("a sender was not told of its dead consumer", extra=extra)
+
+    async def _wait_for_returns(self, port: Port) -> None:
+        """Wait until the senders have read the dead port's last reports; bounded."""
+        deadline = time.monotonic() + limits.RETURN_DRAIN_S
+        pause = _POLL_S[0]
+        while time.monotonic() < deadline and not self._returns_are_read(port):
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 0.02)
+
+    def _returns_are_read(self, port: Port) -> bool:
+        for lane in self._lanes.of(port.port):
+            peer = self._ports.get(lane.peer(port.port))
+            if peer is None or not peer.is_alive:
+                continue
+            seen = self._context.native.inspect_lane(lane.fd, 1 - lane.side(port.port))
+            if seen["return_head"] != seen["return_tail"]:
+                return False
+        return True
+
+    # ---------------------------------------------------------------- as sender
+    def _adopt(self, port: Port) -> None:
+        if not self._inspect(port).get("ledgers"):
+            return
+        adopter = self._context.native.Adopter(port.state_fd)
+        for lane in self._lanes.of(port.port):
+            adopter.add_lane(lane.fd, lane.side(port.port))
+        self._adopters[port.port] = adopter
+
+    async def _finish_adoption(self, port: Port) -> None:
+        """Step until nothing is outstanding; what is left at the deadline fails, its outcome unknown."""
+        adopter = self._adopters.get(port.port)
+        if adopter is None:
+            return
+        deadline = time.monotonic() + limits.ADOPTION_S
+        pause = _POLL_S[0]
+        while (left := adopter.step()) and time.monotonic() < deadline:
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _POLL_S[1])
+        if left:
+            self._context.events.add("messages of a dead sender given up", port_name=port.name, messages=left)
+            adopter.finish(OUTCOME_UNKNOWN)
+
+    def _final_counts(self, port: Port) -> list[ArchivedCounts]:
+        return [
+            ArchivedCounts(
+                endpoint=row["endpoint"], channel=row["channel"], accepted=row["accepted"],
+                counts=tuple((end, reason, n) for (end, reason), n in row["counts"].items() if n),
+            )
+            for row in self._inspect(port).get("ledgers", ())
+        ]
+
+    # ---------------------------------------------------------------- parts
+    def _inspect(self, port: Port) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = self._context.native.inspect_state(port.state_fd)
+        except errors.FabricError as error:
+            self._context.events.add("state of a dead port is unreadable", port_name=port.name, reason=str(error))
+            return {}
+        return found
+
+    async def _until_done(self, what: str, call: Any, argument: Any) -> None:
+        """Repeat a registry call until it is taken; the port stays in the keeper meanwhile."""
+        pause = limits.FLOW_RETRY_S
+        while True:
+            try:
+                await call(argument)
+                return
+            except (errors.BrokenError, errors.DeadlineExceeded) as error:
+                log.info("registry not reached", extra={"what": what, "reason": str(error)})
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 5.0)

@@ -1,0 +1,109 @@
+"""Local endpoints: opened and closed by processes, kept for a restarted daemon, reported to the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import msgspec
+
+from fabric import errors, limits
+from fabric.controlplane.context import Context
+from fabric.controlplane.ports import Port
+from fabric.registry.records import ChannelRecord, EndpointRecord
+
+ROLES: dict[str, Literal["sender", "receiver"]] = {
+    "sender": "sender", "requester": "sender", "receiver": "receiver", "responder": "receiver",
+}
+
+
+class EndpointTable:
+    """The endpoints of this node's ports, by id."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._endpoints: dict[int, EndpointRecord] = {}
+        self.transform_of: Callable[[Port, str, int, str], str] = lambda port, channel, stage, role: ""
+
+    def all(self) -> list[EndpointRecord]:
+        """Return every endpoint, oldest first."""
+        return list(self._endpoints.values())
+
+    def get(self, endpoint: int) -> EndpointRecord | None:
+        """Return an endpoint by id, or by the id of its reply half."""
+        found = self._endpoints.get(endpoint)
+        if found is None:
+            found = next((e for e in self._endpoints.values() if e.reply_endpoint == endpoint), None)
+        return found
+
+    def of(self, port: int) -> list[EndpointRecord]:
+        """Return the endpoints of a port."""
+        return [e for e in self._endpoints.values() if e.port == port]
+
+    def add(self, port: Port, channel: ChannelRecord, fields: dict[str, Any]) -> EndpointRecord:
+        """Make an endpoint for an `open`, after the channel's types were confirmed."""
+        role = fields["role"]
+        self._check(port, channel, role)
+        both_ways = role in ("requester", "responder")
+        stage = int(fields.get("stage") or 0)
+        transform = fields.get("transform") or ""
+        if "stage" in fields and not transform:
+            transform = self.transform_of(port, channel.name, stage, role)
+        record = EndpointRecord(
+            endpoint=self._context.take_endpoint(), channel=channel.number, role=ROLES[role],
+            node=self._context.number, incarnation=self._context.incarnation, port=port.port, port_name=port.name,
+            reply_endpoint=self._context.take_endpoint() if both_ways else 0, stage=stage, transform=transform,
+            messages=channel.messages or int(fields.get("messages") or limits.CREDIT_MESSAGES),
+            bytes=channel.bytes or int(fields.get("bytes") or limits.CREDIT_BYTES),
+        )
+        self._endpoints[record.endpoint] = record
+        self._context.keeper.put(f"endpoint/{record.endpoint}", msgspec.to_builtins(record))
+        return record
+
+    def remove(self, record: EndpointRecord) -> None:
+        """Forget an endpoint."""
+        self._endpoints.pop(record.endpoint, None)
+        self._context.keeper.drop(f"endpoint/{record.endpoint}")
+
+    def restore(self, items: dict[str, tuple[dict[str, Any], int]]) -> None:
+        """Take back what the keeper held."""
+        for key, (value, _) in items.items():
+            if key.startswith("endpoint/"):
+                record = msgspec.convert(value, EndpointRecord)
+                self._endpoints[record.endpoint] = record
+
+    def _check(self, port: Port, channel: ChannelRecord, role: str) -> None:
+        if role not in ROLES:
+            raise errors.ConfigError(f"unknown role {role!r}; use one of {', '.join(ROLES)}", role=role)
+        if (role in ("requester", "responder")) != (channel.pattern == "request"):
+            fit = "requester or responder" if channel.pattern == "request" else "sender or receiver"
+            raise errors.ConfigError(
+                f"channel {channel.name!r} has pattern {channel.pattern}: open it as {fit}, not {role}",
+                channel=channel.name, pattern=channel.pattern, role=role,
+            )
+        mine = self.of(port.port)
+        if len(mine) >= limits.ENDPOINTS_PER_PORT_MAX // 2:
+            raise errors.CapacityError(
+                f"{port.name} has {len(mine)} endpoints, half of ENDPOINTS_PER_PORT_MAX is the most",
+                limit="ENDPOINTS_PER_PORT_MAX",
+            )
+        if port.kind != "stage" and any(e.channel == channel.number and e.role != ROLES[role] for e in mine):
+            raise errors.ConfigError(
+                f"port {port.name!r} already holds the other end of channel {channel.name!r};"
+                " attach a second port for this end", channel=channel.name,
+            )
+
+
+def open_answer(record: EndpointRecord, channel: ChannelRecord) -> dict[str, Any]:
+    """Return what an `open` is answered with; pattern, delivery and class by name."""
+    # A stage acknowledges what it took, so that drops and failures in it reach the ledger by their reason.
+    is_inlet = bool(record.transform) and record.role == "receiver"
+    delivery = "at_least_once" if is_inlet else channel.delivery
+    answer = {
+        "endpoint": record.endpoint, "channel": channel.number, "type": channel.type, "pattern": channel.pattern,
+        "delivery": delivery, "klass": channel.klass, "route": channel.route,
+        "schema": channel.schema, "reply_schema": channel.reply_schema,
+    }
+    if record.reply_endpoint:
+        answer["reply_endpoint"] = record.reply_endpoint
+    return answer

@@ -1,0 +1,226 @@
+"""The node's gateway: the engine thread, its port and lanes, made when the first remote flow or peer needs it.
+
+A restarted daemon makes a new engine over the same shared state; cursors say where the old one was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+from fabric import errors, limits
+from fabric.controlplane.context import Context
+from fabric.controlplane.flows import FlowTable
+from fabric.controlplane.lanes import Lane, LaneTable
+from fabric.controlplane.ports import Port, PortTable
+from fabric.controlplane.segments import SegmentTable
+
+log = logging.getLogger("fabricd.gateway")
+
+
+class NodeGateway:
+    """Belongs to the daemon's loop. `on_link_down(node, group, reason)` asks for a new data connection."""
+
+    def __init__(self, context: Context, ports: PortTable, lanes: LaneTable, segments: SegmentTable) -> None:
+        self._context = context
+        self._ports = ports
+        self._lanes = lanes
+        self._segments = segments
+        self._port: Port | None = None
+        self._engine: Any = None
+        self._sessions: dict[int, tuple[int, int]] = {}  # node → (session, peer incarnation)
+        self._wanted: dict[int, tuple[str, int, int]] = {}  # flow → (direction, lane, node)
+        self.up: set[tuple[int, int]] = set()  #: (node, group) with a data connection
+        self.on_link_down: Callable[[int, int, str], None] = lambda node, group, reason: None
+
+    @property
+    def engine(self) -> Any:
+        """The engine; made, with its port, when first asked for."""
+        if self._engine is None:
+            self._start()
+        return self._engine
+
+    async def port(self) -> Port:
+        """Return the gateway's port."""
+        if self._engine is None:
+            self._start()
+        assert self._port is not None
+        return self._port
+
+    @property
+    def has_engine(self) -> bool:
+        """Whether a remote flow or peer was ever needed."""
+        return self._engine is not None
+
+    def restore(self) -> None:
+        """Make the engine again when the last daemon had one."""
+        if any(p.kind == "gateway" for p in self._ports):
+            self._start()
+
+    def restore_flows(self, flows: FlowTable) -> None:
+        """Remember the entries of all remote flows; they are made when their session opens."""
+        for out in flows.outs.values():
+            if out.target_node != self._context.number and out.lane:
+                self.add_forward(out.flow, out.lane, out.target_node)
+        for half in flows.ins.values():
+            if half.producer_node != self._context.number and half.lane:
+                self.add_deliver(half.flow, half.lane, half.producer_node)
+
+    # ---------------------------------------------------------------- lanes and flows
+    def add_lane(self, lane: Lane, peer: Port) -> None:
+        """Give the engine its side of a lane."""
+        assert self._port is not None
+        self.engine.add_lane(
+            lane.lane, lane.fd, lane.side(self._port.port), lane.klass, peer.port, peer.incarnation,
+            peer.doorbell_fd, peer.event_fd,
+        )
+
+    def remove_lane(self, lane: int) -> None:
+        """Take a lane from the engine."""
+        if self._engine is not None:
+            self._engine.remove_lane(lane)
+
+    def drained(self, lane: int) -> bool:
+        """Tell whether nothing of a lane is left between its cursors."""
+        return self._engine is None or bool(self._engine.drained(lane))
+
+    def add_forward(self, flow: int, lane: int, node: int) -> None:
+        """Carry a flow from a local lane to a node, now or when its session opens."""
+        self._wanted[flow] = ("forward", lane, node)
+        if node in self._sessions:
+            self.engine.add_forward(flow, lane, self._sessions[node][0])
+
+    def add_deliver(self, flow: int, lane: int, node: int) -> None:
+        """Carry a flow from a node to a local lane, now or when its session opens."""
+        self._wanted[flow] = ("deliver", lane, node)
+        if node in self._sessions:
+            self.engine.add_deliver(flow, lane, self._sessions[node][0], self._published_of(flow))
+
+    def remove_flow(self, flow: int) -> None:
+        """Forget a flow; unknown ones are fine (local flows never get here)."""
+        if self._wanted.pop(flow, None) is not None and self._engine is not None:
+            self._engine.remove_flow(flow)
+
+    # ---------------------------------------------------------------- sessions
+    def open_session(self, node: int, session: int, incarnation: int) -> None:
+        """Open (or renew) the session with a node and make the entries of its flows."""
+        if self._sessions.get(node) == (session, incarnation):
+            return
+        self.close_session(node)
+        self.engine.open_session(session, node, incarnation)
+        self._sessions[node] = (session, incarnation)
+        for flow, (direction, lane, where) in list(self._wanted.items()):
+            if where == node:
+                if direction == "forward":
+                    self.engine.add_forward(flow, lane, session)
+                else:
+                    self.engine.add_deliver(flow, lane, session, self._published_of(flow))
+
+    def close_session(self, node: int) -> None:
+        """Close the session with a node that is gone."""
+        known = self._sessions.pop(node, None)
+        self.up -= {(node, 0), (node, 1)}
+        if known is not None and self._engine is not None:
+            self._engine.close_session(known[0])
+
+    def add_connection(self, node: int, fd: int, group: int) -> None:
+        """Hand a data connection to the engine, which takes the descriptor."""
+        known = self._sessions.get(node)
+        if known is None:
+            os.close(fd)
+            raise errors.StaleHandleError("no session with this node", node=node)
+        self.engine.add_connection(known[0], fd, group)
+        self.up.add((node, group))
+
+    def _published_of(self, flow: int) -> int:
+        """Return the last message of a flow that its receiver has taken; 0 for a new flow."""
+        for port in self._ports:
+            if port.port != (self._port.port if self._port else 0) and port.state_fd >= 0:
+                for row in self._context.native.inspect_state(port.state_fd)["flows"]:
+                    if row["flow"] == flow:
+                        return int(row["drained"])
+        return 0
+
+    def session_of(self, node: int) -> int:
+        """Return the session with a node; 0 without one."""
+        return self._sessions.get(node, (0, 0))[0]
+
+    def stats(self) -> dict[str, Any]:
+        """Return the engine's counters; empty without an engine."""
+        return dict(self._engine.stats()) if self._engine is not None else {}
+
+    def stop(self) -> None:
+        """Stop the engine thread. Idempotent."""
+        if self._engine is not None:
+            asyncio.get_running_loop().remove_reader(self._engine.event_fd())
+            self._engine.stop(200)
+            self._engine = None
+
+    # ---------------------------------------------------------------- engine
+    def _start(self) -> None:
+        port = next((p for p in self._ports if p.kind == "gateway"), None)
+        if port is None:
+            port = self._ports.create("gateway", os.getpid(), os.getuid(), "gateway", "", -1)
+        self._port = port
+        self._engine = self._context.native.Engine(
+            port.port, port.incarnation, port.state_fd, port.doorbell_fd, port.event_fd
+        )
+        for segment in self._segments.of(port.port):
+            self._engine.add_segment(segment.segment, segment.fd, True)
+        for lane in self._lanes.of(port.port):
+            peer = self._ports.get(lane.peer(port.port))
+            if peer is not None:
+                self.add_lane(lane, peer)
+        self._reclaim(port)
+        self._engine.start()
+        asyncio.get_running_loop().add_reader(self._engine.event_fd(), self._on_events)
+
+    def _on_events(self) -> None:
+        for event in self._engine.events():
+            try:
+                self._on_event(event)
+            except (errors.FabricError, OSError) as error:
+                self._context.events.add("engine event not served", what=str(event), reason=str(error))
+
+    def _on_event(self, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "need_segment":
+            assert self._port is not None
+            segment = self._segments.readable(self._port.tenant, event["segment"])
+            self._engine.add_segment(segment.segment, segment.fd, False)
+        elif kind == "grow":
+            self._grow(event["slot_bytes"])
+        elif kind == "link_down":
+            node = next((n for n, (s, _) in self._sessions.items() if s == event["session"]), 0)
+            reason = str(event.get("reason", ""))
+            self._context.events.add("link down", node=node, group=event["group"], reason=reason)
+            if node:
+                self.up.discard((node, event["group"]))
+                self.on_link_down(node, event["group"], reason)
+        else:
+            self._context.events.add(f"engine {kind}", **{k: v for k, v in event.items() if k != "event"})
+
+    def _reclaim(self, port: Port) -> None:
+        """Free the slots of a former engine that nobody holds; none while a lane still has records that name some."""
+        native = self._context.native
+        for lane in self._lanes.of(port.port):
+            seen = native.inspect_lane(lane.fd, lane.side(port.port))
+            if seen["head"] != seen["tail"]:
+                return
+        held: dict[int, set[int]] = {}
+        for reader in self._ports:
+            for entry in native.inspect_state(reader.state_fd)["held"]:
+                held.setdefault(entry["segment"], set()).add(entry["slot"])
+        for segment in self._segments.of(port.port):
+            self._engine.reclaim(segment.segment, sorted(held.get(segment.segment, ())))
+
+    def _grow(self, slot_bytes: int) -> None:
+        """One more arena segment for payload that arrives: write-mapped by the engine, then given to readers."""
+        assert self._port is not None
+        count = max(1, min(limits.SLOTS_PER_SEGMENT_MAX, limits.SEGMENT_BYTES_MIN // slot_bytes))
+        segment = self._segments.create(self._port, slot_bytes, count)
+        self._engine.add_segment(segment.segment, segment.fd, True)
+        self._segments.publish(self._port, segment.segment)

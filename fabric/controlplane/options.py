@@ -1,0 +1,220 @@
+"""What `fabricd` is started with, and the refusals that come before anything is touched."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import socket
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from fabric import limits
+from fabric.errors import BusyError, ConfigError
+
+SECRET_BYTES_MIN = 16
+
+
+@dataclass(frozen=True)
+class Options:
+    """Command line of `fabricd`, checked for form."""
+
+    name: str
+    socket: str
+    state: Path
+    listen: tuple[str, int] | None
+    join: tuple[str, int] | None
+    secret_file: Path | None
+    log_level: str = "info"
+
+
+def default_socket(name: str) -> str:
+    """Return `$XDG_RUNTIME_DIR/fabricd/NAME.sock`, or below `/tmp/fabricd-UID`."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    folder = f"{runtime}/fabricd" if runtime else f"/tmp/fabricd-{os.getuid()}"
+    return f"{folder}/{name}.sock"
+
+
+def default_state(name: str) -> Path:
+    """Return `$XDG_STATE_HOME/fabricd/NAME`, or below `~/.local/state`."""
+    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return Path(home) / "fabricd" / name
+
+
+def parse(argv: list[str] | None = None) -> Options:
+    """Read the command line; raises `ConfigError` on a bad address."""
+    parser = argparse.ArgumentParser(prog="fabricd", description="The fabric daemon of one node (keeper and daemon).")
+    parser.add_argument("--name", default="a", help="name of this node in the cluster (default: a)")
+    parser.add_argument("--socket", help="attach socket; the control API is beside it, with .ctl added")
+    parser.add_argument("--state", type=Path, help="state directory: registry, counters, logs")
+    parser.add_argument("--listen", metavar="HOST:PORT", help="where other nodes connect (default: nowhere)")
+    parser.add_argument("--join", metavar="HOST:PORT", help="the first node of the cluster; without it this is the first")
+    parser.add_argument("--secret-file", type=Path, help="file with the cluster's shared secret (0600)")
+    parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    args = parser.parse_args(argv)
+    if not args.name or len(args.name.encode()) > limits.NAME_BYTES_MAX or "/" in args.name:
+        raise ConfigError(f"--name {args.name!r}: use 1 to {limits.NAME_BYTES_MAX} bytes without '/'", key="--name")
+    path = args.socket or os.environ.get("FABRIC_SOCKET") or default_socket(args.name)
+    return Options(
+        args.name, os.path.abspath(path), (args.state or default_state(args.name)).absolute(),
+        _address("--listen", args.listen), _address("--join", args.join),
+        args.secret_file.absolute() if args.secret_file else None, args.log_level,
+    )
+
+
+def _address(key: str, text: str | None) -> tuple[str, int] | None:
+    if not text:
+        return None
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"{key} {text!r}: write HOST:PORT, for example 127.0.0.1:7400", key=key, found=text)
+    return host.strip("[]"), int(port)
+
+
+def prepare_state(path: Path) -> int:
+    """Make the state directory and lock it; returns the lock's descriptor.
+
+    Raises
+    ------
+    ConfigError
+        It cannot be made or written (the reason is named).
+    BusyError
+        Another fabricd holds it.
+    """
+    try:
+        (path / "logs").mkdir(parents=True, exist_ok=True, mode=0o700)
+        fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        why = {errno.EROFS: "is on a read-only file system", errno.EACCES: "is not writable", errno.ENOTDIR: "is not a directory",
+               errno.EEXIST: "is not a directory", errno.ENOSPC: "has no space left"}.get(error.errno or 0, str(error))
+        raise ConfigError(f"the state directory {path} {why}; choose another with --state", path=str(path)) from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.read(fd, 32).decode(errors="replace").strip()
+        os.close(fd)
+        raise BusyError(
+            f"the state directory {path} is in use by fabricd {holder}; stop it or choose another with --state",
+            path=str(path), pid=holder,
+        ) from error
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return fd
+
+
+def listen_unix(path: str) -> socket.socket:
+    """Listen on the attach socket, only for its owner (0600); a stale one of a dead daemon is replaced.
+
+    Raises
+    ------
+    ConfigError
+        The path is too long, not a socket, or its folder cannot be written.
+    BusyError
+        A live daemon serves there.
+    """
+    size = max(len(os.fsencode(path)), len(os.fsencode(path + ".ctl")))
+    if size > limits.SOCKET_PATH_BYTES_MAX:
+        raise ConfigError(
+            f"the socket path {path} (with .ctl) has {size} bytes, the system allows {limits.SOCKET_PATH_BYTES_MAX}:"
+            " choose a shorter one with --socket", path=path,
+        )
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        _claim(path)
+        sock.bind(path)
+    except OSError as error:
+        sock.close()
+        why = {errno.EROFS: "the file system is read-only", errno.EACCES: "the folder is not writable"}
+        reason = why.get(error.errno or 0, str(error))
+        raise ConfigError(f"cannot listen on {path}: {reason}; choose another with --socket", path=path) from error
+    except BaseException:
+        sock.close()
+        raise
+    finally:
+        os.umask(before)
+    sock.listen(128)
+    return sock
+
+
+def _claim(path: str) -> None:
+    folder = os.path.dirname(path)
+    os.umask(0o077)
+    os.makedirs(folder, exist_ok=True)
+    os.umask(0o177)
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ConfigError(f"{path} exists and is not a socket: remove it or choose another --socket", path=path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(limits.CLOSE_S)
+        try:
+            probe.connect(path)
+        except OSError:
+            os.unlink(path)
+            return
+    raise BusyError(f"a live daemon serves on {path}: stop it (fabricctl down) or choose another --socket", path=path)
+
+
+def listen_tcp(address: tuple[str, int]) -> socket.socket:
+    """Listen for other nodes; `BusyError` when the address is taken, `ConfigError` when it is not ours."""
+    host, port = address
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(128)
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            raise BusyError(f"the address {host}:{port} is taken; choose another --listen", host=host, port=port) from error
+        raise ConfigError(f"cannot listen on {host}:{port}: {error}; choose another --listen", host=host) from error
+    return sock
+
+
+def read_secret(path: Path | None) -> bytes:
+    """Return the cluster's secret; without a file the one that this user's nodes on this machine share.
+
+    Raises
+    ------
+    ConfigError
+        It is missing, shorter than 16 bytes, or readable by others.
+    """
+    path = path or _own_secret()
+    try:
+        found = path.stat()
+        secret = path.read_bytes().strip()
+    except OSError as error:
+        raise ConfigError(f"cannot read the secret file {path}: {error}", path=str(path)) from error
+    if found.st_mode & 0o077 or found.st_uid not in (os.getuid(), 0):
+        raise ConfigError(f"the secret file {path} can be read by others: chmod 600 {path}", path=str(path))
+    if len(secret) < SECRET_BYTES_MIN:
+        raise ConfigError(f"the secret in {path} has {len(secret)} bytes, at least {SECRET_BYTES_MIN} are needed", path=str(path))
+    return secret
+
+
+def _own_secret() -> Path:
+    """Return this user's secret file beside the default socket, made at first use."""
+    folder = Path(default_socket("a")).parent
+    path = folder / "secret"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if folder.stat().st_uid != os.getuid():
+            raise ConfigError(f"{folder} belongs to another user; set XDG_RUNTIME_DIR or give --secret-file")
+        draft = folder / f"secret.{os.getpid()}"
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        os.write(fd, secrets.token_hex(32).encode())
+        os.close(fd)
+        with contextlib.suppress(FileExistsError):  # the first one stays: two nodes may start at once
+            os.link(draft, path)
+        draft.unlink()
+    except OSError as error:
+        raise ConfigError(f"cannot keep a secret in {folder}: {error}; give --secret-file", path=str(path)) from error
+    return path

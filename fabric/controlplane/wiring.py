@@ -1,0 +1,257 @@
+"""Set flows up and take them down: lanes, gateway entries and pushes, receiver first.
+
+The sender's node drives. What it needs of the receiver's node it asks through `call`, which is a function call
+when both are the same node. Order of an opening: the receiver knows the flow (and the gateway its deliver
+entry) → for requests the same for the reply flow, backwards → the gateway's forward entry → the sender.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from fabric import errors
+from fabric.controlplane.context import Context
+from fabric.controlplane.endpoints import EndpointTable
+from fabric.controlplane.flow_plan import NewFlow
+from fabric.controlplane.flows import FlowTable, InFlow, OutFlow
+from fabric.controlplane.lanes import LaneTable
+from fabric.controlplane.ports import Port, PortTable
+from fabric.registry.records import ChannelRecord, EndpointRecord
+
+log = logging.getLogger("fabricd.wiring")
+
+Call = Callable[[int, str, dict[str, Any]], Awaitable[dict[str, Any]]]
+
+
+class Gateway(Protocol):
+    """What wiring needs of the node's gateway; tests use a recording one."""
+
+    async def port(self) -> Port: ...
+    def add_forward(self, flow: int, lane: int, node: int) -> None: ...
+    def add_deliver(self, flow: int, lane: int, node: int) -> None: ...
+    def remove_flow(self, flow: int) -> None: ...
+
+
+class Wiring:
+    """Belongs to the daemon's loop. Calls for different flows may overlap."""
+
+    def __init__(
+        self, context: Context, ports: PortTable, lanes: LaneTable, endpoints: EndpointTable, flows: FlowTable
+    ) -> None:
+        self._context = context
+        self._ports = ports
+        self._lanes = lanes
+        self._endpoints = endpoints
+        self._flows = flows
+        self.gateway: Gateway | None = None
+        self.call: Call = self._no_peers
+        self.lose_for_dead: Callable[[int, int, int, int], bool] = lambda port, flow, handed, reason: False
+
+    # ---------------------------------------------------------------- sender's side
+    async def open(self, sender: EndpointRecord, channel: ChannelRecord, new: NewFlow) -> OutFlow:
+        """Set up one flow from a local sender; raises when a side is gone or does not confirm."""
+        source = self._local_port(sender.port)
+        out = OutFlow(
+            self._context.take_flow(), sender.endpoint, sender.port, channel.number, channel.klass,
+            new.target.endpoint, new.target.node, new.target.incarnation, new.generation,
+        )
+        self._flows.keep(out)
+        try:
+            grant = await self.call(out.target_node, "flow_prepare", self._prepare_fields(out, sender, source))
+            out.messages, out.bytes, out.reply_flow = grant["messages"], grant["bytes"], grant.get("reply_flow", 0)
+            out.lane = await self._lane_out(out.flow, source, out.target_node, new.target.port, out.klass)
+            if out.reply_flow:
+                await self._open_reply(out, sender, grant)
+            await source.push("flow_out", {
+                "endpoint": sender.endpoint, "flow": out.flow, "lane": out.lane,
+                "target_endpoint": out.target_endpoint, "messages": out.messages, "bytes": out.bytes,
+                "generation": new.generation, "after_drain": new.after_drain, "reply_flow": out.reply_flow,
+            })
+        except BaseException:
+            await self.take_back(out)
+            raise
+        out.state = "open"
+        self._flows.keep(out)
+        log.info("flow open", extra={"flow": out.flow, "channel": channel.name, "target": out.target_endpoint})
+        return out
+
+    async def close(self, flow: int) -> None:
+        """Let a flow take nothing new; what is out still ends normally."""
+        out = self._flows.outs.get(flow)
+        if out is None or out.state == "closing":
+            return
+        out.state = "closing"
+        self._flows.keep(out)
+        source = self._ports.get(out.port)
+        if source is not None and source.is_alive:
+            await source.push("flow_close", {"flow": flow})
+
+    async def retire(self, out: OutFlow) -> None:
+        """Forget a flow on which nothing is outstanding any more; its receiver is told."""
+        self._flows.forget_out(out.flow)
+        self._remove_from_gateway(out.flow)
+        try:
+            await self.call(out.target_node, "flow_in_close", {"flow": out.flow})
+        except errors.FabricError as error:
+            log.info("receiver not told of a closed flow", extra={"flow": out.flow, "reason": str(error)})
+        if out.reply_flow:
+            await self.serve_flow_in_close({"flow": out.reply_flow})
+
+    async def lose(self, flow: int, handed_upto: int, reason: int) -> None:
+        """Settle a flow whose consumer or path is gone: tell the living sender, who redelivers or fails."""
+        out = self._flows.outs.get(flow)
+        if out is None:
+            return
+        self._flows.forget_out(flow)
+        self._remove_from_gateway(flow)
+        source = self._ports.get(out.port)
+        if source is not None and source.is_alive:
+            await source.push("flow_lost", {"flow": flow, "handed_upto": handed_upto, "reason": reason})
+        else:
+            self.lose_for_dead(out.port, flow, handed_upto, reason)
+
+    # ---------------------------------------------------------------- receiver's side, asked by any node
+    async def serve_flow_prepare(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Make a local receiver expect a flow; answers its credit and, for a request, the reply flow's number."""
+        record = self._endpoints.get(fields["endpoint"])
+        if record is None:
+            raise errors.StaleHandleError("the receiver is gone", endpoint=fields["endpoint"])
+        target = self._local_port(record.port)
+        messages = self._flows.credit_for(target.port, record.messages)
+        half = InFlow(
+            fields["flow"], record.endpoint, target.port, record.channel, fields["klass"], fields["producer_port"],
+            fields["producer_node"], fields["producer_incarnation"], messages=messages, bytes=record.bytes,
+        )
+        half.lane = await self._lane_in(half, target)
+        answer = {"messages": messages, "bytes": record.bytes, "port": target.port}
+        if fields.get("reply_endpoint"):
+            half.reply_flow = self._reserve_reply(record, target, fields)
+            answer["reply_flow"] = half.reply_flow
+        self._flows.keep(half)
+        await self._push_flow_in(target, half, half.endpoint)
+        return answer
+
+    async def serve_flow_start(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """The requester expects the reply flow: give it to the responder."""
+        out = self._flows.outs.get(fields["flow"])
+        if out is None:
+            raise errors.StaleHandleError("the reply flow is gone", flow=fields["flow"])
+        source = self._local_port(out.port)
+        out.messages, out.bytes = fields["messages"], fields["bytes"]
+        out.lane = await self._lane_out(out.flow, source, out.target_node, fields["port"], out.klass)
+        await source.push("flow_out", {
+            "endpoint": out.endpoint, "flow": out.flow, "lane": out.lane, "target_endpoint": out.target_endpoint,
+            "messages": out.messages, "bytes": out.bytes, "generation": out.generation, "after_drain": False,
+            "reply_flow": 0,
+        })
+        out.state = "open"
+        self._flows.keep(out)
+        return {}
+
+    async def serve_flow_in_close(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """A sender is done with a flow: the receiver takes what is left and forgets it."""
+        half = self._flows.ins.get(fields["flow"])
+        if half is None:
+            return {}
+        self._flows.forget_in(half.flow)
+        target = self._ports.get(half.port)
+        if target is not None and target.is_alive:
+            await target.push("flow_in_close", {"flow": half.flow, "drain": True})
+        self._remove_from_gateway(half.flow)
+        if half.reply_flow:
+            await self.close(half.reply_flow)
+        return {}
+
+    async def serve_flow_lost(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """The receiver's node reports that a consumer died."""
+        await self.lose(fields["flow"], fields["handed_upto"], fields["reason"])
+        return {}
+
+    # ---------------------------------------------------------------- parts
+    def _prepare_fields(self, out: OutFlow, sender: EndpointRecord, source: Port) -> dict[str, Any]:
+        return {
+            "flow": out.flow, "endpoint": out.target_endpoint, "klass": out.klass, "producer_port": source.port,
+            "producer_node": self._context.number, "producer_incarnation": self._context.incarnation,
+            "reply_endpoint": sender.reply_endpoint,
+        }
+
+    async def _open_reply(self, out: OutFlow, sender: EndpointRecord, grant: dict[str, Any]) -> None:
+        """Expect the reply flow here, then let the responder have it."""
+        source = self._local_port(sender.port)
+        messages = self._flows.credit_for(source.port, sender.messages)
+        half = InFlow(
+            out.reply_flow, sender.reply_endpoint, source.port, sender.channel, out.klass, grant["port"],
+            out.target_node, out.target_incarnation, messages=messages, bytes=sender.bytes,
+        )
+        half.lane = await self._lane_in(half, source)
+        self._flows.keep(half)
+        await self._push_flow_in(source, half, half.endpoint)
+        fields = {"flow": out.reply_flow, "messages": messages, "bytes": sender.bytes, "port": source.port}
+        await self.call(out.target_node, "flow_start", fields)
+
+    def _reserve_reply(self, record: EndpointRecord, target: Port, fields: dict[str, Any]) -> int:
+        out = OutFlow(
+            self._context.take_flow(), record.reply_endpoint, target.port, record.channel, fields["klass"],
+            fields["reply_endpoint"], fields["producer_node"], fields["producer_incarnation"], 1, is_reply=True,
+        )
+        self._flows.keep(out)
+        return out.flow
+
+    async def _push_flow_in(self, target: Port, half: InFlow, endpoint: int) -> None:
+        await target.push("flow_in", {
+            "endpoint": endpoint, "flow": half.flow, "lane": half.lane, "producer_port": half.producer_port,
+            "messages": half.messages, "bytes": half.bytes,
+        })
+
+    async def _lane_out(self, flow: int, source: Port, target_node: int, target_port: int, klass: str) -> int:
+        """Return the sender's lane: direct on one node, to the gateway otherwise."""
+        if target_node == self._context.number:
+            return (await self._lanes.ensure(source, self._local_port(target_port), klass)).lane
+        gateway = self._need_gateway()
+        lane = await self._lanes.ensure(source, await gateway.port(), klass)
+        gateway.add_forward(flow, lane.lane, target_node)
+        return lane.lane
+
+    async def _lane_in(self, half: InFlow, target: Port) -> int:
+        """Return the receiver's lane: direct on one node, from the gateway otherwise."""
+        if half.producer_node == self._context.number:
+            return (await self._lanes.ensure(self._local_port(half.producer_port), target, half.klass)).lane
+        gateway = self._need_gateway()
+        lane = await self._lanes.ensure(target, await gateway.port(), half.klass)
+        gateway.add_deliver(half.flow, lane.lane, half.producer_node)
+        return lane.lane
+
+    async def take_back(self, out: OutFlow) -> None:
+        """Take a half-made flow back as far as it got; the sender never used it."""
+        source = self._ports.get(out.port)
+        self._flows.forget_out(out.flow)
+        self._remove_from_gateway(out.flow)
+        undo = [self.call(out.target_node, "flow_in_close", {"flow": out.flow})]
+        if source is not None and source.is_alive and source.connection is not None:
+            undo.append(source.push("flow_close", {"flow": out.flow}))
+        if out.reply_flow:
+            undo.append(self.serve_flow_in_close({"flow": out.reply_flow}))
+        for result in await asyncio.gather(*undo, return_exceptions=True):
+            if isinstance(result, Exception):
+                log.info("flow not taken back whole", extra={"flow": out.flow, "reason": str(result)})
+
+    def _remove_from_gateway(self, flow: int) -> None:
+        if self.gateway is not None:
+            self.gateway.remove_flow(flow)
+
+    def _need_gateway(self) -> Gateway:
+        if self.gateway is None:
+            raise errors.InternalError("a remote flow on a node without gateway")
+        return self.gateway
+
+    def _local_port(self, number: int) -> Port:
+        port = self._ports.get(number)
+        if port is None or not port.is_alive:
+            raise errors.PeerLostError("the process of this endpoint is gone", port=number)
+        return port
+
+    async def _no_peers(self, node: int, op: str, fields: dict[str, Any]) -> dict[str, Any]:
+        raise errors.PathBrokenError(f"node {node} is not connected", node=node)
