@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import typer
@@ -11,12 +11,24 @@ from fabric.cli.failure import EXIT_FAILURE, EXIT_INDETERMINATE, failing
 from fabric.cli.options import Output, Socket, connect
 from fabric.cli.output import Column, Format, cell, emit, table
 
+
+def _with_reasons(end: str) -> Callable[[Mapping[str, Any]], str]:
+    """Return a cell such as ``3 (expired 2, closed 1)``."""
+
+    def count(row: Mapping[str, Any]) -> str:
+        reasons = row.get(f"{end}_by_reason") or {}
+        words = ", ".join(f"{reason} {number}" for reason, number in sorted(reasons.items()))
+        return f"{cell(row.get(end))} ({words})" if words else cell(row.get(end))
+
+    return count
+
+
 _CHANNELS = (
     Column("channel", "name"),
     Column("accepted", "accepted", True),
     Column("delivered", "delivered", True),
-    Column("dropped", "dropped", True),
-    Column("failed", "failed", True),
+    Column("dropped", _with_reasons("dropped"), True),
+    Column("failed", _with_reasons("failed"), True),
     Column("in flight", "in_flight", True),
 )
 EXITS = {"balanced": 0, "unbalanced": EXIT_FAILURE}

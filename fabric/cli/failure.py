@@ -17,7 +17,7 @@ _FIXES: dict[type[errors.FabricError], str] = {
     errors.TypeMismatchError: "make both sides use the same version of the message type",
     errors.BusyError: "wait for the other user to finish, or choose another name or socket",
     errors.CapacityError: "free some of what is named above, then run the command again",
-    errors.DeadlineExceeded: "see what the node is doing: fabricctl status, then its log",
+    errors.DeadlineExceeded: "see who is there and what is outstanding: fabricctl topology",
     errors.PluginError: "correct the plugin file and load it again: fabricctl plugin load FILE",
     errors.BrokenError: "run the command again; if it repeats, see fabricctl topology",
     errors.InternalError: "this is a defect of fabricd: see the log that fabricctl status names",

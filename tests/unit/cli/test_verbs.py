@@ -100,6 +100,16 @@ def test_audit_with_a_difference_exits_one_and_names_it(fabricctl, control):
     assert "difference: kv: record 7 twice\naudit: unbalanced" in result.out
 
 
+def test_audit_names_the_reasons_of_what_was_not_delivered(fabricctl, control):
+    row = {"name": "kv", "accepted": 5, "delivered": 2, "dropped": 0, "failed": 3, "in_flight": 0}
+    row |= {"dropped_by_reason": {}, "failed_by_reason": {"peer_lost": 1, "closed": 2}}
+    control.audit_answer |= {"channels": [row]}
+    assert (
+        "kv             5          2        0  3 (closed 2, peer_lost 1)          0\n"
+        in fabricctl("audit").out
+    )
+
+
 @pytest.mark.parametrize("verdict", ["indeterminate", "surprise", None])
 def test_audit_without_a_verdict_exits_three(fabricctl, control, verdict):
     control.audit_answer |= {"verdict": verdict, "reason": "a port did not freeze"}
