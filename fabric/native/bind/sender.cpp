@@ -203,6 +203,8 @@ void bind_sender(nb::module_& module) {
       .def("loan", make_loan, "sizes"_a, nb::rv_policy::take_ownership, "One slot for tensors of `sizes` bytes. Raises NeedSegment.")
       .def("send_loan", send_loan, "loan"_a, "meta"_a, "key"_a.none(), "deadline_ns"_a, nb::kw_only(), "flow"_a = 0,
            "correlation"_a = 0, "reply_flow"_a = 0, "flags"_a = 0, "expires_ns"_a = 0,
+           nb::sig("def send_loan(self, loan: Loan, meta: bytes, key: bytes | None, deadline_ns: int, *, flow: int = 0, "
+                   "correlation: int = 0, reply_flow: int = 0, flags: int = 0, expires_ns: int = 0) -> int"),
            "Send what was written into `loan`; on an error the loan is still the caller's.")
       .def("cancel", [](PySender& sender, u64 sequence) {
         bool cancelled = false;
