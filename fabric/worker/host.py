@@ -8,6 +8,7 @@ The main thread waits for a stop (push of the daemon, SIGTERM, SIGINT) or for th
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -28,6 +29,9 @@ from fabric.errors import ClosedError, ConfigError, ContractError, EndOfChannel,
 from fabric.worker.module import Call, Field, In, Module, Out, Serve, fields_of
 
 log = logging.getLogger("fabric.worker.host")
+
+HANDLERS_SHARE = 0.7
+"""Part of a stop's grace that handlers and `run` may use; the rest is for `drain` and the last sends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +76,22 @@ def load_module_class(name: str) -> type[Module]:
     """
     where, _, attribute = name.rpartition(":")
     if not where:
-        raise ConfigError(f"module class {name!r}: write package.module:Class or file.py:Class", key="class", found=name)
+        raise ConfigError(
+            f"module class {name!r}: write package.module:Class or file.py:Class",
+            key="class",
+            found=name,
+        )
     try:
-        found = getattr(_load_file(Path(where)) if where.endswith(".py") else importlib.import_module(where), attribute)
+        found = getattr(
+            _load_file(Path(where)) if where.endswith(".py") else importlib.import_module(where),
+            attribute,
+        )
     except (ImportError, AttributeError, FileNotFoundError) as error:
         raise ConfigError(f"module class {name!r}: {error}", key="class", found=name) from error
     if not (isinstance(found, type) and issubclass(found, Module)):
-        raise ConfigError(f"module class {name!r} is not a subclass of fabric.Module", key="class", found=name)
+        raise ConfigError(
+            f"module class {name!r} is not a subclass of fabric.Module", key="class", found=name
+        )
     return found
 
 
@@ -104,13 +117,18 @@ class ModuleHost:
         self._settings = settings
         self._fields = fields_of(cls)
         self.module = cls()
-        self.module.name, self.module.config, self.module.port = settings.name, settings.config, port
+        self.module.name, self.module.config, self.module.port = (
+            settings.name,
+            settings.config,
+            port,
+        )
         self.module.stopping = threading.Event()
         self._wake = threading.Event()
         self._grace_s = limits.MODULE_STOP_GRACE_S
         self._failure: BaseException | None = None
         self._threads: list[threading.Thread] = []
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_thread: threading.Thread | None = None
         self._loop_lock = threading.Lock()
 
     def serve(self) -> int:
@@ -122,7 +140,7 @@ class ModuleHost:
         self._port.ready()
         log.info("module %s is ready", self._settings.name)
         self._wake.wait()
-        self._finish(time.monotonic() + self._grace_s)
+        self._finish(self._grace_s)
         if self._failure is not None:
             log.error("module %s failed", self._settings.name, exc_info=self._failure)
         return 1 if self._failure is not None else 0
@@ -139,14 +157,19 @@ class ModuleHost:
             setattr(self.module, item.name, item.kind(self._open(item, channel)))
 
     def _open(self, item: Field, channel: str) -> Any:
-        opener = {In: self._port.receiver, Out: self._port.sender, Serve: self._port.responder, Call: self._port.requester}
-        return opener[item.kind](channel, *item.types)  # type: ignore[index]
+        opener = {
+            In: self._port.receiver,
+            Out: self._port.sender,
+            Serve: self._port.responder,
+            Call: self._port.requester,
+        }
+        return opener[item.kind](channel, *item.types)
 
     def _start_threads(self) -> None:
         for item in self._fields:
             handler = getattr(self.module, f"on_{item.name}", None)
             if handler is not None:
-                self._spawn(f"on-{item.name}", lambda i=item, h=handler: self._receive(i, h))
+                self._spawn(f"on-{item.name}", functools.partial(self._receive, item, handler))
         run = getattr(self.module, "run", None)
         if run is not None:
             self._spawn("run", lambda: self._call(run))
@@ -155,7 +178,9 @@ class ModuleHost:
         def guarded() -> None:
             try:
                 body()
-            except BaseException as error:  # any end of a thread that should go on ends the module, visibly
+            except (
+                BaseException
+            ) as error:  # any end of a thread that should go on ends the module, visibly
                 self._failure = self._failure or error
                 self.stop()
 
@@ -176,7 +201,9 @@ class ModuleHost:
             if message is not None:
                 self._handle(item, handler, message, manual)
 
-    def _handle(self, item: Field, handler: Callable[[Any], Any], message: Any, manual: bool) -> None:
+    def _handle(
+        self, item: Field, handler: Callable[[Any], Any], message: Any, manual: bool
+    ) -> None:
         try:
             self._call(handler, message)
             if not manual:
@@ -201,7 +228,9 @@ class ModuleHost:
         with self._loop_lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, name="module-loop", daemon=True).start()
+                threading.Thread(
+                    target=self._loop.run_forever, name="module-loop", daemon=True
+                ).start()
             return self._loop
 
     def _restore(self) -> None:
@@ -209,15 +238,21 @@ class ModuleHost:
         if path is not None and path.exists():
             self.module.restore(path.read_bytes())
 
-    def _finish(self, deadline: float) -> None:
+    def _finish(self, grace_s: float) -> None:
+        """Wait for handlers, then drain: the drain keeps a share of the grace even when a handler overruns its own."""
+        now = time.monotonic()
+        deadline, handlers_deadline = now + grace_s, now + HANDLERS_SHARE * grace_s
         for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+            thread.join(max(0.0, handlers_deadline - time.monotonic()))
             if thread.is_alive():
-                log.warning("module %s: %s did not end within its grace", self._settings.name, thread.name)
+                log.warning(
+                    "module %s: %s did not end within its grace", self._settings.name, thread.name
+                )
         if self._failure is None:
             self._bounded_drain(deadline)
-        if self._loop is not None:
+        if self._loop is not None and self._loop_thread is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
+            self._loop_thread.join(max(0.1, deadline - time.monotonic()))
 
     def _bounded_drain(self, deadline: float) -> None:
         def drain() -> None:
@@ -225,7 +260,9 @@ class ModuleHost:
             self._save(self.module.snapshot())
             for item in self._fields:
                 if item.kind is Out:
-                    getattr(self.module, item.name).endpoint.flush(timeout=max(0.0, deadline - time.monotonic()))
+                    getattr(self.module, item.name).endpoint.flush(
+                        timeout=max(0.0, deadline - time.monotonic())
+                    )
 
         self._threads.clear()
         self._spawn("drain", drain)
@@ -243,7 +280,11 @@ def main() -> int:
     """Run the module that the environment names; the process's exit status."""
     import fabric
 
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=logging.INFO,
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
     try:
         settings = HostSettings.from_environment(os.environ)
         cls = load_module_class(settings.module)

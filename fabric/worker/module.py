@@ -113,7 +113,9 @@ def fields_of(cls: type[Module]) -> tuple[Field, ...]:
     try:
         hints = typing.get_type_hints(cls)
     except NameError as error:
-        raise ContractError(f"module {cls.__name__}: annotation names {error.name!r}, which its file does not define") from error
+        raise ContractError(
+            f"module {cls.__name__}: annotation names {error.name!r}, which its file does not define"
+        ) from error
     found = []
     for name, hint in hints.items():
         kind = typing.get_origin(hint) or hint
@@ -122,8 +124,10 @@ def fields_of(cls: type[Module]) -> tuple[Field, ...]:
         types = typing.get_args(hint)
         expected = 2 if kind in (Serve, Call) else 1
         if len(types) != expected:
-            raise ContractError(f"module {cls.__name__}: field {name} needs {expected} message type(s), "
-                                f"such as {name}: fabric.{kind.__name__}[MyMessage]")
+            raise ContractError(
+                f"module {cls.__name__}: field {name} needs {expected} message type(s), "
+                f"such as {name}: fabric.{kind.__name__}[MyMessage]"
+            )
         found.append(Field(name, kind, types))
     _check_handlers(cls, {field.name: field for field in found})
     return tuple(found)

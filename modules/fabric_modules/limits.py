@@ -26,3 +26,6 @@ FORGOTTEN_REQUESTS_MAX = 1024
 
 KV_TIMEOUT_S = 30.0
 """Longest time without KV progress before decode gives a request up."""
+
+IDLE_CHECK_S = 0.1
+"""How often decode looks for cancelled and late requests while it has nothing to compute."""

@@ -25,7 +25,7 @@ from .kv import capture_cache
 from .limits import FORGOTTEN_REQUESTS_MAX, PROMPT_TOKENS_MAX, SEND_QUEUE_LAYERS, SEND_TIMEOUT_S
 from .model import load_model, prepare_model
 from .recent import RecentSet
-from .tensors import TORCH_DTYPES, copy_to_slot, torch_view
+from .tensors import TORCH_DTYPES, copy_to_slot
 from .types import Cancel, KVLayer, Prefilled, Prompt
 
 log = logging.getLogger("fabric_modules.prefill")
@@ -144,7 +144,8 @@ class Prefill(fabric.Module):
     def start(self) -> None:
         """Load the model."""
         self.chunk = int(self.config.get("chunk", 0))
-        self.kv_dtype = TORCH_DTYPES[self.config.get("kv_dtype", "f32")]
+        self.kv_name = str(self.config.get("kv_dtype", "f32"))
+        self.kv_dtype = TORCH_DTYPES[self.kv_name]
         files = prepare_model(self.config.get("model", "smollm2"))
         self.model = load_model(files, int(self.config.get("threads", 1)))
         self.tokens_max = min(PROMPT_TOKENS_MAX, self.model.config.max_position_embeddings)
@@ -163,7 +164,7 @@ class Prefill(fabric.Module):
             self._current = run
         first = -1
         try:
-            first = self._compute(run, torch_view(message.tokens).clone())
+            first = self._compute(run, message.as_torch("tokens").clone())
         except PromptCancelledError:
             log.info("prompt %s was cancelled", run.request)
         except (FabricError, ValueError, RuntimeError) as error:
@@ -205,7 +206,8 @@ class Prefill(fabric.Module):
         if run.cancelled or run.failure:
             return
         k, v = k.transpose(0, 1), v.transpose(0, 1)
-        loan = self.kv.loan(k=tuple(k.shape), v=tuple(v.shape), dtype=self.kv_dtype, key=run.request)
+        shapes = {"k": (tuple(k.shape), self.kv_name), "v": (tuple(v.shape), self.kv_name)}
+        loan = self.kv.loan(key=run.request, deadline=SEND_TIMEOUT_S, **shapes)
         with loan as m:
             m.request, m.attempt, m.layer, m.offset, m.total = run.request, run.attempt, layer, offset, run.tokens
             m.layers = len(self.model.model.layers)

@@ -35,6 +35,10 @@ class ReplyTo(Protocol):
     def fail(self, error: Exception) -> None:
         """End the request with an error; never raises."""
 
+    @property
+    def abandoned(self) -> bool:
+        """The client cancelled, or is gone."""
+
 
 @dataclass(frozen=True, slots=True)
 class Produced:
@@ -88,6 +92,7 @@ class Sequences:
         self._table: dict[str, Sequence] = {}
         self.changed = threading.Condition()
         self.dropped_pieces = 0
+        self._abandoned: list[str] = []
 
     def __len__(self) -> int:
         return len(self._table)
@@ -165,6 +170,21 @@ class Sequences:
         with self.changed:
             return [sequence for sequence in self._table.values() if sequence.runnable]
 
+    def has_runnable(self) -> bool:
+        """Is there work? Call it with `changed` held."""
+        return any(sequence.runnable for sequence in self._table.values())
+
+    def all(self) -> list[Sequence]:
+        """Return every request in work, oldest first."""
+        with self.changed:
+            return list(self._table.values())
+
+    def take_abandoned(self) -> list[str]:
+        """Return and forget the requests whose client turned out to be gone at delivery."""
+        with self.changed:
+            gone, self._abandoned = self._abandoned, []
+            return gone
+
     def deliver(self) -> int:
         """Hand waiting tokens to their clients without waiting; returns how many sequences wait for credit."""
         with self.changed:
@@ -191,7 +211,9 @@ class Sequences:
                     return False
                 sequence.outbox.popleft()
         except FabricError:
-            self.cancel(sequence.request)
+            with self.changed:
+                if self._remove(sequence.request) is not None:
+                    self._abandoned.append(sequence.request)
             return True
         if sequence.finished:
             self.cancel(sequence.request)

@@ -1,0 +1,361 @@
+"""The main job: prefill on one node, decode on another, every answer checked against one process.
+
+`make demo`. NETNS=1: two network namespaces (root). KEEP=1: leave it running. Exit status 0 only if every
+answer is exact, the audit balances and nothing is left. The report is `build/demo/report.json`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fabric
+from demo_nodes import Cluster, wait_until
+from demo_prompts import PROMPTS
+from fabric_modules.model import (
+    ChatTokenizer,
+    ModelFiles,
+    load_model,
+    load_tokenizer,
+    prepare_model,
+)
+from fabric_modules.types import Generate, Token
+
+ROOT = Path(__file__).resolve().parent.parent
+REPORT = ROOT / "build" / "demo" / "report.json"
+MODULES_READY_S = 120.0
+ANSWER_S = 240.0
+LINE_CHARACTERS = 72
+_print_lock = threading.Lock()
+_began = time.monotonic()
+
+
+def say(text: str) -> None:
+    """Print one line with the time since the start."""
+    with _print_lock:
+        print(f"[{time.monotonic() - _began:6.1f} s] {text}", flush=True)
+
+
+@dataclass(slots=True)
+class Question:
+    """One prompt on its way through the fabric."""
+
+    index: int
+    name: str
+    tokens: list[int]
+    max_new_tokens: int
+    answer: list[int] = field(default_factory=list)
+    ttft_ms: float | None = None
+    last: Any = None
+    error: str = ""
+    expected: list[int] = field(default_factory=list)
+
+    @property
+    def exact(self) -> bool:
+        """Complete, and the same tokens as the single process produced."""
+        return not self.error and bool(self.expected) and self.answer == self.expected
+
+
+def read_questions(tokenizer: ChatTokenizer) -> list[Question]:
+    """Tokenise the prompts."""
+    return [
+        Question(index, name, tokenizer.encode_chat([{"role": "user", "content": text}]), room)
+        for index, (name, text, room) in enumerate(PROMPTS)
+    ]
+
+
+def ask(requester: Any, question: Question, tokenizer: ChatTokenizer, eos: int) -> None:
+    """Send one prompt and print its answer as it streams. Runs on its own thread."""
+    import numpy
+
+    request = Generate(
+        request=f"demo-{os.getpid()}-{question.index}",
+        tokens=numpy.array(question.tokens, dtype=numpy.int64),
+        max_new_tokens=question.max_new_tokens,
+        eos=eos,
+    )
+    began, shown = time.monotonic(), 0
+    try:
+        for token in requester.stream(request, deadline=ANSWER_S):
+            if question.ttft_ms is None:
+                question.ttft_ms = round((time.monotonic() - began) * 1000, 1)
+            question.answer.append(token.token)
+            text = tokenizer.decode(question.answer)
+            if token.final or len(text) - shown >= LINE_CHARACTERS:
+                say(
+                    f"{question.name:>12} {len(question.answer):>3}/{question.max_new_tokens} | "
+                    + text[shown:].replace("\n", " ⏎ ")
+                )
+                shown = len(text)
+            if token.final:
+                question.last = {
+                    name: getattr(token, name)
+                    for name in ("kv_bytes", "kv_messages", "kv_hidden_bytes", "prefill_us")
+                }
+        if question.last is None:
+            question.error = "the stream ended without a final token"
+    except fabric.FabricError as error:
+        question.error = f"{type(error).__name__}: {error}"
+    if question.error:
+        say(f"{question.name:>12} FAILED: {question.error}")
+
+
+def ask_all(cluster: Cluster, questions: list[Question], tokenizer: ChatTokenizer) -> None:
+    """Send every prompt at once and wait for all answers."""
+    eos = tokenizer.eos[0] if tokenizer.eos else -1
+    say(
+        f"asking {len(questions)} prompts at once ({', '.join(str(len(q.tokens)) for q in questions)} tokens)"
+    )
+    with fabric.attach("demo-client", socket=str(cluster.nodes[0].socket)) as port:
+        requester = port.requester("generate", Generate, Token)
+        threads = [
+            threading.Thread(target=ask, args=(requester, q, tokenizer, eos), daemon=True)
+            for q in questions
+        ]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + ANSWER_S
+        for thread, question in zip(threads, questions, strict=True):
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                question.error = f"no answer within {ANSWER_S:.0f} s"
+
+
+def compare(files: ModelFiles, questions: list[Question], tokenizer: ChatTokenizer) -> None:
+    """Run the prompts in this process alone, and compare token for token."""
+    from fabric_modules.reference import generate
+
+    say(
+        f"reference: the same prompts in this one process, float32, one thread ({files.size_bytes >> 20} MiB of weights)"
+    )
+    model = load_model(files, threads=1)
+    eos = tokenizer.eos[0] if tokenizer.eos else -1
+    for question in questions:
+        began = time.monotonic()
+        question.expected = generate(model, question.tokens, question.max_new_tokens, eos)
+        verdict = (
+            "equal" if question.exact else f"DIFFERENT from token {_first_difference(question)}"
+        )
+        say(
+            f"reference {question.index + 1}/{len(questions)} {question.name:>12}: "
+            f"{len(question.expected)} tokens in {time.monotonic() - began:.1f} s: {verdict}"
+        )
+
+
+def modules_state(cluster: Cluster) -> str | None:
+    """Say which modules are not ready yet; None when all are."""
+    rows = cluster.ask(cluster.nodes[0], "module", "ls") or []
+    rows = rows.get("rows", rows) if isinstance(rows, dict) else rows
+    waiting = [
+        f"{row.get('name')} {row.get('state')}"
+        for row in rows
+        if row.get("state") not in ("ready", "running")
+    ]
+    if len(rows) < 2:
+        waiting.append(f"{len(rows)} of 2 are known")
+    return ", ".join(waiting) or None
+
+
+def channel_rows(topology: dict[str, Any]) -> list[dict[str, Any]]:
+    """Messages, bytes and path of every channel, summed over its flows."""
+    rows = []
+    for channel in topology.get("channels", ()):
+        flows = channel.get("flows") or ()
+        rows.append(
+            {
+                "channel": channel.get("name"),
+                "messages": sum(int(flow.get("messages") or 0) for flow in flows),
+                "bytes": sum(int(flow.get("bytes") or 0) for flow in flows),
+                "paths": sorted({str(flow.get("path")) for flow in flows}),
+            }
+        )
+    return rows
+
+
+def build_report(
+    questions: list[Question],
+    channels: list[dict[str, Any]],
+    audit: dict[str, Any],
+    leftovers: list[str],
+    nodes: list[str],
+) -> dict[str, Any]:
+    """Collect the facts; every value is measured or compared, none assumed."""
+    last = [q.last for q in questions if q.last]
+    longest = max(questions, key=lambda q: len(q.tokens))
+    hidden = (
+        longest.last["kv_hidden_bytes"] / longest.last["kv_bytes"]
+        if longest.last and longest.last["kv_bytes"]
+        else 0.0
+    )
+    paths = next((row["paths"] for row in channels if row["channel"] == "kv"), [])
+    return {
+        "token_exact": bool(questions) and all(q.exact for q in questions),
+        "prompts": len(questions),
+        "prompt_tokens": [len(q.tokens) for q in questions],
+        "tokens": sum(len(q.answer) for q in questions),
+        "dtype": "float32",
+        "kv_link": "+".join(paths),
+        "kv_bytes": sum(item["kv_bytes"] for item in last),
+        "kv_messages": sum(item["kv_messages"] for item in last),
+        "ttft_ms": [q.ttft_ms for q in questions],
+        "kv_hidden_fraction": round(hidden, 4),
+        "audit_balanced": audit.get("verdict") == "balanced",
+        "leftovers": leftovers,
+        "nodes": nodes,
+        "channels": channels,
+        "differences": [
+            f"{q.name}: {q.error or _first_difference(q)}" for q in questions if not q.exact
+        ],
+    }
+
+
+def run_job(cluster: Cluster) -> tuple[list[Question], list[dict[str, Any]], dict[str, Any]]:
+    """Everything between the start of the nodes and their stop."""
+    files = prepare_model("smollm2", _progress)
+    tokenizer = load_tokenizer(files)
+    questions = read_questions(tokenizer)
+    say(
+        f"model {files.directory.name}: {files.size_bytes >> 20} MiB of float32 weights, mapped from {files.directory}"
+    )
+    say(
+        "starting nodes a and b"
+        + (
+            " in two network namespaces"
+            if cluster.use_namespaces
+            else " on 127.0.0.1 and 127.0.0.2"
+        )
+    )
+    cluster.start(os.environ.get("FABRIC_ENGINE_FAULT", ""))
+    first = cluster.nodes[0]
+    say("applying examples/disaggregated.yaml: prefill on a, decode on b")
+    cluster.verb(first, "apply", str(ROOT / "examples" / "disaggregated.yaml"))
+    wait_until("modules load the model", MODULES_READY_S, lambda: modules_state(cluster), say)
+    ask_all(cluster, questions, tokenizer)
+    compare(files, questions, tokenizer)
+    channels = channel_rows(cluster.ask(first, "topology"))
+    _show("fabricctl topology", cluster.verb(first, "topology"))
+    for row in channels:
+        say(
+            f"channel {row['channel']:>10}: {row['messages']:>6} messages {row['bytes']:>12} bytes over {', '.join(row['paths']) or '-'}"
+        )
+    audit = cluster.ask(first, "audit", check=False) or {}
+    _show("fabricctl audit", cluster.verb(first, "audit", check=False))
+    return questions, channels, audit
+
+
+def main() -> int:
+    """Run the demo; the process's exit status."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    cluster = Cluster(use_namespaces=os.environ.get("NETNS") == "1")
+    questions: list[Question] = []
+    channels: list[dict[str, Any]] = []
+    audit: dict[str, Any] = {}
+    status, keep = 1, os.environ.get("KEEP") == "1"
+    try:
+        questions, channels, audit = run_job(cluster)
+        status = 0
+    except KeyboardInterrupt:
+        say("interrupted: stopping everything")
+        status, keep = 130, False
+    except (RuntimeError, OSError, ValueError, fabric.FabricError) as error:
+        say(f"FAILED: {error}")
+        keep = False
+    if keep and status == 0:
+        return _leave_running(cluster, questions, channels, audit)
+    with _uninterrupted():
+        say("stopping both nodes")
+        problems = cluster.stop()
+        if status != 0:
+            cluster.end_stragglers()
+        leftovers = problems + cluster.leftovers()
+    report = build_report(
+        questions, channels, audit, leftovers, [node.name for node in cluster.nodes]
+    )
+    good = _finish(report) and status == 0
+    cluster.remove_folder(None if good else REPORT.parent / "logs")
+    return status if good or status else 1
+
+
+def _finish(report: dict[str, Any]) -> bool:
+    REPORT.parent.mkdir(parents=True, exist_ok=True)
+    REPORT.write_text(json.dumps(report, indent=2) + "\n")
+    say(
+        f"left behind: {', '.join(report['leftovers']) or 'nothing (processes, sockets, shared memory, memfds, namespaces)'}"
+    )
+    say(
+        f"KV hidden behind prefill: {report['kv_hidden_fraction']:.1%} of the longest prompt's; "
+        f"{report['kv_bytes']} bytes in {report['kv_messages']} messages over {report['kv_link'] or 'no link'}"
+    )
+    say(
+        f"exact: {report['token_exact']}  balanced: {report['audit_balanced']}  clean: {not report['leftovers']}  "
+        f"tokens: {report['tokens']}  report: {REPORT}"
+    )
+    for line in report["differences"]:
+        say(f"not exact: {line}")
+    return bool(report["token_exact"] and report["audit_balanced"] and not report["leftovers"])
+
+
+def _leave_running(
+    cluster: Cluster,
+    questions: list[Question],
+    channels: list[dict[str, Any]],
+    audit: dict[str, Any],
+) -> int:
+    report = build_report(questions, channels, audit, [], [node.name for node in cluster.nodes])
+    good = _finish(report)
+    say("KEEP=1: both nodes go on. Look around:")
+    for node in cluster.nodes:
+        for words in ("topology", "audit", "channel ls", "module ls"):
+            print(f"  {sys.executable} -m fabric.cli.main {words} --socket {node.socket}")
+    print("Stop them:")
+    for node in reversed(cluster.nodes):
+        print(f"  {sys.executable} -m fabric.cli.main down --socket {node.socket}")
+    print(f"  rm -r {cluster.folder}", flush=True)
+    return 0 if good else 1
+
+
+def _first_difference(question: Question) -> int:
+    pairs = zip(question.answer, question.expected, strict=False)
+    return next(
+        (i for i, (a, b) in enumerate(pairs) if a != b),
+        min(len(question.answer), len(question.expected)),
+    )
+
+
+def _show(title: str, text: str) -> None:
+    with _print_lock:
+        print(f"--- {title}\n{text.rstrip()}\n---", flush=True)
+
+
+def _progress(what: str, done: int, total: int) -> None:
+    say(what + (f": {done}/{total}" if total else ""))
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Any:
+    """Keep a second Ctrl-C from leaving things behind; every step inside has its own deadline."""
+    old = {
+        number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
