@@ -105,7 +105,7 @@ def test_audit_names_the_reasons_of_what_was_not_delivered(fabricctl, control):
     row |= {"dropped_by_reason": {}, "failed_by_reason": {"peer_lost": 1, "closed": 2}}
     control.audit_answer |= {"channels": [row]}
     assert (
-        "kv             5          2        0  3 (closed 2, peer_lost 1)          0\n"
+        "kv              5          2        0  3 (closed 2, peer_lost 1)          0\n"
         in fabricctl("audit").out
     )
 
