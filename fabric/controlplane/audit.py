@@ -19,8 +19,8 @@ REASON_NAMES = (
     "outcome_unknown", "path_broken", "cancelled", "closed", "corrupted", "no_target", "transform_drop",
     "transform_error", "sender_lost",
 )
-PENDING, ACCEPTED, ENDED, WAITING = 1, 2, 3, 4  # OutState
-HELD_QUEUED, HELD_HANDED = 1, 2  # HeldState
+PENDING, ACCEPTED, ENDED, WAITING = "pending", "accepted", "ended", "waiting"  # OutState, in words
+HELD_QUEUED, HELD_HANDED = "queued", "handed"  # HeldState, in words
 END_DELIVERED = 1
 _RETURN_END = 1
 

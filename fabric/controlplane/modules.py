@@ -184,7 +184,7 @@ class ModuleTable:
         before = process.life.state
         process.life, act = next_state(process.life, event, self._now(), grace_s)
         if process.life.state is not before:
-            log.info("process", extra={"process": process.tag, "state": process.life.state.value})
+            log.info("process", extra={"tag": process.tag, "state": process.life.state.value})
             if process.life.state is State.STOPPED:
                 process.ended.set()
         self._keep(process)
