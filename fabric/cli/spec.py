@@ -57,7 +57,7 @@ def apply(file: File, socket: Socket = None, output: Output = Format.table) -> N
     text, search, problems = _read(file, f"cannot apply {file}")
     _refuse(file, problems)
     with (
-        failing(f"cannot apply {file}; nothing was changed"),
+        failing(f"cannot apply {file}"),
         connect(socket, deadline_s=120.0) as client,
     ):
         answer = client.apply(text, source=file, search=search)
