@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import fabric
+from fabric.errors import FabricError
 from demo_nodes import Cluster, wait_until
 from demo_prompts import PROMPTS
 from fabric_modules.model import (
@@ -102,7 +103,7 @@ def ask(requester: Any, question: Question, tokenizer: ChatTokenizer, eos: int) 
                 }
         if question.last is None:
             question.error = "the stream ended without a final token"
-    except fabric.FabricError as error:
+    except FabricError as error:
         question.error = f"{type(error).__name__}: {error}"
     if question.error:
         say(f"{question.name:>12} FAILED: {question.error}")
@@ -266,7 +267,7 @@ def main() -> int:
     except KeyboardInterrupt:
         say("interrupted: stopping everything")
         status, keep = 130, False
-    except (RuntimeError, OSError, ValueError, fabric.FabricError) as error:
+    except (RuntimeError, OSError, ValueError, FabricError) as error:
         say(f"FAILED: {error}")
         keep = False
     if keep and status == 0:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fabric.dataplane.responder import Request, Responder
     from fabric.dataplane.sender import Sender
     from fabric.messages import Tensor, as_torch, message
-    from fabric.worker.module import In, Module, Out
+    from fabric.worker.module import Call, In, Module, Out, Serve
 
 __version__ = "0.1.0"
 
@@ -44,6 +44,8 @@ _HOME = {
     "Module": "fabric.worker.module",
     "In": "fabric.worker.module",
     "Out": "fabric.worker.module",
+    "Serve": "fabric.worker.module",
+    "Call": "fabric.worker.module",
 }
 _MODULES = frozenset({"aio", "errors", "limits"})
 _SSH_NAMES = frozenset(
@@ -61,6 +63,7 @@ _SSH_NAMES = frozenset(
 )
 
 __all__ = [
+    "Call",
     "Defer",
     "Drop",
     "In",
@@ -72,6 +75,7 @@ __all__ = [
     "Requester",
     "Responder",
     "Sender",
+    "Serve",
     "Tensor",
     "aio",
     "as_torch",

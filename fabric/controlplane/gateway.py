@@ -175,8 +175,16 @@ class NodeGateway:
             if peer is not None:
                 self.add_lane(lane, peer)
         self._reclaim(port)
+        self._inject_faults()
         self._engine.start()
         asyncio.get_running_loop().add_reader(self._engine.event_fd(), self._on_events)
+
+    def _inject_faults(self) -> None:
+        """Test hook: `FABRIC_ENGINE_FAULT=name:argument`; the engine refuses it unless FABRIC_FAULTS=1."""
+        fault, _, argument = os.environ.get("FABRIC_ENGINE_FAULT", "").partition(":")
+        if fault:
+            self._engine.inject(fault, int(argument or 1))
+            self._context.events.add("fault injected", fault=fault, argument=argument)
 
     def _on_events(self) -> None:
         for event in self._engine.events():

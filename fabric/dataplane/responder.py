@@ -143,9 +143,8 @@ class Request(Generic[M, R]):
             raise errors.CancelledRequestError(
                 f"request {self.correlation} was cancelled", correlation=self.correlation
             )
-        self.responder.transmit(
-            self._id, meta, tensors, flags, self.deadline_ns or absolute_ns(None)
-        )
+        deadline_ns = (self.deadline_ns or absolute_ns(None)) if may_wait else 0
+        self.responder.transmit(self._id, meta, tensors, flags, deadline_ns)
 
     def _finish(self) -> None:
         if not self._is_answered:

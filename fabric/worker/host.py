@@ -194,8 +194,6 @@ class ModuleHost:
         while not (self.module.stopping.is_set() and endpoint.pending() == 0):
             try:
                 message = endpoint.receive(timeout=limits.MODULE_POLL_S)
-            except TimeoutError:
-                continue
             except (EndOfChannel, ClosedError):
                 return
             if message is not None:
@@ -267,6 +265,12 @@ class ModuleHost:
         self._threads.clear()
         self._spawn("drain", drain)
         self._threads[0].join(max(0.0, deadline - time.monotonic()))
+
+    def _flush(self, item: Field, deadline: float) -> None:
+        try:
+            getattr(self.module, item.name).endpoint.flush(timeout=max(0.0, deadline - time.monotonic()))
+        except FabricError as error:  # the ledger says how those messages end; leaving is still right
+            log.warning("module %s leaves with messages on their way: %s", self._settings.name, error)
 
     def _save(self, state: bytes | None) -> None:
         path = self._settings.state_file

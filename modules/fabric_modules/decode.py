@@ -10,13 +10,13 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import asdict
-from typing import Any, ClassVar
+from typing import Any
 
 import fabric
-from fabric.errors import CapacityError, DeadlineExceeded, FabricError, WouldBlock
+from fabric.errors import CapacityError, ConfigError, DeadlineExceeded, FabricError, WouldBlock
 
 from .batching import BATCHINGS, Batching
-from .limits import IDLE_CHECK_S, SEND_TIMEOUT_S
+from .limits import IDLE_CHECK_S
 from .model import load_model, prepare_model
 from .sequences import Produced, Sequence, Sequences
 from .types import Cancel, Generate, KVLayer, Prefilled, Prompt, Token
@@ -32,18 +32,16 @@ class Answer:
 
     def send(self, token: Produced) -> bool:
         """Reply without waiting."""
+        reply = self._request.reply if token.final else self._request.send
         try:
-            self._request.reply(Token(**asdict(token)), more=not token.final, timeout=0)
+            reply(Token(**asdict(token)), may_wait=False)
         except (WouldBlock, DeadlineExceeded):
             return False
         return True
 
     def fail(self, error: Exception) -> None:
         """End the reply with an error."""
-        try:
-            self._request.fail(error)
-        except FabricError as gone:
-            log.info("request %s: no one to tell that %s: %s", self._request.correlation, error, gone)
+        self._request.fail(error)
 
     @property
     def abandoned(self) -> bool:
@@ -53,8 +51,6 @@ class Answer:
 
 class Decode(fabric.Module):
     """Requests in, tokens out. Config: `model`, `threads` (1), `batch` (exact | joint)."""
-
-    manual_ack: ClassVar[frozenset[str]] = frozenset()
 
     generate: fabric.Serve[Generate, Token]
     kv: fabric.In[KVLayer]
@@ -66,7 +62,7 @@ class Decode(fabric.Module):
         """Load the model."""
         kind = self.config.get("batch", "exact")
         if kind not in BATCHINGS:
-            raise fabric.errors.ConfigError(f"batch: {kind!r}; use {' or '.join(BATCHINGS)}", key="batch", found=kind)
+            raise ConfigError(f"batch: {kind!r}; use {' or '.join(BATCHINGS)}", key="batch", found=kind)
         files = prepare_model(self.config.get("model", "smollm2"))
         self.model = load_model(files, int(self.config.get("threads", 1)))
         self.batching: Batching = BATCHINGS[kind](self.model)
@@ -82,10 +78,11 @@ class Decode(fabric.Module):
         )
         self.sequences.accept(sequence)
         try:
-            self.prompts.send(Prompt(request=body.request, tokens=tokens), key=body.request, timeout=SEND_TIMEOUT_S)
+            self.prompts.send(Prompt(request=body.request, tokens=tokens), key=body.request)
         except FabricError:
-            self.sequences.cancel(body.request)
+            self.sequences.cancel(sequence.request)
             raise
+        request.release()
 
     def on_kv(self, message: Any) -> None:
         """Copy one KV piece out of its slot."""
@@ -135,7 +132,7 @@ class Decode(fabric.Module):
         for request in ended:
             log.info("request %s ended early; its KV is freed", request)
             try:
-                self.cancels.send(Cancel(request=request), key=request, timeout=0)
+                self.cancels.send(Cancel(request=request), key=request, deadline=0)
             except FabricError as error:  # prefill only does needless work
                 log.info("prefill was not told that %s ended: %s", request, error)
 

@@ -152,6 +152,7 @@ class Prefill(fabric.Module):
         self._current: Run | None = None
         self._cancelled = RecentSet(FORGOTTEN_REQUESTS_MAX)
         self._lock = threading.Lock()
+        self._accepted = 0  # sequences of `kv` count accepted messages from 1; one thread sends
         self._sender = LayerSender()
         self._sender.start()
         log.info("prefill is ready: %s, %d MiB of weights", files.directory, files.size_bytes >> 20)
@@ -197,7 +198,7 @@ class Prefill(fabric.Module):
             self._sender.put(run, lambda: self._send_layer(run, layer, offset, k, v))
 
         def on_last_layer() -> None:
-            upto = self.kv.ended_upto()
+            upto = self.kv.native.ended_upto()
             run.hidden_bytes = run.sent_bytes(upto) if not run.failure else 0
 
         return compute_prompt(self.model, tokens, publish, on_last_layer, self.chunk)
@@ -207,13 +208,13 @@ class Prefill(fabric.Module):
             return
         k, v = k.transpose(0, 1), v.transpose(0, 1)
         shapes = {"k": (tuple(k.shape), self.kv_name), "v": (tuple(v.shape), self.kv_name)}
-        loan = self.kv.loan(key=run.request, deadline=SEND_TIMEOUT_S, **shapes)
-        with loan as m:
+        with self.kv.loan(key=run.request, **shapes) as m:
             m.request, m.attempt, m.layer, m.offset, m.total = run.request, run.attempt, layer, offset, run.tokens
             m.layers = len(self.model.model.layers)
             copy_to_slot(m.k, k)
             copy_to_slot(m.v, v)
-        run.pieces.append((loan.sequence, (k.numel() + v.numel()) * self.kv_dtype.itemsize))
+        self._accepted += 1
+        run.pieces.append((self._accepted, (k.numel() + v.numel()) * self.kv_dtype.itemsize))
 
     def _finish(self, run: Run, first: int, message: Any) -> None:
         try:
@@ -226,7 +227,6 @@ class Prefill(fabric.Module):
                         prefill_us=(time.monotonic_ns() - run.started_ns) // 1000,
                     ),
                     key=run.request,
-                    deadline=SEND_TIMEOUT_S,
                 )
         finally:
             message.ack()

@@ -302,8 +302,8 @@ bool Engine::publish_entry(Deliver& flow, Incoming& entry) {
 /// The record's table now names our slot; the slot belongs to the reader until it is released.
 void Engine::finish_payload(Incoming& entry, EngineLane&, u64 flow) {
   InTransfer& transfer = *entry.transfer;
-  if (EngineFaults::fires(faults_.flip_after_checksum) && transfer.total > 0)
-    transfer.base[transfer.total / 2] ^= 0x01;
+  if (EngineFaults::fires(faults_.flip_after_checksum) && transfer.total > 3)  // a high exponent bit, were it float32
+    transfer.base[std::min<u64>((transfer.total / 2) | 3, transfer.total - 1)] ^= 0x40;
   if (EngineFaults::fires(faults_.zero_after_checksum)) std::memset(transfer.base, 0, transfer.total);
   wire::RecordView view;
   wire::view_record(entry.record, view);
