@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import struct
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -143,9 +144,18 @@ class AttachServer:
             self.reported(port, op)
             return {}
         if op == "bye":
-            asyncio.get_running_loop().call_later(0.05, self._ports.end, port)
+            asyncio.get_running_loop().call_soon(self._until_quiet, port, time.monotonic() + limits.BYE_S)
             return {}
         return self._serve_segment(port, op, fields)
+
+    def _until_quiet(self, port: Port, deadline_s: float) -> None:
+        """End a port that said bye once its native thread has stopped: until then the process may still write."""
+        if not port.is_alive:
+            return
+        if time.monotonic() >= deadline_s or port.heartbeat_age_ns() > 3 * limits.HEARTBEAT_MS * 1_000_000:
+            self._ports.end(port)
+        else:
+            asyncio.get_running_loop().call_later(0.05, self._until_quiet, port, deadline_s)
 
     def _hello(self, connection: ControlConnection, identity: tuple[int, int, int], fields: dict[str, Any]) -> Answer:
         pid, uid, pid_fd = identity

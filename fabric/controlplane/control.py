@@ -41,7 +41,7 @@ class Control:
         daemon = self._daemon
         view = daemon.registry.view
         registry = view.node(daemon.membership.registry_number)
-        listen = daemon.options.listen
+        listen = daemon.membership.listens_on()
         return {
             "node": daemon.context.name, "number": daemon.context.number, "incarnation": daemon.context.incarnation,
             "state": "stopping" if daemon.is_stopping else ("serving" if daemon.context.number else "joining"),

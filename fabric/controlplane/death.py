@@ -165,13 +165,20 @@ class DeathHandler:
             adopter.finish(OUTCOME_UNKNOWN)
 
     def _final_counts(self, port: Port) -> list[ArchivedCounts]:
-        return [
-            ArchivedCounts(
-                endpoint=row["endpoint"], channel=row["channel"], accepted=row["accepted"],
-                counts=tuple((end, reason, n) for (end, reason), n in row["counts"].items() if n),
+        finals = []
+        for row in self._inspect(port).get("ledgers", ()):
+            counts = dict(row["counts"])
+            for entry in row["outstanding"]:
+                if entry["state"] == "ended":  # ended behind one that has not: counted, not folded
+                    key = (entry["end"], entry["reason"])
+                    counts[key] = counts.get(key, 0) + 1
+            finals.append(
+                ArchivedCounts(
+                    endpoint=row["endpoint"], channel=row["channel"], accepted=row["accepted"],
+                    counts=tuple((end, reason, n) for (end, reason), n in counts.items() if n),
+                )
             )
-            for row in self._inspect(port).get("ledgers", ())
-        ]
+        return finals
 
     # ---------------------------------------------------------------- parts
     def _inspect(self, port: Port) -> dict[str, Any]:

@@ -401,12 +401,17 @@ class Membership:
             self._dial(number, group)
 
     # ---------------------------------------------------------------- parts
-    def _record(self) -> NodeRecord:
+    def listens_on(self) -> tuple[str, int] | None:
+        """Return the address where other nodes connect, with the port that was really taken."""
         item = self._daemon.loaded.items.get("listen/tcp")
-        host, port = "", 0
-        if item is not None:
-            with socket.socket(fileno=os.dup(item[1])) as bound:
-                host, port = bound.getsockname()[:2]
+        if item is None:
+            return None
+        with socket.socket(fileno=os.dup(item[1])) as bound:
+            host, port = bound.getsockname()[:2]
+        return host, port
+
+    def _record(self) -> NodeRecord:
+        host, port = self.listens_on() or ("", 0)
         return NodeRecord(
             number=self._context.number, name=self._context.name, incarnation=self._context.incarnation,
             host=host, port=port,

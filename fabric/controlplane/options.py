@@ -16,7 +16,7 @@ from pathlib import Path
 from fabric import limits
 from fabric.errors import BusyError, ConfigError
 
-SECRET_BYTES_MIN = 16
+SECRET_BYTES_MIN = 8
 
 
 @dataclass(frozen=True)
