@@ -114,7 +114,9 @@ class ControlClient:
         Raises
         ------
         ConfigError
-            It cannot be applied; nothing was changed.
+            It has a problem, and nothing was changed.
+        FabricError
+            Something failed on the way; what was done before it stays, and the same apply may run again.
         """
         return self._call("Apply", pb.SpecRequest(text=text, source=source, search=search))
 
