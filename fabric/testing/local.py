@@ -194,8 +194,11 @@ class LocalFabric:
             fields, _ = frames.receive(limits.ATTACH_S)
             port = self._hello(frames, fields)
             while port is not None and not self._is_closed:
-                with contextlib.suppress(errors.DeadlineExceeded):
-                    self._take(port, frames, frames.receive(limits.DEFAULT_DEADLINE_S)[0])
+                try:
+                    fields, _ = frames.receive(limits.DEFAULT_DEADLINE_S)
+                except errors.DeadlineExceeded:
+                    continue
+                self._take(port, frames, fields)
         except errors.FabricError as error:
             log.debug("connection ended: %s", error)
         finally:
@@ -241,6 +244,11 @@ class LocalFabric:
             answer = getattr(self, f"_ask_{op}")(port, fields, fds)
         except errors.FabricError as error:
             answer = {"error": error.to_wire()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            wrong = errors.PeerProtocolError(
+                f"{op}: a field is missing or of the wrong kind ({error!r})"
+            )
+            answer = {"error": wrong.to_wire()}
         frames.send({"re": fields["id"], **(answer or {})}, fds)
         if op == "open":
             endpoint = self.endpoints[answer["endpoint"]] if "endpoint" in answer else None
@@ -422,6 +430,8 @@ class LocalFabric:
     def _connect(self, source: LocalEndpoint, target: LocalEndpoint) -> None:
         if not (source.port.is_alive and target.port.is_alive):
             return
+        if any(f.source is source and f.target is target for f in self.flows.values()):
+            return  # the other end was opened meanwhile and made it
         flow = LocalFlow(self._node << 48 | next(self._numbers), source, target)
         lane = self._lane(source.port, target.port, source.channel.fields["klass"])
         self._add_flow_in(target.port, target.endpoint, flow.flow, lane, source.port, target)

@@ -67,7 +67,9 @@ class Segments:
             number = self._next
             self._next += 1
             size = max(4096, -(-slot_bytes // 4096) * 4096)
-            fd = _native.create_segment(number, owner.port, owner.incarnation, os.getuid(), size, slots)
+            fd = _native.create_segment(
+                number, owner.port, owner.incarnation, os.getuid(), size, slots
+            )
             self._fds[number] = fd
             return number, fd
 
@@ -146,7 +148,9 @@ class Rig(ABC):
 
     def grow_sender(self, slot_bytes: int) -> None:
         """Give the sending port a segment of that slot size, sealed after it mapped it."""
-        number, fd = self.segments.create(self.sender_place, slot_bytes, 8 if slot_bytes < 1 << 24 else 2)
+        number, fd = self.segments.create(
+            self.sender_place, slot_bytes, 8 if slot_bytes < 1 << 24 else 2
+        )
         self.sender_port.add_segment(number, fd, True)
         _native.seal_segment(fd)
 
@@ -235,13 +239,24 @@ class EngineRig(Rig):
         super().__init__()
         self.gateways = (Place(SENDER_NODE << 32 | 1), Place(RECEIVER_NODE << 32 | 1))
         self.engines = tuple(
-            _native.Engine(p.port, p.incarnation, p.state, p.doorbell, p.event) for p in self.gateways
+            _native.Engine(p.port, p.incarnation, p.state, p.doorbell, p.event)
+            for p in self.gateways
         )
         self.pairs.append(
-            join((self.sender_place, self.gateways[0]), (self.sender_port, self.engines[0]), 1, KLASS_BULK)
+            join(
+                (self.sender_place, self.gateways[0]),
+                (self.sender_port, self.engines[0]),
+                1,
+                KLASS_BULK,
+            )
         )
         self.pairs.append(
-            join((self.receiver_place, self.gateways[1]), (self.receiver_port, self.engines[1]), 1, KLASS_BULK)
+            join(
+                (self.receiver_place, self.gateways[1]),
+                (self.receiver_port, self.engines[1]),
+                1,
+                KLASS_BULK,
+            )
         )
         for mine, engine in enumerate(self.engines):
             other = self.gateways[1 - mine]

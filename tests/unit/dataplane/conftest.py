@@ -37,7 +37,9 @@ class Types:
 
     @staticmethod
     def make_block(step=0, rows=4, columns=8):
-        return Block(step, np.arange(rows * columns, dtype=np.float32).reshape(rows, columns) + step)
+        return Block(
+            step, np.arange(rows * columns, dtype=np.float32).reshape(rows, columns) + step
+        )
 
 
 @pytest.fixture

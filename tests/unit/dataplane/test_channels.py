@@ -49,9 +49,15 @@ def test_loan_left_by_an_exception_sends_nothing(blocks):
     sender, receiver = blocks
     with pytest.raises(KeyError), sender.loan(data=(100, 50), deadline=5):
         raise KeyError
-    with pytest.raises(errors.TypeMismatchError, match="'step'"), sender.loan(data=(100, 50), deadline=5):
+    with (
+        pytest.raises(errors.TypeMismatchError, match="'step'"),
+        sender.loan(data=(100, 50), deadline=5),
+    ):
         pass
-    with pytest.raises(errors.TypeMismatchError, match="'data'"), sender.loan(data=(100, 50), deadline=5) as draft:
+    with (
+        pytest.raises(errors.TypeMismatchError, match="'data'"),
+        sender.loan(data=(100, 50), deadline=5) as draft,
+    ):
         draft.step, draft.data = 1, np.zeros((100, 50), np.float32)
     assert receiver.receive(0.05) is None
     assert sender.stats()["delivered_bytes"] == 0

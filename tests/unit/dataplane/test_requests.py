@@ -67,10 +67,7 @@ def test_error_of_the_responder_reaches_the_caller_and_serving_goes_on(embed, ty
         return types.answer(query.n)
 
     def tolerant():
-        while True:
-            request = responder.receive(5)
-            if request is None:
-                return
+        for request in responder:
             try:
                 request.reply(handler(request.message))
             except ValueError as error:
@@ -211,7 +208,10 @@ def test_lost_responder_fails_its_calls_and_the_next_goes_elsewhere(node, types)
         started = time.monotonic()
         node.lose("first")
         thread.join(5)
-        assert isinstance(caught[0], errors.PeerLostError) and caught[0].context["outcome"] == "unknown"
+        assert (
+            isinstance(caught[0], errors.PeerLostError)
+            and caught[0].context["outcome"] == "unknown"
+        )
         assert time.monotonic() - started < 2
         with fabric.attach("second", node.path) as second:
             serve(second.responder("embed", types.query, types.answer), lambda q: types.answer(q.n))
@@ -219,12 +219,19 @@ def test_lost_responder_fails_its_calls_and_the_next_goes_elsewhere(node, types)
 
 
 def test_calls_spread_over_responders(node, types):
-    with fabric.attach("asks", node.path) as asks, fabric.attach("one", node.path) as one, fabric.attach("two", node.path) as two:
+    with (
+        fabric.attach("asks", node.path) as asks,
+        fabric.attach("one", node.path) as one,
+        fabric.attach("two", node.path) as two,
+    ):
         asks.declare("embed", types.query, reply=types.answer)
         requester = asks.requester("embed", types.query, types.answer)
         responders = [p.responder("embed", types.query, types.answer) for p in (one, two)]
         until(lambda: len(asks.flows_of(requester.endpoint)) == 2)
-        threads = [threading.Thread(target=lambda: requester.call(types.query(1), deadline=10)) for _ in range(2)]
+        threads = [
+            threading.Thread(target=lambda: requester.call(types.query(1), deadline=10))
+            for _ in range(2)
+        ]
         for thread in threads:
             thread.start()
         requests = [r.receive(5) for r in responders]

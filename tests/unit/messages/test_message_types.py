@@ -344,7 +344,8 @@ def test_future_annotations_resolve_also_inside_functions(tmp_path):
     source.write_text(
         "from __future__ import annotations\nimport fabric\nfrom fabric.messages import message_type\n"
         "def make():\n    Number = int\n"
-        "    @fabric.message('t')\n    class T:\n        n: Number\n        x: fabric.Tensor['a b', 'f32'] | None = None\n"
+        "    @fabric.message('t')\n    class T:\n        n: Number\n"
+        "        x: fabric.Tensor['a b', 'f32'] | None = None\n"
         "    return T\nprint(message_type(make()).schema.fields[1], message_type(make()).schema.fields[0].type)\n"
     )
     out = subprocess.run(
