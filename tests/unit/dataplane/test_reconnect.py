@@ -136,6 +136,7 @@ def test_module_calls_reach_the_supervisor(node, ports):
 def test_repeated_pushes_are_confirmed_not_repeated(node, ports, notes, types):
     sender, receiver = notes
     sender.send(types.note("one"), deadline=5)
+    until(lambda: node.flows)
     flow = next(iter(node.flows.values()))
     lane = next(iter(node.lanes.values()))[0]
     fields = {
