@@ -65,6 +65,7 @@ class StageTable:
         self._plugins: dict[str, Plugin] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._installed_asked: set[str] = set()
+        self._routes_told: dict[int, str | None] = {}
         modules.on_ready = self._on_ready
 
     def all(self) -> list[Plugin]:
@@ -158,7 +159,8 @@ class StageTable:
         """A stage host resumed: its chains still run."""
 
     def on_view(self, view: View) -> None:
-        """A channel may ask for a transform that a plugin here has, or that is installed."""
+        """A channel may ask for a transform that a plugin here has, or that is installed; its policy may be new."""
+        self._tell_routes(view)
         for plugin in self._plugins.values():
             process = self._modules.find("stage", plugin.name)
             if process is not None and process.ready.is_set():
@@ -169,6 +171,24 @@ class StageTable:
                 if name not in known and name not in self._installed_asked and self._uses(channel):
                     self._installed_asked.add(name)
                     self._background(self._load_installed(name))
+
+    def _tell_routes(self, view: View) -> None:
+        """Tell local senders of another policy; one that was told nothing yet has what its `open` answered."""
+        routes = {channel.number: channel.route for channel in view.channels}
+        told, self._routes_told = self._routes_told, {}
+        for record in self._endpoints.all():
+            if record.role != "sender" or record.channel not in routes:
+                continue
+            route = self._routes_told[record.endpoint] = routes[record.channel]
+            port = self._ports.get(record.port)
+            if told.get(record.endpoint) != route and port is not None:
+                self._background(self._tell_route(port, record.endpoint, route))
+
+    async def _tell_route(self, port: Port, endpoint: int, route: str | None) -> None:
+        try:
+            await port.push("route", {"endpoint": endpoint, "route": route})
+        except errors.FabricError as error:
+            self._context.events.add("route not told", endpoint=endpoint, reason=str(error))
 
     def restore(self, loaded: Loaded) -> None:
         """Take back the plugins that the last daemon had loaded."""
@@ -214,12 +234,12 @@ class StageTable:
         channel = self._registry.view.channel(fields["channel"])
         if channel is None:
             raise unknown_channel(fields["channel"], [c.name for c in self._registry.view.channels])
-        flows = [
-            f for f in self._flows.outs_of_port(port.port)
-            if f.channel == channel.number and f.state == "open" and not f.is_reply
-        ]
+        flows = await self._flows_to_choose(port, channel)
         if not flows:
             return {"flow": 0, "ttl_s": 0.0}
+        if any(self._leads_to_stage(f.target_endpoint) for f in flows):
+            # The policy chooses receivers; on the way to a stage there is nothing to choose.
+            return {"flow": self._fallback(flows, fields).flow, "ttl_s": limits.ROUTE_PIN_TTL_S}
         plugin = next((p for p in self._plugins.values() if channel.route in p.exported("route")), None)
         host = self._modules.find("stage", plugin.name) if plugin else None
         if channel.route and host is not None and host.ready.is_set():
@@ -231,6 +251,22 @@ class StageTable:
             except errors.FabricError as error:
                 self._context.events.add("route policy failed", policy=channel.route, reason=str(error))
         return {"flow": self._fallback(flows, fields).flow, "ttl_s": 1.0 if channel.route else limits.ROUTE_PIN_TTL_S}
+
+    async def _flows_to_choose(self, port: Port, channel: ChannelRecord) -> list[OutFlow]:
+        """Return the open flows of a port, waiting half of ROUTE_ASK_S for the first, so that no key goes unasked."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + limits.ROUTE_ASK_S / 2
+        while True:
+            flows = [
+                f for f in self._flows.outs_of_port(port.port)
+                if f.channel == channel.number and f.state == "open" and not f.is_reply
+            ]
+            if flows or loop.time() >= deadline:
+                return flows
+            await asyncio.sleep(0.01)
+
+    def _leads_to_stage(self, endpoint: int) -> bool:
+        return any(e.endpoint == endpoint and e.transform for e in self._registry.view.endpoints)
 
     @staticmethod
     def _header(fields: dict[str, Any]) -> dict[str, Any]:

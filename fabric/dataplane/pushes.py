@@ -144,6 +144,9 @@ class Pushes:
                 }
         self._tell(fields["endpoint"], "wake")
 
+    def _push_route(self, fields: dict[str, Any], _: list[int]) -> None:
+        self._tell(fields["endpoint"], "set_route", fields.get("route"))
+
     def _push_flow_close(self, fields: dict[str, Any], _: list[int]) -> None:
         flow = self._forget_flow(fields["flow"])
         if flow is not None:

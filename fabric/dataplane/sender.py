@@ -71,7 +71,9 @@ class Sender(Generic[M]):
         self.klass = str(answer.get("klass", "token"))
         self._encode = type_.encode
         self.need_segment: type[Exception] = port.need_segment
-        self._pins = RoutePins(self._ask_route) if answer.get("route") else None
+        self._route: str | None = None
+        self._pins: RoutePins | None = None
+        self.set_route(answer.get("route"))
         self.is_closed = False
 
     def send(
@@ -276,10 +278,17 @@ class Sender(Generic[M]):
             # Progress while waiting: slots come back through the return rings.
             self.native.flush(min(deadline_ns, monotonic_ns() + int(_SLOT_WAIT_S * 1e9)))
 
+    def set_route(self, route: str | None) -> None:
+        """Let another policy choose from the next message on; pins of the one before are forgotten."""
+        if (route or None) != self._route:
+            self._route = route or None
+            self._pins = RoutePins(self._ask_route) if route else None
+
     def forget_flow(self, flow: int) -> None:
         """Unpin a flow that is gone."""
-        if self._pins is not None:
-            self._pins.forget_flow(flow)
+        pins = self._pins
+        if pins is not None:
+            pins.forget_flow(flow)
 
     def _send_again(
         self, need: Exception, meta: bytes, tensors: list[Any], key: bytes | None, deadline_ns: int, flow: int,
@@ -315,7 +324,9 @@ class Sender(Generic[M]):
 
     def choose(self, message: Any, key: bytes | None, meta: bytes, tensors: list[Any]) -> int:
         """Return the flow that the channel's policy gives this message; 0 where it did not answer."""
-        assert self._pins is not None
+        pins = self._pins
+        if pins is None:
+            return 0
 
         def header() -> dict[str, Any]:
             size = len(meta) + sum(memoryview(tensor).nbytes for tensor in tensors)
@@ -328,7 +339,7 @@ class Sender(Generic[M]):
                 "fields": fields,
             }
 
-        return self._pins.flow_for(key, header)
+        return pins.flow_for(key, header)
 
     def _ask_route(self, header: dict[str, Any]) -> tuple[int, float]:
         answer, _ = self._port.request("route_ask", header, limits.ROUTE_ASK_S)

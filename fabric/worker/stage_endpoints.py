@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from fabric.errors import CapacityError, PeerProtocolError
+from fabric.errors import CapacityError, PeerProtocolError, StaleHandleError
 from fabric.messages import MessageHeader, message_type
 
 # layout.hpp Reason
@@ -53,6 +53,7 @@ class Encoded(NamedTuple):
     tensors: list[Any]
     payload_bytes: int
     source: StageMessage
+    value: Any
 
 
 class StageInlet:
@@ -86,14 +87,14 @@ class StageOutlet:
     def prepare(self, value: Any, source: Any) -> Encoded:
         """Encode a message that the transform made."""
         meta, tensors = message_type(type(value)).encode(value)
-        return Encoded(meta, tensors, _size(meta, tensors), source)
+        return Encoded(meta, tensors, _size(meta, tensors), source, value)
 
     def forward(self, source: Any) -> Encoded:
         """Take a received message as it is: its own bytes, its tensors from the slot."""
         view = source.value
         found = (getattr(view, field.name) for field in message_type(type(view)).tensors)
         tensors = [b"" if tensor is None else tensor for tensor in found]
-        return Encoded(source.native.meta, tensors, source.header.payload_bytes, source)
+        return Encoded(source.native.meta, tensors, source.header.payload_bytes, source, view)
 
     def send(self, message: Any, deadline_ns: int) -> None:
         """Send with the key, expiry, correlation and reply flow of the input."""
@@ -103,17 +104,30 @@ class StageOutlet:
             "reply_flow": native.reply_flow,
             "expires_ns": native.expires_ns,
         }
+        flow = self._choose(message)
         for _ in range(3):  # a segment may be taken by another sender of the port before the retry
             try:
                 self._sender.native.send(
-                    message.meta, message.tensors, native.key, deadline_ns, **options
+                    message.meta, message.tensors, native.key, deadline_ns, flow=flow, **options
                 )
                 return
+            except StaleHandleError:
+                if not flow:
+                    raise
+                self._sender.forget_flow(flow)  # the receiver it was pinned to is gone
+                flow = 0
             except Exception as need:
                 if type(need).__name__ != "NeedSegment":
                     raise
                 self._sender.provide(need, deadline_ns)
         raise CapacityError(f"no arena slot for {message.payload_bytes} bytes")
+
+    def _choose(self, message: Encoded) -> int:
+        """Ask the channel's policy; on the last hop it chooses among the receivers."""
+        if not self._sender.has_policy:
+            return 0
+        value, native = message.value, message.source.native
+        return int(self._sender.choose(value, native.key, message.meta, message.tensors))
 
 
 def _size(meta: bytes, tensors: list[Any]) -> int:

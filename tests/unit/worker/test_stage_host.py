@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fabric
-from fabric.errors import ContractError, PluginError, WouldBlock
+from fabric.errors import ContractError, PluginError, StaleHandleError, WouldBlock
 from fabric.messages import message_type
 from fabric.worker.stage_host import StageHost, exports_of, serve
 
@@ -80,7 +80,7 @@ class Endpoint:
         self.opened = (channel, type_, stage, transform)
         self.type = message_type(type_) if type_ else TYPE
         self.queue, self.sent, self.closed = queue.Queue(), [], False
-        self.segments = 1
+        self.segments, self.has_policy = 1, False
         self.native = self
 
     def decode(self, native):
@@ -93,7 +93,15 @@ class Endpoint:
         except queue.Empty:
             return []
 
+    def choose(self, message, key, meta, tensors):
+        return 77
+
+    def forget_flow(self, flow):
+        self.forgotten = flow
+
     def send(self, meta, tensors, key, deadline_ns, **options):
+        if options["flow"] == 77 and self.has_policy == "stale":
+            raise StaleHandleError("that flow is closed")
         if not self.segments:
             raise NeedSegment(4096)
         self.sent.append((self.decode(Native(meta, tensors)), key, options))
@@ -175,7 +183,7 @@ def test_transform_runs_between_its_two_hops(host, port):
     wait_for(lambda: native.released)
     message, key, options = port.senders[0].sent[0]
     assert (message.text, message.data.tolist(), key) == ("A", [2, 2, 2], b"k")
-    assert options == {"correlation": 7, "reply_flow": 8, "expires_ns": 1 << 62}
+    assert options == {"flow": 0, "correlation": 7, "reply_flow": 8, "expires_ns": 1 << 62}
     assert native.ends == ["ack"]
 
 
@@ -201,6 +209,16 @@ def test_send_asks_for_a_segment_when_the_arena_has_none(host, port):
     native = put(port, "a")
     wait_for(lambda: native.released)
     assert native.ends == ["ack"] and port.senders[0].segments == 1
+
+
+@pytest.mark.parametrize(("policy", "flow"), [(True, 77), ("stale", 0)])
+def test_policy_of_the_channel_chooses_on_the_last_hop(host, port, policy, flow):
+    run(host)
+    port.senders[0].has_policy = policy
+    native = put(port, "a", key=b"k")
+    wait_for(lambda: native.released)
+    assert port.senders[0].sent[0][2]["flow"] == flow
+    assert flow or port.senders[0].forgotten == 77
 
 
 def test_full_hop_keeps_the_input_unacknowledged(host, port):
