@@ -13,7 +13,7 @@ import pytest
 
 from fabric import _native
 from fabric.errors import DeadlineExceeded, StaleHandleError, WouldBlock
-from fabric.testing.rigs import AT_MOST_ONCE, Flow, Rig, rig
+from fabric.testing.rigs import AT_MOST_ONCE, EngineRig, Flow, Rig, rig
 
 DELIVERED, DROPPED, FAILED = 1, 2, 3
 EXPIRED, PEER_LOST, OUTCOME_UNKNOWN = 1, 6, 7
@@ -214,6 +214,27 @@ class LinkConformance:
             if n % 15 == 14:
                 joined.cut()
             if n - done >= 12:
+                take(flow, done, sizes[done])
+                done += 1
+        for n in range(done, len(sizes)):
+            take(flow, n, sizes[n])
+        assert flow.receive(0.05) is None
+        assert flow.settle()
+        assert ends(flow) == {(DELIVERED, 0): len(sizes)}
+
+    @pytest.mark.parametrize("side", [0, 1])
+    def test_a_restarted_engine_loses_and_repeats_nothing(self, joined: Rig, side: int) -> None:
+        if not isinstance(joined, EngineRig):
+            assert joined.name == "shm"  # no engine on a direct lane
+            return
+        flow = joined.open_flow(messages=16)
+        sizes = [300_000 if n % 3 == 0 else 50 for n in range(60)]
+        done = 0
+        for n, size in enumerate(sizes):
+            flow.send(payload_of(n, size))
+            if n % 15 == 14:
+                joined.restart(side)
+            if n - done >= 6:
                 take(flow, done, sizes[done])
                 done += 1
         for n in range(done, len(sizes)):

@@ -20,7 +20,6 @@ from fabric import _native
 
 SENDER_NODE: Final = 1
 RECEIVER_NODE: Final = 2
-SESSION: Final = 0x5E5510
 WINDOW_MESSAGES: Final = 64
 WINDOW_BYTES: Final = 128 << 20
 KLASS_BULK: Final = 3
@@ -237,11 +236,16 @@ class EngineRig(Rig):
 
     def __init__(self) -> None:
         super().__init__()
+        self.session = 0x5E5510
+        self._flows: list[int] = []
+        self._arenas: tuple[list[int], list[int]] = ([], [])
+        self._answering = threading.Lock()
+        self._poll = select.poll()
         self.gateways = (Place(SENDER_NODE << 32 | 1), Place(RECEIVER_NODE << 32 | 1))
-        self.engines = tuple(
+        self.engines = [
             _native.Engine(p.port, p.incarnation, p.state, p.doorbell, p.event)
             for p in self.gateways
-        )
+        ]
         self.pairs.append(
             join(
                 (self.sender_place, self.gateways[0]),
@@ -260,17 +264,20 @@ class EngineRig(Rig):
         )
         for mine, engine in enumerate(self.engines):
             other = self.gateways[1 - mine]
-            engine.open_session(SESSION, other.port >> 32, other.incarnation)
+            engine.open_session(self.session, other.port >> 32, other.incarnation)
             engine.start()
         self.events: list[tuple[int, dict[str, Any]]] = []
         self._stop = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        for fd in (self._stop, *(engine.event_fd() for engine in self.engines)):
+            self._poll.register(fd, select.POLLIN)
         self._thread = threading.Thread(target=self._serve, name="rig-events", daemon=True)
         self._thread.start()
         self.connect()
 
     def route_flow(self, flow: int) -> tuple[int, int]:
-        self.engines[1].add_deliver(flow, 1, SESSION)
-        self.engines[0].add_forward(flow, 1, SESSION)
+        self._flows.append(flow)
+        self.engines[1].add_deliver(flow, 1, self.session)
+        self.engines[0].add_forward(flow, 1, self.session)
         return 1, 1
 
     @abstractmethod
@@ -288,17 +295,15 @@ class EngineRig(Rig):
             self.connect_group(group)
 
     def _serve(self) -> None:
-        poll = select.poll()
-        for fd in (self._stop, *(engine.event_fd() for engine in self.engines)):
-            poll.register(fd, select.POLLIN)
         while True:
-            ready = [fd for fd, _ in poll.poll(1000)]
+            ready = [fd for fd, _ in self._poll.poll(1000)]
             if self._stop in ready:
                 return
-            for side, engine in enumerate(self.engines):
-                for event in engine.events():
-                    self.events.append((side, event))
-                    self._answer(side, engine, event)
+            with self._answering:
+                for side, engine in enumerate(self.engines):
+                    for event in engine.events():
+                        self.events.append((side, event))
+                        self._answer(side, engine, event)
 
     def _answer(self, side: int, engine: _native.Engine, event: dict[str, Any]) -> None:
         if event["event"] == "need_segment":
@@ -306,8 +311,53 @@ class EngineRig(Rig):
         elif event["event"] == "grow":
             size = event["slot_bytes"]
             number, fd = self.segments.create(self.gateways[side], size, 8 if size < 1 << 24 else 2)
-            engine.add_segment(number, fd, True)
-            _native.seal_segment(fd)
+            engine.add_segment(number, fd, True)  # not sealed: a successor maps it again
+            self._arenas[side].append(number)
+
+    def restart(self, side: int) -> None:
+        """Kill one engine as a daemon's death does, and bring up its successor over the same shared state."""
+        with self._answering:
+            self._restart(side)
+        for group in (0, 1):
+            self.connect_group(group)
+
+    def _restart(self, side: int) -> None:
+        self.engines[side].stop(0)
+        place = self.gateways[side]
+        fresh = _native.Engine(
+            place.port, place.incarnation, place.state, place.doorbell, place.event
+        )
+        local = self.sender_place if side == 0 else self.receiver_place
+        fresh.add_lane(
+            1,
+            self.pairs[side],
+            0,
+            KLASS_BULK,
+            local.port,
+            local.incarnation,
+            local.doorbell,
+            local.event,
+        )
+        for number in self._arenas[side]:
+            fresh.add_segment(number, self.segments.fd(number), True)
+        fresh.start()
+        self._poll.unregister(self.engines[side].event_fd())
+        self._poll.register(fresh.event_fd(), select.POLLIN)
+        self.engines[side] = fresh
+        self.session += 1
+        for mine, engine in enumerate(self.engines):
+            if mine != side:
+                engine.close_session(self.session - 1)
+            engine.open_session(
+                self.session, self.gateways[1 - mine].port >> 32, next(_incarnations)
+            )
+        drained = {
+            row["flow"]: row["drained"]
+            for row in _native.inspect_state(self.receiver_place.state)["flows"]
+        }
+        for flow in self._flows:
+            self.engines[1].add_deliver(flow, 1, self.session, drained.get(flow, 0))
+            self.engines[0].add_forward(flow, 1, self.session)
 
     def close(self) -> None:
         os.eventfd_write(self._stop, 1)
@@ -327,7 +377,7 @@ class InprocRig(EngineRig):
 
     def connect_group(self, group: int) -> None:
         for engine, link in zip(self.engines, _native.inproc_pair(), strict=True):
-            engine.add_inproc(SESSION, link, group)
+            engine.add_inproc(self.session, link, group)
 
 
 class TcpRig(EngineRig):
@@ -340,7 +390,7 @@ class TcpRig(EngineRig):
             one = socket.create_connection(server.getsockname(), timeout=5)
             two, _ = server.accept()
         for engine, sock in zip(self.engines, (one, two), strict=True):
-            engine.add_connection(SESSION, sock.detach(), group)
+            engine.add_connection(self.session, sock.detach(), group)
 
 
 RIGS: Final[dict[str, type[Rig]]] = {rig.name: rig for rig in (ShmRig, InprocRig, TcpRig)}

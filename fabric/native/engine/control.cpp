@@ -11,12 +11,12 @@
 
 namespace fabric {
 
-/// Holds the lock; with `operation`, counts as an operation of the port for the audit's freeze.
+/// Holds the lock; with `operation`, counts as an operation of the port and has the thread look again.
+/// It never waits for an audit's end, which may need this very caller: what moves ring cursors is left
+/// to the thread.
 class Engine::Access {
  public:
   explicit Access(Engine& engine, bool operation = false) : engine_(engine), operation_(operation) {
-    // An audit lasts at most half a second; configuration waits for it, but never for ever.
-    if (operation_) engine_.doorbell_.park_while_frozen(monotonic_ns() + 600'000'000);
     engine_.callers_.fetch_add(1, std::memory_order_acq_rel);
     engine_.lock_.lock();
     engine_.callers_.fetch_sub(1, std::memory_order_acq_rel);
@@ -56,13 +56,13 @@ Status Engine::add_lane(const LaneOptions& options) {
   lane->side = options.side;
   lane->peer_port = options.peer_port;
   lane->peer_incarnation = options.peer_incarnation;
-  if (options.number >= kLanesPerPortMax || options.klass > u32(Class::bulk))
-    return Status::fail(Code::invalid, "lane number or class out of range");
+  if (options.klass > u32(Class::bulk)) return Status::fail(Code::invalid, "lane class out of range");
   Status status = lane->end.attach(options.pair_fd, options.side);
   if (status.ok()) status = lane->ringer.attach(options.peer_doorbell_fd, options.peer_event_fd);
   if (!status.ok()) return status;
   Access access(*this, true);
   if (lanes_.count(options.number) != 0) return Status::fail(Code::invalid, "lane number is in use");
+  lanes_by_bit_[options.number % kLanesPerPortMax].push_back(lane.get());
   lanes_[options.number] = std::move(lane);
   return Status::success();
 }
@@ -91,6 +91,7 @@ void Engine::remove_lane(u32 number) {
   for (auto& [id, session] : sessions_)
     for (Report& report : session->reports)
       if (report.lane == number) report.lane = kNoLane;  // the number may come again
+  std::erase(lanes_by_bit_[number % kLanesPerPortMax], &lane);
   lanes_.erase(found);
   retry_slots();
 }
@@ -253,6 +254,16 @@ Status Engine::add_deliver(u64 flow_id, u32 lane_number, u64 session_id, u64 pub
 
 void Engine::remove_flow(u64 flow_id) {
   Access access(*this, true);
+  removals_.push_back(flow_id);
+}
+
+void Engine::apply_removals() {
+  std::vector<u64> flows;
+  flows.swap(removals_);
+  for (u64 flow : flows) forget_flow(flow);
+}
+
+void Engine::forget_flow(u64 flow_id) {
   removed_flows_.insert(flow_id);
   removed_order_.push_back(flow_id);
   if (removed_order_.size() > kRemovedFlowsMax) {

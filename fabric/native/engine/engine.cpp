@@ -15,6 +15,7 @@ constexpr u64 kDoorbellTag = 1, kKickTag = 2;
 constexpr u64 kReadBudgetBytes = 2 * 1024 * 1024;    // one connection, one step
 constexpr int kBlockedRetryMs = 5;                   // a full local ring has no event of its own
 constexpr u64 kFrozenSliceNs = 50'000'000;
+constexpr std::chrono::milliseconds kStallSlice{5};  // fault injection only
 
 void watch(int epoll, int fd, u64 tag) {
   epoll_event event{};
@@ -76,24 +77,27 @@ void Engine::run() {
 }
 
 bool Engine::operate(u64 now) {
-  std::lock_guard guard(lock_);
+  std::unique_lock guard(lock_);
   StateHead& head = state_.as<StateLayout>()->head;
   head.heartbeat_ns.store(now, std::memory_order_relaxed);
   head.busy.store(1, std::memory_order_seq_cst);
   std::atomic_thread_fence(std::memory_order_seq_cst);  // Dekker with freeze_port
   if (doorbell_.frozen()) {
     head.busy.store(0, std::memory_order_seq_cst);
+    guard.unlock();
     doorbell_.park_while_frozen(now + kFrozenSliceNs);
     return true;
   }
-  bool more = false;
-  if (faults_.stall_until_ns > now) more = false;
-  else more = step(now);
+  const bool stalled = faults_.stall_until_ns > now;
+  const bool more = stalled || step(now);
   head.busy.store(0, std::memory_order_release);
+  guard.unlock();
+  if (stalled) std::this_thread::sleep_for(kStallSlice);
   return more;
 }
 
 bool Engine::step(u64 now) {
+  if (!removals_.empty()) apply_removals();
   std::vector<u64> tags;
   tags.swap(ready_tags_);
   for (u64 tag : tags) handle_tag(tag);
@@ -108,8 +112,8 @@ bool Engine::step(u64 now) {
   }
   for (u32 word = 0; word < Doorbell::kWords; ++word) {
     for (u64 bits = doorbell_.take_ready(word); bits != 0; bits &= bits - 1) {
-      const auto lane = lanes_.find(word * 64 + static_cast<u32>(__builtin_ctzll(bits)));
-      if (lane != lanes_.end()) ready.push_back(lane->second.get());
+      const auto& lanes = lanes_by_bit_[word * 64 + static_cast<u32>(__builtin_ctzll(bits))];
+      ready.insert(ready.end(), lanes.begin(), lanes.end());
     }
   }
   for (EngineLane* lane : ready) {
@@ -162,7 +166,6 @@ void Engine::ring_dirty() {
 }
 
 int Engine::wait_timeout_ms(u64 now) const {
-  if (faults_.stall_until_ns > now) return static_cast<int>((faults_.stall_until_ns - now) / 1'000'000 + 1);
   if (!ready_tags_.empty() || recheck_) return 0;
   int timeout = blocked_retry_ ? kBlockedRetryMs : -1;
   if (!timers_.empty()) {
@@ -198,8 +201,10 @@ void Engine::handle_tag(u64 tag) {
 }
 
 void Engine::emit(EngineEvent::Kind kind, u64 a, u64 b, std::string reason) {
-  // Beyond the limit only the newest facts are dropped, and the last one says so.
-  if (events_.size() >= kEngineEventsMax) return;
+  // Requests and losses are few by nature and always told; observations are dropped beyond the limit.
+  const bool observation = kind == EngineEvent::Kind::flow_unknown || kind == EngineEvent::Kind::stale ||
+                           kind == EngineEvent::Kind::corrupt;
+  if (observation && events_.size() >= kEngineEventsMax) return;
   // The same unknown flow is one fact, however many records name it.
   if (kind == EngineEvent::Kind::flow_unknown)
     for (const EngineEvent& event : events_)

@@ -58,7 +58,7 @@ class Engine {
   void close_session(u64 session);
   Status add_forward(u64 flow, u32 lane, u64 session);
   Status add_deliver(u64 flow, u32 lane, u64 session, u64 published);
-  void remove_flow(u64 flow);
+  void remove_flow(u64 flow);           ///< takes effect at the thread's next step
   bool drained(u32 lane);
   std::vector<GroupStats> stats();
   u64 wakeups() const { return wakeups_.load(std::memory_order_relaxed); }
@@ -123,6 +123,8 @@ class Engine {
   void finish_reading(u32 lane, u64 reading);
   void pop_readings(EngineLane& lane);  // moves the return ring's tail over what is done
   void free_slot(const ReturnEntry& entry);
+  void apply_removals();
+  void forget_flow(u64 flow);
   bool reported(u32 lane, u64 reading) const;
   u64 last_in_lane(EngineLane& lane, u64 flow) const;
 
@@ -157,8 +159,8 @@ class Engine {
   Doorbell doorbell_;
   Fd epoll_, kick_fd_, events_fd_;
   std::vector<EngineEvent> events_;
-  bool events_lost_ = false;
   std::unordered_map<u32, std::unique_ptr<EngineLane>> lanes_;
+  std::vector<EngineLane*> lanes_by_bit_[kLanesPerPortMax];   // ready bit = lane number modulo the bitmap
   std::vector<u32> dirty_;
   SegmentMap segments_;                 // local senders', for reading
   Arena arena_;                         // own, for what arrives
@@ -170,6 +172,7 @@ class Engine {
   std::unordered_map<u64, std::vector<HeldReturn>> orphan_returns_;  // flow unknown yet
   std::unordered_set<u64> removed_flows_;
   std::deque<u64> removed_order_;
+  std::vector<u64> removals_;
   std::unordered_set<u64> unknown_in_;  // flows a peer sent on before add_deliver
   std::set<std::pair<u64, Outgoing*>> timers_;
   std::unordered_map<u32, std::vector<std::pair<u64, u64>>> segment_waiters_;  // session, transfer
