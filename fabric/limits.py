@@ -23,19 +23,18 @@ OUTSTANDING_PER_ENDPOINT: Final = 2048
 HELD_PER_PORT: Final = 8192
 SLOTS_PER_SEGMENT_MAX: Final = 1024
 CACHE_LINE: Final = 64
+KEY_BYTES_MAX: Final = 512  # routing key of a message
+TENSORS_PER_MESSAGE_MAX: Final = 64
+PINS_PER_SENDER_MAX: Final = 65536  # keys pinned to a flow, per sender
 
 # ---- names and text
 NAME_BYTES_MAX: Final = 128  # node, module, channel, type, field, plugin and policy names
-KEY_BYTES_MAX: Final = 256  # routing key of a message
-TOKEN_BYTES_MAX: Final = 256
 ERROR_TEXT_BYTES_MAX: Final = 4096
 SOCKET_PATH_BYTES_MAX: Final = 107  # sun_path less its terminator
 
 # ---- messages
 FIELDS_PER_TYPE_MAX: Final = 64
-TENSORS_PER_MESSAGE_MAX: Final = 32
 TENSOR_RANK_MAX: Final = 16
-TENSOR_ALIGNMENT_BYTES: Final = 64
 STRING_BYTES_MAX: Final = 1 << 20  # one str or bytes scalar
 META_BYTES_MAX: Final = 4 << 20  # all scalars of one message, encoded
 MESSAGE_BYTES_MAX: Final = 1 << 30  # tensors of one message together
@@ -67,8 +66,6 @@ CREDIT_BYTES: Final = 64 << 20
 # ---- requests and routes
 REQUESTS_IN_FLIGHT_MAX: Final = 1024  # per requester
 STREAM_REPLIES_QUEUED_MAX: Final = 1024  # per streamed request, unread by its caller
-CANCELLED_REMEMBERED_MAX: Final = 4096  # correlations whose late replies are discarded silently
-ROUTE_PINS_MAX: Final = 65536  # keys pinned to a flow, per sender
 ROUTE_PIN_TTL_S: Final = 60.0
 ROUTE_ASK_S: Final = 1.0
 

@@ -207,7 +207,7 @@ class Requester(Generic[M, R]):
                 if not may_provide:
                     raise
                 self.sender.provide(need, call.deadline_ns)
-            except (errors.StaleHandleError, errors.PathBrokenError):
+            except (errors.StaleHandleError, errors.BrokenError):
                 if any(f["flow"] == flow for f in self._port.flows_of(self.endpoint)):
                     raise
 

@@ -261,7 +261,7 @@ class Responder(Generic[M, R]):
                 if not deadline_ns:
                     raise
                 self.replies.provide(need, deadline_ns)
-            except (errors.StaleHandleError, errors.PathBrokenError) as error:
+            except (errors.StaleHandleError, errors.BrokenError) as error:
                 raise errors.PeerLostError(
                     f"channel {self.channel!r}: the requester of {correlation} is gone",
                     channel=self.channel,

@@ -51,7 +51,7 @@ class RoutePins:
             with self._lock:
                 self._pins[key] = (flow, now + int(min(ttl_s, limits.ROUTE_PIN_TTL_S) * 1e9))
                 self._pins.move_to_end(key)
-                while len(self._pins) > limits.ROUTE_PINS_MAX:
+                while len(self._pins) > limits.PINS_PER_SENDER_MAX:
                     self._pins.popitem(last=False)
         return flow
 

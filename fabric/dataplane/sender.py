@@ -14,9 +14,11 @@ from fabric import limits
 from fabric.dataplane.deadlines import absolute_ns, left_s, monotonic_ns
 from fabric.dataplane.routes import RoutePins, header_fields
 from fabric.errors import (
+    BrokenError,
     CapacityError,
     ClosedError,
     DeadlineExceeded,
+    LoanLimitError,
     StaleHandleError,
     TypeMismatchError,
 )
@@ -122,7 +124,7 @@ class Sender(Generic[M]):
             )
         except self.need_segment as need:
             return self._send_again(need, meta, tensors, key, deadline_ns, flow, expires_ns)
-        except StaleHandleError:
+        except (StaleHandleError, BrokenError):
             if not flow:
                 raise
             return self._send_elsewhere(message, meta, tensors, key, deadline_ns, flow, expires_ns)
@@ -353,6 +355,12 @@ class Sender(Generic[M]):
         import numpy
 
         plan = self.type.plan_loan(shapes)
+        total = sum(size for _, _, size in plan)
+        if total > limits.SEGMENT_BYTES_MAX:
+            raise LoanLimitError(
+                f"a loan of {total} bytes, SEGMENT_BYTES_MAX is {limits.SEGMENT_BYTES_MAX}",
+                limit="SEGMENT_BYTES_MAX",
+            )
         while True:
             try:
                 loan = self.native.loan([size for _, _, size in plan])

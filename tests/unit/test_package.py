@@ -1,8 +1,10 @@
 """What `import fabric` costs and says; the tree of errors."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -88,3 +90,10 @@ def test_foreign_error_is_reported_with_its_class():
 
 def test_deadline_is_also_a_timeout_error():
     assert issubclass(errors.DeadlineExceeded, TimeoutError)
+
+
+def test_every_class_that_the_native_code_raises_exists():
+    source = Path(__file__).parents[2] / "fabric/native/bind/errors.cpp"
+    names = set(re.findall(r'return "([A-Za-z]+)";', source.read_text()))
+    assert {"PathBrokenError", "CreditExhaustedError", "ClosedError", "DeadlineExceeded"} <= names
+    assert all(issubclass(getattr(errors, name), errors.FabricError) for name in names)

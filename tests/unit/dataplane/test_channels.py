@@ -278,3 +278,41 @@ def test_bf16_loan_and_view_meet_torch(blocks):
 
 def test_tensor_annotation_is_exported():
     assert fabric.Tensor is Tensor
+
+
+def test_loan_above_the_largest_segment_is_refused(blocks, monkeypatch):
+    monkeypatch.setattr(limits, "SEGMENT_BYTES_MAX", 1000)
+    with (
+        pytest.raises(errors.LoanLimitError, match="SEGMENT_BYTES_MAX"),
+        blocks[0].loan(data=(100, 50)),
+    ):
+        pass
+
+
+def test_iteration_ends_at_the_normal_end_of_a_channel(notes):
+    class Ended:
+        def receive(self, deadline_ns):
+            raise errors.EndOfChannel
+
+        def close(self):
+            return
+
+    receiver = notes[1]
+    native, receiver.native = receiver.native, Ended()
+    assert list(receiver) == []
+    receiver.native = native
+
+
+def test_reply_to_a_requester_that_is_gone_says_so(node, types):
+    with fabric.attach("answers", node.path) as answers:
+        answers.declare("embed", types.query, reply=types.answer)
+        responder = answers.responder("embed", types.query, types.answer)
+        with fabric.attach("asks", node.path) as asks:
+            asks.requester("embed", types.query, types.answer).begin(types.query(1), None, 20)
+            request = responder.receive(5)
+        deadline = time.monotonic() + 5
+        while answers.flows_of(responder.replies.endpoint) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        with pytest.raises(errors.FabricError) as info:
+            request.reply(types.answer(1))
+        assert isinstance(info.value, (errors.PeerLostError, errors.CancelledRequestError))

@@ -113,7 +113,7 @@ def test_pins_age_and_are_bounded_and_go_with_their_flow(monkeypatch):
     assert pins.flow_for(b"b", lambda: {"key": b"b", "ttl": 0}) == 13
     pins.forget_flow(11)
     assert pins.flow_for(b"a", lambda: {"key": b"a", "ttl": 60}) == 14
-    monkeypatch.setattr(limits, "ROUTE_PINS_MAX", 2)
+    monkeypatch.setattr(limits, "PINS_PER_SENDER_MAX", 2)
     for key in (b"c", b"d", b"e"):
         pins.flow_for(key, lambda key=key: {"key": key, "ttl": 60})
     assert len(pins._pins) == 2
