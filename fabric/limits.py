@@ -56,6 +56,9 @@ PROTOCOL_QUOTE_BYTES_MAX: Final = 64
 
 # ---- handshake between nodes (docs/WIRE.md §5)
 HANDSHAKE_S: Final = 5.0
+HANDSHAKES_MAX: Final = 64  # at once, of one listener
+CONNECT_S: Final = 5.0
+ACCEPT_RETRY_S: Final = 0.1
 HANDSHAKE_BYTES_MAX: Final = 1024  # one message
 HANDSHAKE_REASON_BYTES_MAX: Final = 200
 

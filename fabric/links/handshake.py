@@ -16,18 +16,17 @@ import hmac
 import secrets
 import socket
 import struct
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
 
 from fabric import limits
+from fabric.abc.link import GROUP_BULK, GROUP_CONTROL, GROUP_TOKEN, NodeInfo, PeerInfo
 from fabric.errors import BrokenError, DeadlineExceeded, PeerProtocolError, PeerRestartedError
 
 MAGIC: Final = b"FABH"
 VERSION_MIN: Final = 1
 VERSION_MAX: Final = 1
-GROUP_CONTROL: Final = 255  # node to node control; 0 and 1 are the engine's data connections
 _HEAD = struct.Struct("<4sBBH")  # magic, kind, 0, body length
 _PROOF_BYTES: Final = 32
 _NONCE_BYTES: Final = 32
@@ -39,48 +38,6 @@ class Kind(enum.IntEnum):
     HELLO = 1
     PROOF = 2
     REFUSED = 3
-
-
-@dataclass(frozen=True, slots=True)
-class NodeInfo:
-    """What one side says about itself.
-
-    Parameters
-    ----------
-    node : str
-        Node name, at most `limits.NAME_BYTES_MAX` bytes.
-    number : int
-        Node number, 0 while the registry has not given one.
-    incarnation : int
-        Of the engine (groups 0, 1) or of the daemon (group 255).
-    group : int
-        0 control and token, 1 embedding and bulk, 255 node control.
-    features : int
-        Bits of optional protocol parts; both sides use the intersection.
-    """
-
-    node: str
-    number: int
-    incarnation: int
-    group: int
-    features: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class PeerInfo:
-    """The proven other side and what was agreed.
-
-    `session` is the same number on both sides and for every connection between the same two incarnations;
-    it is in every frame header, so that a frame of another life is refused.
-    """
-
-    node: str
-    number: int
-    incarnation: int
-    group: int
-    features: int
-    version: int
-    session: int
 
 
 class State(enum.Enum):
@@ -365,7 +322,7 @@ def _check_hello(body: bytes) -> dict[str, Any]:
         0 < len(hello["node"].encode()) <= limits.NAME_BYTES_MAX
         and 0 <= hello["number"] < 1 << 16
         and 0 < hello["incarnation"] < 1 << 64
-        and hello["group"] in (0, 1, GROUP_CONTROL)
+        and hello["group"] in (GROUP_TOKEN, GROUP_BULK, GROUP_CONTROL)
         and len(hello["nonce"]) == _NONCE_BYTES
         and 0 <= hello["features"] < 1 << 64
     )
@@ -382,3 +339,16 @@ def _versions(value: list[Any]) -> tuple[int, int]:
 
 def _broken(reason: str) -> PeerProtocolError:
     return PeerProtocolError(f"handshake: {reason}")
+
+
+__all__ = [
+    "GROUP_CONTROL",
+    "Handshake",
+    "Kind",
+    "NodeInfo",
+    "PeerInfo",
+    "State",
+    "accept",
+    "connect",
+    "session_id",
+]
