@@ -215,6 +215,12 @@ Status Port::add_segment(u32 segment, int fd, bool writable) {
   return status;
 }
 
+std::shared_ptr<Segment> Port::find_reader(u32 segment) {
+  std::lock_guard lock(mutex_);
+  auto it = readers_.find(segment);
+  return it == readers_.end() ? nullptr : it->second;
+}
+
 Status Port::drop_segment(u32 segment) {
   Operation operation(*this);
   if (!operation.ok()) return operation.status();

@@ -27,7 +27,7 @@ class ReceiverCore;
 
 inline constexpr u64 kHeartbeatNs = 250'000'000;
 inline constexpr u64 kServiceNs = 50'000'000;        ///< progress when no user thread made any
-inline constexpr u64 kFreezeParkNsMax = 2'000'000'000;
+inline constexpr u64 kFreezeParkNsMax = 900'000'000;  ///< an audit's cut lasts at most 500 ms
 inline constexpr u32 kWakesOwedMax = 64;
 
 /// Inside: the mutex is held and busy is 1. Everything on a port happens in one of these.
@@ -113,7 +113,8 @@ class Port : public std::enable_shared_from_this<Port> {
   u64 number() const { return number_; }
   u64 incarnation() const { return incarnation_; }
   Arena& arena() { return arena_; }
-  SegmentMap& readers() { return readers_; }
+  /// A mapped foreign segment, or nullptr. Takes the mutex, no Operation: it changes nothing shared.
+  std::shared_ptr<Segment> find_reader(u32 segment);
   HeldTable& held() { return held_; }
   PortStats& counters() { return counters_; }
   Faults& faults() { return faults_; }

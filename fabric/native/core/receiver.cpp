@@ -191,15 +191,9 @@ void ReceiverCore::collect(MessageCore* message) {
 Status ReceiverCore::piece(MessageCore& message, u32 index, const u8*& data) {
   const SegmentEntry& entry = message.segments[index];
   std::shared_ptr<Segment>& mapped = message.mapped[index == 0 ? 0 : 1];
-  if (mapped == nullptr) {
-    Operation operation(port_);
-    if (!operation.ok()) return operation.status();
-    auto it = port_.readers().find(entry.segment);
-    if (it == port_.readers().end()) return Status::need_segment(0, entry.segment);
-    mapped = it->second;
-  } else if (port_.closed() || port_.forked()) {
-    return Status::fail(Code::closed, "the port is closed");
-  }
+  if (port_.closed() || port_.forked()) return Status::fail(Code::closed, "the port is closed");
+  if (mapped == nullptr) mapped = port_.find_reader(entry.segment);
+  if (mapped == nullptr) return Status::need_segment(0, entry.segment);
   if (!message.slots_held) return Status::fail(Code::stale, "the message was released");
   if (entry.memory_kind > static_cast<u8>(MemoryKind::pinned)) {
     return Status::fail(Code::invalid, "the tensor lies in device memory");

@@ -21,6 +21,7 @@ FlowOut* SenderCore::find(u64 flow) const {
 }
 
 Full SenderCore::room(FlowOut& flow, u64 bytes) const {
+  if (flow.lane->broken) return Full::broken;
   if (!flow.after.empty()) {
     std::erase_if(flow.after, [this](u64 id) {
       const FlowOut* older = find(id);
@@ -120,6 +121,10 @@ Status SenderCore::explain(Full full, const FlowOut* blocked, Code code) const {
 Status SenderCore::wait_or_fail(Operation& operation, Full full, FlowOut* blocked, u64 deadline_ns, bool may_wait) {
   if (full == Full::flow_gone) {
     return Status::fail(Code::peer_lost, "channel " + text(channel_) + ": the flow that was asked for is gone");
+  }
+  if (full == Full::broken) {
+    return Status::fail(Code::protocol, "channel " + text(channel_) + ": the peer of flow " + text(blocked->id) +
+                                            " broke the rules of its lane: " + blocked->lane->fault);
   }
   if (full == Full::too_large) {
     return Status::fail(Code::capacity, "key, meta and tables exceed " + text(kRecordBytesMax) + " bytes");

@@ -41,7 +41,9 @@ class Attached:
         state = _native.create_state(number, incarnation, os.getuid())
         doorbell = _native.create_doorbell()
         event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        port = _native.Port(number, incarnation, state, doorbell, event, service_thread=service_thread)
+        port = _native.Port(
+            number, incarnation, state, doorbell, event, service_thread=service_thread
+        )
         return cls(number, incarnation, state, doorbell, event, port, [state, doorbell, event])
 
     def close(self) -> None:
@@ -62,24 +64,45 @@ class Pair:
     next_flow: int = 1
     next_segment: int = 1
 
-    def sender(self, endpoint: int = 11, channel: int = 7, pattern: int = STREAM, delivery: int = AT_MOST_ONCE) -> Any:
+    def sender(
+        self,
+        endpoint: int = 11,
+        channel: int = 7,
+        pattern: int = STREAM,
+        delivery: int = AT_MOST_ONCE,
+    ) -> Any:
         return self.a.port.open_sender(endpoint, channel, 99, pattern, delivery, 1)
 
-    def receiver(self, endpoint: int = 21, channel: int = 7, pattern: int = STREAM, delivery: int = AT_MOST_ONCE) -> Any:
+    def receiver(
+        self,
+        endpoint: int = 21,
+        channel: int = 7,
+        pattern: int = STREAM,
+        delivery: int = AT_MOST_ONCE,
+    ) -> Any:
         return self.b.port.open_receiver(endpoint, channel, 99, pattern, delivery)
 
     def flow(
-        self, sender: int = 11, receiver: int = 21, messages: int = 256, bytes_: int = 1 << 24, after_drain: bool = False
+        self,
+        sender: int = 11,
+        receiver: int = 21,
+        messages: int = 256,
+        bytes_: int = 1 << 24,
+        after_drain: bool = False,
     ) -> int:
         number, self.next_flow = self.next_flow, self.next_flow + 1
         self.b.port.add_flow_in(receiver, number, self.lane, self.a.number, messages, bytes_)
-        self.a.port.add_flow_out(sender, number, self.lane, receiver, messages, bytes_, 1, after_drain)
+        self.a.port.add_flow_out(
+            sender, number, self.lane, receiver, messages, bytes_, 1, after_drain
+        )
         return number
 
     def segment(self, slot_bytes: int = 1 << 16, slots: int = 8) -> int:
         """Give a an arena segment and let b read it."""
         number, self.next_segment = self.next_segment, self.next_segment + 1
-        fd = _native.create_segment(number, self.a.number, self.a.incarnation, os.getuid(), slot_bytes, slots)
+        fd = _native.create_segment(
+            number, self.a.number, self.a.incarnation, os.getuid(), slot_bytes, slots
+        )
         self.a.port.add_segment(number, fd, True)
         _native.seal_segment(fd)
         self.b.port.add_segment(number, fd, False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +13,17 @@ import numpy as np
 import pytest
 
 from fabric import _native, errors
-from tests.unit.native.pair import AT_LEAST_ONCE, DELIVERED, DROPPED, FAILED, QUEUE, Pair, pair, send_each, soon
+from tests.unit.native.pair import (
+    AT_LEAST_ONCE,
+    DELIVERED,
+    DROPPED,
+    FAILED,
+    QUEUE,
+    Pair,
+    pair,
+    send_each,
+    soon,
+)
 
 
 @pytest.fixture
@@ -54,7 +65,9 @@ def test_sender_waits_when_credit_is_zero(joined: Pair) -> None:
     send_each(out, [b"x"] * 4)
     with pytest.raises(errors.WouldBlock):
         out.send(b"x", [], None, 0)
-    with pytest.raises(errors.DeadlineExceeded, match=f"channel 7: credit of flow {flow}: 4 messages out"):
+    with pytest.raises(
+        errors.DeadlineExceeded, match=f"channel 7: credit of flow {flow}: 4 messages out"
+    ):
         out.send(b"x", [], None, soon(0.05))
     sent = threading.Event()
 
@@ -242,7 +255,9 @@ def test_acknowledgement_ends_an_at_least_once_message(joined: Pair) -> None:
     assert out.flush(soon()) and out.counts() == {(DELIVERED, 0): 2, (FAILED, 5): 1}
 
 
-def test_lost_flow_redelivers_unacknowledged_messages_in_order_before_new_ones(joined: Pair) -> None:
+def test_lost_flow_redelivers_unacknowledged_messages_in_order_before_new_ones(
+    joined: Pair,
+) -> None:
     out, inn = joined.sender(delivery=AT_LEAST_ONCE), joined.receiver(delivery=AT_LEAST_ONCE)
     joined.segment()
     flow = joined.flow()
@@ -515,6 +530,41 @@ def test_service_thread_drains_and_beats_without_user_calls() -> None:
             time.sleep(0.01)
         assert joined.b.port.stats()["records_in"] == 1
         assert inn.receive(0).meta == b"x"
+
+
+@pytest.mark.parametrize("act", ["receive", "send"])
+def test_signal_handler_ends_a_wait(joined: Pair, act: str) -> None:
+    out, inn = joined.sender(), joined.receiver()
+
+    def handle(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    former = signal.signal(signal.SIGUSR1, handle)
+    timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1))
+    timer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            inn.receive(soon(20)) if act == "receive" else out.send(b"", [], None, soon(20))
+    finally:
+        timer.join()
+        signal.signal(signal.SIGUSR1, former)
+    joined.flow()
+    out.send(b"after", [], None, soon())
+    assert inn.receive(soon()).meta == b"after"
+
+
+def test_lying_return_entry_breaks_only_its_lane(joined: Pair) -> None:
+    out, inn = joined.sender(), joined.receiver()
+    flow = joined.flow()
+    out.send(b"x", [], None, soon())
+    inn.receive(soon())
+    returns = 3 * 4096 + 2 * 256 * 1024 - 4096  # behind head, cursors and both record rings
+    assert os.pread(joined.lane_fd, 8, returns) == flow.to_bytes(8, "little")
+    os.pwrite(joined.lane_fd, (99).to_bytes(8, "little"), returns + 16)
+    with pytest.raises(errors.PeerProtocolError, match="a return entry cannot be true"):
+        for _ in range(2):
+            out.flush(soon(0.01))
+            out.send(b"y", [], None, soon())
 
 
 def test_crc32c_matches_the_published_vectors() -> None:

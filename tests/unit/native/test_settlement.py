@@ -33,7 +33,12 @@ def places(joined: Pair) -> dict[str, list[tuple[int, int]]]:
     """Every (flow, flow_seq) by where it was found."""
     lane = _native.inspect_lane(joined.lane_fd, 0)
     held = _native.inspect_state(joined.b.state)["held"]
-    ends = [(flow, seq) for kind, flow, a, b, _, _ in lane["returns"] if kind == 1 for seq in range(a, b + 1)]
+    ends = [
+        (flow, seq)
+        for kind, flow, a, b, _, _ in lane["returns"]
+        if kind == 1
+        for seq in range(a, b + 1)
+    ]
     return {
         "lane": [(flow, seq) for flow, seq, _, _ in lane["records"]],
         "held": [(row["flow"], row["flow_seq"]) for row in held],
