@@ -47,6 +47,8 @@ class Auditor:
                 except errors.FabricError as error:
                     reason = str(error)
                     continue
+                if any(s["unsettled"] for s in snapshots) and attempt + 1 < limits.AUDIT_TRIES:
+                    continue  # a death is being settled, which the cut may have torn apart
                 view = self._daemon.registry.view
                 names = {c.number: c.name for c in view.channels}
                 report = compare(snapshots, [msgspec.to_builtins(a) for a in archived], names)
@@ -149,7 +151,8 @@ class Auditor:
                 except errors.FabricError as error:
                     directions.append({"error": str(error)})
             lanes.append({"lane": lane.lane, "ports": list(lane.ports), "directions": directions})
-        return {"node": self._daemon.context.name, "ports": ports, "lanes": lanes}
+        unsettled = self._daemon.death.unsettled_count + self._daemon.wiring.leaving_count
+        return {"node": self._daemon.context.name, "unsettled": unsettled, "ports": ports, "lanes": lanes}
 
 
 def encode_snapshot(snapshot: dict[str, Any]) -> bytes:

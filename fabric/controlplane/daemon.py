@@ -79,6 +79,7 @@ class Daemon:
 
     def _connect_parts(self) -> None:
         self.wiring.gateway = self.gateway
+        self.wiring.node_is = lambda node, incarnation: self.membership.node_is(node, incarnation)
         self.wiring.call = self.calls.call
         self.wiring.lose_for_dead = self.death.lose
         self.ports.on_death = self._on_death
@@ -89,6 +90,7 @@ class Daemon:
         self.attach.reported = self._on_reported
         self.attach.owner_of = self.modules.owner_of
         self.attach.route_ask = self.stages.route_ask
+        self.stages.flows_settled = self.reconciler.settled
         self.endpoints.transform_of = self.stages.transform_of
         self.context.keeper.on_exit = self.modules.on_exit
         self.context.keeper.on_lost = self._on_keeper_lost
@@ -205,7 +207,7 @@ class Daemon:
         self.registry.view = view
         alive = {n.number: n.incarnation for n in view.nodes if n.state != "dead"}
         for out in list(self.flows.outs.values()):
-            if alive.get(out.target_node) != out.target_incarnation:
+            if alive.get(out.target_node) != out.target_incarnation and not self.wiring.is_losing(out.flow):
                 self._spawn(self.wiring.lose(out.flow, 0, OUTCOME_UNKNOWN))
         for half in list(self.flows.ins.values()):
             if alive.get(half.producer_node) != half.producer_incarnation:

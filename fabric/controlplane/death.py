@@ -56,6 +56,11 @@ class DeathHandler:
         while self._tasks:
             await asyncio.wait(list(self._tasks.values()))
 
+    @property
+    def unsettled_count(self) -> int:
+        """Dead ports that are not settled yet."""
+        return len(self._tasks)
+
     def stop(self) -> None:
         """End the background work; the keeper still has what it was about."""
         for task in self._tasks.values():
@@ -117,11 +122,7 @@ class DeathHandler:
 
     async def _lose_inflow(self, half: InFlow, handed_upto: int) -> None:
         fields = {"flow": half.flow, "handed_upto": handed_upto, "reason": PEER_LOST}
-        try:
-            await self._wiring.call(half.producer_node, "flow_lost", fields)
-        except errors.FabricError as error:
-            extra = {"flow": half.flow, "reason": str(error)}
-            log.warning("a sender was not told of its dead consumer", extra=extra)
+        await self._wiring.tell(half.producer_node, half.producer_incarnation, "flow_lost", fields)
 
     async def _wait_for_returns(self, port: Port) -> None:
         """Wait until the senders have read the dead port's last reports; bounded."""

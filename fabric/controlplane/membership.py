@@ -110,6 +110,11 @@ class Membership:
         known = self._peers.get(number)
         return known.control if known and known.control and not known.control.is_closed else None
 
+    def node_is(self, number: int, incarnation: int) -> bool:
+        """Tell whether a node is a member, in this incarnation, as far as the newest view says."""
+        node = self._daemon.registry.view.node(number)
+        return node is not None and node.incarnation == incarnation and node.state != "dead"
+
     def peers(self) -> list[int]:
         """Return the numbers of the connected nodes."""
         return [number for number in self._peers if self.peer(number) is not None]

@@ -55,6 +55,12 @@ class Reconciler:
         while self._workers:
             await asyncio.wait(list(self._workers.values()))
 
+    async def settled(self, endpoints: list[int], timeout_s: float) -> None:
+        """Wait until the flows of some senders are as the view asks, at most `timeout_s`."""
+        workers = [self._workers[e] for e in endpoints if e in self._workers]
+        if workers:
+            await asyncio.wait(workers, timeout=timeout_s)
+
     def stop(self) -> None:
         """End all workers."""
         for task in self._workers.values():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,10 @@ class Plugin:
         return next(e for e in self.exports if e["kind"] == kind and e["name"] == name)
 
 
+async def _no_wait(senders: list[int], timeout_s: float) -> None:
+    """Nothing is being set up."""
+
+
 class StageTable:
     """Belongs to the daemon's loop."""
 
@@ -65,6 +70,7 @@ class StageTable:
         self._plugins: dict[str, Plugin] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._installed_asked: set[str] = set()
+        self.flows_settled: Callable[[list[int], float], Awaitable[None]] = _no_wait
         self._routes_told: dict[int, str | None] = {}
         modules.on_ready = self._on_ready
 
@@ -256,6 +262,9 @@ class StageTable:
         """Return the open flows of a port, waiting half of ROUTE_ASK_S for the first, so that no key goes unasked."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + limits.ROUTE_ASK_S / 2
+        # A policy is asked once for a key: it must see every target, not the first that was set up.
+        senders = [e.endpoint for e in self._endpoints.of(port.port) if e.channel == channel.number]
+        await self.flows_settled(senders, limits.ROUTE_ASK_S / 2)
         while True:
             flows = [
                 f for f in self._flows.outs_of_port(port.port)

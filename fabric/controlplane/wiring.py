@@ -12,7 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-from fabric import errors
+from fabric import errors, limits
 from fabric.controlplane.context import Context
 from fabric.controlplane.endpoints import EndpointTable
 from fabric.controlplane.flow_plan import NewFlow
@@ -47,7 +47,9 @@ class Wiring:
         self._endpoints = endpoints
         self._flows = flows
         self.gateway: Gateway | None = None
+        self._leaving: set[int] = set()
         self.call: Call = self._no_peers
+        self.node_is: Callable[[int, int], bool] = lambda node, incarnation: False
         self.lose_for_dead: Callable[[int, int, int, int], bool] = lambda port, flow, handed, reason: False
 
     # ---------------------------------------------------------------- sender's side
@@ -91,27 +93,67 @@ class Wiring:
 
     async def retire(self, out: OutFlow) -> None:
         """Forget a flow on which nothing is outstanding any more; its receiver is told."""
+        if out.flow in self._leaving:
+            return
+        self._leaving.add(out.flow)
+        try:
+            await self.tell(out.target_node, out.target_incarnation, "flow_in_close", {"flow": out.flow})
+        finally:
+            self._leaving.discard(out.flow)
         self._flows.forget_out(out.flow)
         self._remove_from_gateway(out.flow)
-        try:
-            await self.call(out.target_node, "flow_in_close", {"flow": out.flow})
-        except errors.FabricError as error:
-            log.info("receiver not told of a closed flow", extra={"flow": out.flow, "reason": str(error)})
         if out.reply_flow:
             await self.serve_flow_in_close({"flow": out.reply_flow})
 
     async def lose(self, flow: int, handed_upto: int, reason: int) -> None:
         """Settle a flow whose consumer or path is gone: tell the living sender, who redelivers or fails."""
         out = self._flows.outs.get(flow)
-        if out is None:
+        if out is None or flow in self._leaving:
             return
-        self._flows.forget_out(flow)
-        self._remove_from_gateway(flow)
-        source = self._ports.get(out.port)
-        if source is not None and source.is_alive:
-            await source.push("flow_lost", {"flow": flow, "handed_upto": handed_upto, "reason": reason})
-        else:
-            self.lose_for_dead(out.port, flow, handed_upto, reason)
+        self._leaving.add(flow)
+        try:
+            self._remove_from_gateway(flow)
+            source = self._ports.get(out.port)
+            fields = {"flow": flow, "handed_upto": handed_upto, "reason": reason}
+            if source is None or not await self._push_until_done(source, "flow_lost", fields):
+                self.lose_for_dead(out.port, flow, handed_upto, reason)
+        finally:
+            self._leaving.discard(flow)
+        self._flows.forget_out(flow)  # only now: a restarted daemon must tell the sender again
+
+    def is_losing(self, flow: int) -> bool:
+        """Tell whether a flow is being settled or retired right now."""
+        return flow in self._leaving
+
+    @property
+    def leaving_count(self) -> int:
+        """Flows that are being settled or retired right now."""
+        return len(self._leaving)
+
+    async def tell(self, node: int, incarnation: int, op: str, fields: dict[str, Any]) -> None:
+        """Call a node until it has done it, or is no longer that incarnation's node (then nobody needs it)."""
+        pause = limits.FLOW_RETRY_S
+        while True:
+            try:
+                await self.call(node, op, fields)
+                return
+            except (errors.BrokenError, errors.DeadlineExceeded) as error:
+                if node == self._context.number or not self.node_is(node, incarnation):
+                    log.info("node not told", extra={"node": node, "op": op, "reason": str(error)})
+                    return
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 5.0)
+
+    async def _push_until_done(self, port: Port, op: str, fields: dict[str, Any]) -> bool:
+        """Push until the process confirms; False when it is (or gets) dead meanwhile."""
+        while port.is_alive:
+            try:
+                await port.push(op, fields)
+                return True
+            except (errors.BrokenError, errors.DeadlineExceeded) as error:
+                log.info("push repeated", extra={"port": port.port, "op": op, "reason": str(error)})
+                await asyncio.sleep(limits.FLOW_RETRY_S)
+        return False
 
     # ---------------------------------------------------------------- receiver's side, asked by any node
     async def serve_flow_prepare(self, fields: dict[str, Any]) -> dict[str, Any]:
