@@ -13,12 +13,11 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import fabric
-from fabric.errors import FabricError
 from demo_nodes import Cluster, wait_until
 from demo_prompts import PROMPTS
 from fabric_modules.model import (
@@ -29,6 +28,9 @@ from fabric_modules.model import (
     prepare_model,
 )
 from fabric_modules.types import Generate, Token
+
+import fabric
+from fabric.errors import FabricError
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORT = ROOT / "build" / "demo" / "report.json"
@@ -165,20 +167,24 @@ def modules_state(cluster: Cluster) -> str | None:
     return ", ".join(waiting) or None
 
 
-def channel_rows(topology: dict[str, Any]) -> list[dict[str, Any]]:
-    """Messages, bytes and path of every channel, summed over its flows."""
-    rows = []
-    for channel in topology.get("channels", ()):
-        flows = channel.get("flows") or ()
-        rows.append(
-            {
-                "channel": channel.get("name"),
-                "messages": sum(int(flow.get("messages") or 0) for flow in flows),
-                "bytes": sum(int(flow.get("bytes") or 0) for flow in flows),
-                "paths": sorted({str(flow.get("path")) for flow in flows}),
-            }
-        )
-    return rows
+def channel_rows(
+    topology: dict[str, Any], audit: dict[str, Any], questions: list[Question]
+) -> list[dict[str, Any]]:
+    """Messages (from the ledgers), KV bytes (as prefill sent them) and path of every channel."""
+    paths = {
+        c.get("name"): sorted({str(flow.get("path")) for flow in c.get("flows") or ()})
+        for c in topology["channels"]
+    }
+    kv_bytes = sum(q.last["kv_bytes"] for q in questions if q.last)
+    return [
+        {
+            "channel": row["name"],
+            "messages": int(row["accepted"]),
+            "paths": paths.get(row["name"], []),
+            "bytes": kv_bytes if row["name"] == "kv" else None,
+        }
+        for row in audit.get("channels", ())
+    ]
 
 
 def build_report(
@@ -241,13 +247,19 @@ def run_job(cluster: Cluster) -> tuple[list[Question], list[dict[str, Any]], dic
     wait_until("modules load the model", MODULES_READY_S, lambda: modules_state(cluster), say)
     ask_all(cluster, questions, tokenizer)
     compare(files, questions, tokenizer)
-    channels = channel_rows(cluster.ask(first, "topology"))
+    topology = cluster.ask(first, "topology")
+    audit = cluster.ask(first, "audit", check=False) or {}
+    channels = channel_rows(topology, audit, questions)
     _show("fabricctl topology", cluster.verb(first, "topology"))
     for row in channels:
+        paths, size = ", ".join(row["paths"]) or "closed paths", row["bytes"]
         say(
-            f"channel {row['channel']:>10}: {row['messages']:>6} messages {row['bytes']:>12} bytes over {', '.join(row['paths']) or '-'}"
+            f"channel {row['channel']:>10}: {row['messages']:>5} messages over {paths}"
+            + (f", {size} bytes" if size is not None else "")
         )
-    audit = cluster.ask(first, "audit", check=False) or {}
+    for link in topology["links"]:
+        sent = int(link["bytes_sent"])
+        say(f"link {link['source']} -> {link['target']} ({link['link']}): {sent} bytes sent")
     _show("fabricctl audit", cluster.verb(first, "audit", check=False))
     return questions, channels, audit
 
@@ -269,6 +281,9 @@ def main() -> int:
         status, keep = 130, False
     except (RuntimeError, OSError, ValueError, FabricError) as error:
         say(f"FAILED: {error}")
+        keep = False
+    except Exception:  # a bug here must not leave nodes running
+        say("FAILED:\n" + traceback.format_exc())
         keep = False
     if keep and status == 0:
         return _leave_running(cluster, questions, channels, audit)

@@ -61,7 +61,11 @@ class Control:
         parts = await self._summaries()
         ports = [row for part in parts.values() for row in part["ports"]]
         links = [row for part in parts.values() for row in part["links"]]
-        flows = [row for part in parts.values() for row in part["flows"]]
+        received: dict[int, int] = {}  # by flow; only the receiver's node has counted them
+        for part in parts.values():
+            for flow, messages in part["received"]:
+                received[flow] = max(messages, received.get(flow, 0))
+        flows = [{**row, "messages": received.get(row["flow"], 0)} for part in parts.values() for row in part["flows"]]
         return {
             "generation": view.epoch, "nodes": node_rows(view, self._daemon.context.number), "links": links,
             "ports": ports, "channels": [channel_view(view, c, flows) for c in view.channels],

@@ -22,17 +22,29 @@ def summary(daemon: Daemon) -> dict[str, Any]:
     node = daemon.context.name
     ledgers, sent = _ledgers(daemon)
     return {
-        "ports": _port_rows(daemon), "flows": _flow_rows(daemon, sent), "links": _link_rows(daemon),
-        "ledgers": ledgers, "modules": [module_row(node, p) for p in daemon.modules.all("module")],
-        "plugins": [plugin_row(node, p, daemon.modules.find("stage", p.name)) for p in daemon.stages.all()],
+        "ports": _port_rows(daemon),
+        "flows": _flow_rows(daemon, sent),
+        "links": _link_rows(daemon),
+        "ledgers": ledgers,
+        "received": [[flow, row["messages"]] for flow, row in sent.items()],
+        "modules": [module_row(node, p) for p in daemon.modules.all("module")],
+        "plugins": [
+            plugin_row(node, p, daemon.modules.find("stage", p.name)) for p in daemon.stages.all()
+        ],
     }
 
 
 def node_rows(view: View, own: int) -> list[dict[str, Any]]:
     """Return one row a node."""
     return [
-        {"name": n.name, "number": n.number, "address": f"{n.host}:{n.port}" if n.port else None,
-         "incarnation": n.incarnation, "state": _NODE_STATES[n.state], "local": n.number == own}
+        {
+            "name": n.name,
+            "number": n.number,
+            "address": f"{n.host}:{n.port}" if n.port else None,
+            "incarnation": n.incarnation,
+            "state": _NODE_STATES[n.state],
+            "local": n.number == own,
+        }
         for n in view.nodes
     ]
 
@@ -41,8 +53,13 @@ def module_row(node: str, process: Process) -> dict[str, Any]:
     """Return one row of a module."""
     about = process.about
     return {
-        "name": process.name, "node": node, "state": process.life.state.value, "pid": process.pid,
-        "restarts": process.life.restarts, "class": about.get("class"), "channels": about.get("channels", {}),
+        "name": process.name,
+        "node": node,
+        "state": process.life.state.value,
+        "pid": process.pid,
+        "restarts": process.life.restarts,
+        "class": about.get("class"),
+        "channels": about.get("channels", {}),
         "config": about.get("config", {}),
     }
 
@@ -50,8 +67,13 @@ def module_row(node: str, process: Process) -> dict[str, Any]:
 def plugin_row(node: str, plugin: Plugin, process: Process | None) -> dict[str, Any]:
     """Return one row of a plugin."""
     return {
-        "name": plugin.name, "node": node, "path": plugin.path, "exports": plugin.exports, "error": plugin.error or None,
-        "state": process.life.state.value if process else "stopped", "pid": process.pid if process else 0,
+        "name": plugin.name,
+        "node": node,
+        "path": plugin.path,
+        "exports": plugin.exports,
+        "error": plugin.error or None,
+        "state": process.life.state.value if process else "stopped",
+        "pid": process.pid if process else 0,
         "restarts": process.life.restarts if process else 0,
         "running": [{"channel": c, "transform": t} for c, t in sorted(plugin.running)],
     }
@@ -66,12 +88,16 @@ def channel_rows(
     for part in parts:
         for row in part["ledgers"]:
             seen.add(row["endpoint"])
-            total = sums.setdefault(row["channel"], dict.fromkeys(("accepted", "delivered", "dropped", "failed"), 0))
+            total = sums.setdefault(
+                row["channel"], dict.fromkeys(("accepted", "delivered", "dropped", "failed"), 0)
+            )
             for key in total:
                 total[key] += row[key]
     for final in archived:
         if final.endpoint not in seen:
-            total = sums.setdefault(final.channel, dict.fromkeys(("accepted", "delivered", "dropped", "failed"), 0))
+            total = sums.setdefault(
+                final.channel, dict.fromkeys(("accepted", "delivered", "dropped", "failed"), 0)
+            )
             total["accepted"] += final.accepted
             for end, _, number in final.counts:
                 total[END_NAMES[end]] += number
@@ -82,19 +108,37 @@ def channel_view(view: View, channel: ChannelRecord, flows: list[dict[str, Any]]
     """Return a channel with its endpoints and flows, as topology shows it."""
     names = {n.number: n.name for n in view.nodes}
     ends = [
-        {"endpoint": e.endpoint, "role": e.role, "port": e.port, "name": e.port_name, "node": names.get(e.node),
-         "stage": e.stage if e.transform else (0 if e.role == "sender" else len(channel.transforms)),
-         "transform": e.transform or None}
-        for e in view.endpoints if e.channel == channel.number
+        {
+            "endpoint": e.endpoint,
+            "role": e.role,
+            "port": e.port,
+            "name": e.port_name,
+            "node": names.get(e.node),
+            "stage": e.stage
+            if e.transform
+            else (0 if e.role == "sender" else len(channel.transforms)),
+            "transform": e.transform or None,
+        }
+        for e in view.endpoints
+        if e.channel == channel.number
     ]
-    mine = [{k: v for k, v in f.items() if k != "channel"} for f in flows if f["channel"] == channel.number]
+    mine = [
+        {k: v for k, v in f.items() if k != "channel"}
+        for f in flows
+        if f["channel"] == channel.number
+    ]
     return {**_about(channel), "endpoints": ends, "flows": mine}
 
 
 def _about(channel: ChannelRecord) -> dict[str, Any]:
     return {
-        "name": channel.name, "type": channel.type_name, "pattern": channel.pattern, "delivery": channel.delivery,
-        "class": channel.klass, "route": channel.route, "transforms": list(channel.transforms),
+        "name": channel.name,
+        "type": channel.type_name,
+        "pattern": channel.pattern,
+        "delivery": channel.delivery,
+        "class": channel.klass,
+        "route": channel.route,
+        "transforms": list(channel.transforms),
     }
 
 
@@ -102,53 +146,79 @@ def _channel_row(view: View, channel: ChannelRecord, sums: dict[str, int]) -> di
     ends = [e for e in view.endpoints if e.channel == channel.number and not e.transform]
     counts = {key: sums.get(key, 0) for key in ("accepted", "delivered", "dropped", "failed")}
     return {
-        **_about(channel), "senders": sum(e.role == "sender" for e in ends),
-        "receivers": sum(e.role == "receiver" for e in ends), **counts,
-        "in_flight": counts["accepted"] - counts["delivered"] - counts["dropped"] - counts["failed"],
-        "overflow": channel.overflow, "schema": channel.schema or None, "reply_schema": channel.reply_schema or None,
+        **_about(channel),
+        "senders": sum(e.role == "sender" for e in ends),
+        "receivers": sum(e.role == "receiver" for e in ends),
+        **counts,
+        "in_flight": counts["accepted"]
+        - counts["delivered"]
+        - counts["dropped"]
+        - counts["failed"],
+        "overflow": channel.overflow,
+        "schema": channel.schema or None,
+        "reply_schema": channel.reply_schema or None,
     }
 
 
 def _port_rows(daemon: Daemon) -> list[dict[str, Any]]:
     return [
-        {"port": p.port, "name": p.name, "node": daemon.context.name, "kind": p.kind, "pid": p.pid,
-         "state": "dead" if not p.is_alive else ("suspect" if p.is_suspect else "ready")}
+        {
+            "port": p.port,
+            "name": p.name,
+            "node": daemon.context.name,
+            "kind": p.kind,
+            "pid": p.pid,
+            "state": "dead" if not p.is_alive else ("suspect" if p.is_suspect else "ready"),
+        }
         for p in daemon.ports
     ]
 
 
 def _flow_rows(daemon: Daemon, sent: dict[int, dict[str, int]]) -> list[dict[str, Any]]:
     owners = {e.endpoint: e.port_name for e in daemon.registry.view.endpoints}
-    owners |= {e.reply_endpoint: e.port_name for e in daemon.registry.view.endpoints if e.reply_endpoint}
+    owners |= {
+        e.reply_endpoint: e.port_name for e in daemon.registry.view.endpoints if e.reply_endpoint
+    }
     rows = []
     for out in daemon.flows.outs.values():
         port = daemon.ports.get(out.port)
         local = out.target_node == daemon.context.number
-        rows.append({
-            "channel": out.channel, "flow": out.flow, "source": port.name if port else "",
-            "target": owners.get(out.target_endpoint, ""), "path": "shm" if local else "tcp",
-            "generation": out.generation, "state": out.state, "is_reply": out.is_reply,
-            **sent.get(out.flow, {"outstanding": 0, "messages": 0}),
-        })
+        rows.append(
+            {
+                "channel": out.channel,
+                "flow": out.flow,
+                "source": port.name if port else "",
+                "target": owners.get(out.target_endpoint, ""),
+                "path": "shm" if local else "tcp",
+                "generation": out.generation,
+                "state": out.state,
+                "is_reply": out.is_reply,
+                **sent.get(out.flow, {"outstanding": 0, "messages": 0}),
+            }
+        )
     return rows
 
 
 def _link_rows(daemon: Daemon) -> list[dict[str, Any]]:
-    stats = daemon.gateway.stats()
-    sessions = {s.get("session"): s for s in stats.get("sessions", ()) if isinstance(s, dict)}
+    groups_of_all = daemon.gateway.stats().get("groups", ())
     rows = []
     for number in daemon.membership.peers():
         node = daemon.registry.view.node(number)
-        seen = sessions.get(daemon.gateway.session_of(number), {})
-        groups = [g for g in seen.get("groups", ()) if isinstance(g, dict)]
+        session = daemon.gateway.session_of(number)
+        groups = [g for g in groups_of_all if g["session"] == session]
         connections = sum((number, group) in daemon.gateway.up for group in (0, 1))
-        rows.append({
-            "source": daemon.context.name, "target": node.name if node else str(number), "link": "tcp",
-            "state": "up" if connections == 2 else "down", "connections": connections,
-            "bytes_sent": sum(g.get("bytes_sent", 0) for g in groups),
-            "bytes_received": sum(g.get("bytes_received", 0) for g in groups),
-            "rtt_us": max((g.get("rtt_us", 0) for g in groups), default=0),
-        })
+        rows.append(
+            {
+                "source": daemon.context.name,
+                "target": node.name if node else str(number),
+                "link": "tcp",
+                "state": "up" if connections == 2 else "down",
+                "connections": connections,
+                "bytes_sent": sum(g["bytes_out"] for g in groups),
+                "bytes_received": sum(g["bytes_in"] for g in groups),
+                "rtt_us": max((g["rtt_ns"] // 1000 for g in groups), default=0),
+            }
+        )
     return rows
 
 
@@ -163,15 +233,23 @@ def _ledgers(daemon: Daemon) -> tuple[list[dict[str, int]], dict[int, dict[str, 
             daemon.context.events.add("state unreadable", port=port.port, reason=str(error))
             continue
         for flow in state["flows"]:
-            flows.setdefault(flow["flow"], {"outstanding": 0, "messages": 0})["messages"] = flow["drained"]
+            flows.setdefault(flow["flow"], {"outstanding": 0, "messages": 0})["messages"] = flow[
+                "drained"
+            ]
         for ledger in state["ledgers"]:
             rows.append(_ledger_row(ledger, flows))
     return rows, flows
 
 
 def _ledger_row(ledger: dict[str, Any], flows: dict[int, dict[str, int]]) -> dict[str, int]:
-    row = {"endpoint": ledger["endpoint"], "channel": ledger["channel"], "accepted": ledger["accepted"],
-           "delivered": 0, "dropped": 0, "failed": 0}
+    row = {
+        "endpoint": ledger["endpoint"],
+        "channel": ledger["channel"],
+        "accepted": ledger["accepted"],
+        "delivered": 0,
+        "dropped": 0,
+        "failed": 0,
+    }
     for (end, _), number in ledger["counts"].items():
         if end >= END_DELIVERED:
             row[END_NAMES[end]] += number

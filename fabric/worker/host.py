@@ -268,9 +268,15 @@ class ModuleHost:
 
     def _flush(self, item: Field, deadline: float) -> None:
         try:
-            getattr(self.module, item.name).endpoint.flush(timeout=max(0.0, deadline - time.monotonic()))
-        except FabricError as error:  # the ledger says how those messages end; leaving is still right
-            log.warning("module %s leaves with messages on their way: %s", self._settings.name, error)
+            getattr(self.module, item.name).endpoint.flush(
+                timeout=max(0.0, deadline - time.monotonic())
+            )
+        except (
+            FabricError
+        ) as error:  # the ledger says how those messages end; leaving is still right
+            log.warning(
+                "module %s leaves with messages on their way: %s", self._settings.name, error
+            )
 
     def _save(self, state: bytes | None) -> None:
         path = self._settings.state_file

@@ -140,7 +140,8 @@ def _check_handlers(cls: type[Module], fields: dict[str, Field]) -> None:
         field = fields.get(name[3:])
         if field is None or field.kind not in (In, Serve):
             raise ContractError(
-                f"module {cls.__name__}: handler {name} belongs to no In or Serve field; fields: {', '.join(fields) or 'none'}"
+                f"module {cls.__name__}: handler {name} belongs to no In or Serve field; "
+                f"fields: {', '.join(fields) or 'none'}"
             )
     for name in cls.manual_ack - fields.keys():
         raise ContractError(f"module {cls.__name__}: manual_ack names {name!r}, which is no field")

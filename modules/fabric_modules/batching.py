@@ -46,7 +46,9 @@ class ExactBatching:
         """Run the rows one after the other."""
         for row in rows:
             with torch.inference_mode():
-                logits = self.model(torch.tensor([[row.token]]), past_key_values=row.cache, use_cache=True).logits
+                logits = self.model(
+                    torch.tensor([[row.token]]), past_key_values=row.cache, use_cache=True
+                ).logits
             row.length += 1
             yield row, int(logits[0, -1].argmax(-1))
 
@@ -86,7 +88,9 @@ class JointBatching:
         """Copy the appended position into the row's own cache, which stays the truth."""
         assert self._cache is not None
         for joint, own in zip(self._cache.layers, row.cache.layers, strict=True):
-            own.update(joint.keys[index : index + 1, :, -1:], joint.values[index : index + 1, :, -1:])
+            own.update(
+                joint.keys[index : index + 1, :, -1:], joint.values[index : index + 1, :, -1:]
+            )
         row.length += 1
 
     def _build(self, rows: list[Row]) -> None:
@@ -108,4 +112,7 @@ class JointBatching:
         return joint
 
 
-BATCHINGS: dict[str, type[ExactBatching] | type[JointBatching]] = {"exact": ExactBatching, "joint": JointBatching}
+BATCHINGS: dict[str, type[ExactBatching] | type[JointBatching]] = {
+    "exact": ExactBatching,
+    "joint": JointBatching,
+}

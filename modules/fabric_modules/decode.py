@@ -62,7 +62,9 @@ class Decode(fabric.Module):
         """Load the model."""
         kind = self.config.get("batch", "exact")
         if kind not in BATCHINGS:
-            raise ConfigError(f"batch: {kind!r}; use {' or '.join(BATCHINGS)}", key="batch", found=kind)
+            raise ConfigError(
+                f"batch: {kind!r}; use {' or '.join(BATCHINGS)}", key="batch", found=kind
+            )
         files = prepare_model(self.config.get("model", "smollm2"))
         self.model = load_model(files, int(self.config.get("threads", 1)))
         self.batching: Batching = BATCHINGS[kind](self.model)
@@ -74,7 +76,12 @@ class Decode(fabric.Module):
         body = request.message
         tokens = body.as_torch("tokens").clone()
         sequence = Sequence(
-            body.request, len(tokens), body.max_new_tokens, body.eos, Answer(request), time.monotonic_ns()
+            body.request,
+            len(tokens),
+            body.max_new_tokens,
+            body.eos,
+            Answer(request),
+            time.monotonic_ns(),
         )
         self.sequences.accept(sequence)
         try:
@@ -87,14 +94,21 @@ class Decode(fabric.Module):
     def on_kv(self, message: Any) -> None:
         """Copy one KV piece out of its slot."""
         self.sequences.place(
-            message.request, message.attempt, message.layer, message.offset, message.total,
-            message.as_torch("k"), message.as_torch("v"), time.monotonic_ns(),
+            message.request,
+            message.attempt,
+            message.layer,
+            message.offset,
+            message.total,
+            message.as_torch("k"),
+            message.as_torch("v"),
+            time.monotonic_ns(),
         )
 
     def on_prefilled(self, message: Any) -> None:
         """Start decoding once the KV is whole."""
         self.sequences.prefilled(
-            Prefilled(**{name: getattr(message, name) for name in _PREFILLED_FIELDS}), time.monotonic_ns()
+            Prefilled(**{name: getattr(message, name) for name in _PREFILLED_FIELDS}),
+            time.monotonic_ns(),
         )
 
     def run(self) -> None:
@@ -138,5 +152,13 @@ class Decode(fabric.Module):
 
 
 _PREFILLED_FIELDS = (
-    "request", "attempt", "first_token", "tokens", "kv_bytes", "kv_messages", "kv_hidden_bytes", "prefill_us", "error",
+    "request",
+    "attempt",
+    "first_token",
+    "tokens",
+    "kv_bytes",
+    "kv_messages",
+    "kv_hidden_bytes",
+    "prefill_us",
+    "error",
 )

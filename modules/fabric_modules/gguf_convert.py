@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from fabric.errors import ConfigError, DeadlineExceeded
 
 from .limits import CONVERT_LOCK_TIMEOUT_S
@@ -124,7 +125,10 @@ def _llama_config(fields: _Fields, tensors: set[str], source: Path) -> Any:
         num_key_value_heads=fields.get("llama.attention.head_count_kv", heads),
         max_position_embeddings=fields.get("llama.context_length"),
         rms_norm_eps=fields.get("llama.attention.layer_norm_rms_epsilon"),
-        rope_parameters={"rope_type": "default", "rope_theta": fields.get("llama.rope.freq_base", 10000.0)},
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": fields.get("llama.rope.freq_base", 10000.0),
+        },
         tie_word_embeddings="output.weight" not in tensors,
         bos_token_id=fields.get("tokenizer.ggml.bos_token_id"),
         eos_token_id=fields.get("tokenizer.ggml.eos_token_id"),
@@ -179,20 +183,26 @@ def _write_tokenizer(fields: _Fields, target: Path) -> None:
         raise ConfigError("only byte-level BPE tokenizers (tokenizer.ggml.model = gpt2) are read")
     tokens = fields.get("tokenizer.ggml.tokens")
     merges = [tuple(merge.split(" ", 1)) for merge in fields.get("tokenizer.ggml.merges")]
-    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
+    tokenizer = Tokenizer(
+        models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges)
+    )
     steps: list[Any] = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
     if fields.get("tokenizer.ggml.pre") == "smollm":
         steps.insert(0, pre_tokenizers.Digits(individual_digits=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     tokenizer.decoder = decoders.ByteLevel()
     kinds = fields.get("tokenizer.ggml.token_type") or []
-    special = [token for token, kind in zip(tokens, kinds) if kind == _CONTROL_TOKEN]
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    special = [token for token, kind in zip(tokens, kinds, strict=False) if kind == _CONTROL_TOKEN]
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in special]
+    )
     tokenizer.save(str(target / "tokenizer.json"))
     chat = {
         "template": fields.get("tokenizer.chat_template") or "",
         "eos": [fields.get("tokenizer.ggml.eos_token_id")],
-        "tokens": {"bos_token": tokens[fields.get("tokenizer.ggml.bos_token_id")],
-                   "eos_token": tokens[fields.get("tokenizer.ggml.eos_token_id")]},
+        "tokens": {
+            "bos_token": tokens[fields.get("tokenizer.ggml.bos_token_id")],
+            "eos_token": tokens[fields.get("tokenizer.ggml.eos_token_id")],
+        },
     }
     (target / "chat.json").write_text(json.dumps(chat))

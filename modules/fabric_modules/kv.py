@@ -77,8 +77,10 @@ class KVAssembly:
 
     def __init__(self, layers: int, total: int, room: int) -> None:
         if not 0 < total <= PROMPT_TOKENS_MAX or not 0 <= room <= NEW_TOKENS_MAX:
-            raise ValueError(f"prompt of {total} tokens with {room} to come: at most "
-                             f"{PROMPT_TOKENS_MAX} and {NEW_TOKENS_MAX}")
+            raise ValueError(
+                f"prompt of {total} tokens with {room} to come: at most "
+                f"{PROMPT_TOKENS_MAX} and {NEW_TOKENS_MAX}"
+            )
         self.total = total
         self._room = room
         self._keys: list[torch.Tensor | None] = [None] * layers
@@ -101,7 +103,12 @@ class KVAssembly:
             The piece does not fit this prompt.
         """
         tokens = k.shape[0]
-        if not 0 <= layer < len(self._keys) or offset < 0 or offset + tokens > self.total or v.shape[0] != tokens:
+        if (
+            not 0 <= layer < len(self._keys)
+            or offset < 0
+            or offset + tokens > self.total
+            or v.shape[0] != tokens
+        ):
             raise ValueError(
                 f"piece of layer {layer} at {offset} with {tokens} keys and {v.shape[0]} values does not fit "
                 f"{len(self._keys)} layers of {self.total} tokens"
@@ -136,6 +143,8 @@ class KVAssembly:
         if existing is None:
             return torch.empty((1, heads, self.total + self._room, dim), dtype=piece.dtype)
         if existing.shape[1] != heads or existing.shape[3] != dim or existing.dtype != piece.dtype:
-            raise ValueError(f"piece of shape {tuple(piece.shape)} {piece.dtype} in a cache of "
-                             f"{tuple(existing.shape)} {existing.dtype}")
+            raise ValueError(
+                f"piece of shape {tuple(piece.shape)} {piece.dtype} in a cache of "
+                f"{tuple(existing.shape)} {existing.dtype}"
+            )
         return existing

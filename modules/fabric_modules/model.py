@@ -184,7 +184,7 @@ def _checked_directory(directory: Path) -> ModelFiles:
             raise ConfigError(
                 f"model directory {directory}: {name} is missing; "
                 "a model is a directory with config.json and model.safetensors",
-                    key="model",
+                key="model",
                 expected=name,
             )
     return ModelFiles(directory, directory)

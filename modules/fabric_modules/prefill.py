@@ -17,8 +17,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import fabric
 import torch
+
+import fabric
 from fabric.errors import DeadlineExceeded, FabricError
 
 from .kv import capture_cache
@@ -44,7 +45,9 @@ class Run:
     attempt: int = field(default_factory=lambda: secrets.randbits(62))
     cancelled: bool = False
     failure: str = ""
-    pieces: list[tuple[int, int]] = field(default_factory=list)  # (sequence, bytes), by the sender thread
+    pieces: list[tuple[int, int]] = field(
+        default_factory=list
+    )  # (sequence, bytes), by the sender thread
     planned_bytes: int = 0
     hidden_bytes: int = 0
     started_ns: int = field(default_factory=time.monotonic_ns)
@@ -55,8 +58,11 @@ class Run:
 
 
 def compute_prompt(
-    model: Any, tokens: torch.Tensor, publish: Callable[[int, int, torch.Tensor, torch.Tensor], None],
-    on_last_layer: Callable[[], None], chunk: int = 0,
+    model: Any,
+    tokens: torch.Tensor,
+    publish: Callable[[int, int, torch.Tensor, torch.Tensor], None],
+    on_last_layer: Callable[[], None],
+    chunk: int = 0,
 ) -> int:
     """Run a prompt and return the greedy first token.
 
@@ -91,7 +97,9 @@ class LayerSender:
     """Sends jobs in order on its own thread; the first failure of a run ends that run."""
 
     def __init__(self) -> None:
-        self._jobs: queue.Queue[tuple[Run, Callable[[], None]] | None] = queue.Queue(SEND_QUEUE_LAYERS)
+        self._jobs: queue.Queue[tuple[Run, Callable[[], None]] | None] = queue.Queue(
+            SEND_QUEUE_LAYERS
+        )
         self._thread = threading.Thread(target=self._work, name="kv-sender", daemon=True)
 
     def start(self) -> None:
@@ -189,7 +197,9 @@ class Prefill(fabric.Module):
 
     def _compute(self, run: Run, tokens: torch.Tensor) -> int:
         if not 0 < run.tokens <= self.tokens_max:
-            raise ValueError(f"prompt of {run.tokens} tokens; this model takes 1 to {self.tokens_max}")
+            raise ValueError(
+                f"prompt of {run.tokens} tokens; this model takes 1 to {self.tokens_max}"
+            )
 
         def publish(layer: int, offset: int, k: torch.Tensor, v: torch.Tensor) -> None:
             if run.cancelled:
@@ -203,13 +213,21 @@ class Prefill(fabric.Module):
 
         return compute_prompt(self.model, tokens, publish, on_last_layer, self.chunk)
 
-    def _send_layer(self, run: Run, layer: int, offset: int, k: torch.Tensor, v: torch.Tensor) -> None:
+    def _send_layer(
+        self, run: Run, layer: int, offset: int, k: torch.Tensor, v: torch.Tensor
+    ) -> None:
         if run.cancelled or run.failure:
             return
         k, v = k.transpose(0, 1), v.transpose(0, 1)
         shapes = {"k": (tuple(k.shape), self.kv_name), "v": (tuple(v.shape), self.kv_name)}
         with self.kv.loan(key=run.request, **shapes) as m:
-            m.request, m.attempt, m.layer, m.offset, m.total = run.request, run.attempt, layer, offset, run.tokens
+            m.request, m.attempt, m.layer, m.offset, m.total = (
+                run.request,
+                run.attempt,
+                layer,
+                offset,
+                run.tokens,
+            )
             m.layers = len(self.model.model.layers)
             copy_to_slot(m.k, k)
             copy_to_slot(m.v, v)
@@ -221,9 +239,14 @@ class Prefill(fabric.Module):
             if not run.cancelled:
                 self.prefilled.send(
                     Prefilled(
-                        request=run.request, attempt=run.attempt, first_token=first, tokens=run.tokens,
-                        kv_bytes=sum(size for _, size in run.pieces), kv_messages=len(run.pieces),
-                        kv_hidden_bytes=run.hidden_bytes, error=run.failure,
+                        request=run.request,
+                        attempt=run.attempt,
+                        first_token=first,
+                        tokens=run.tokens,
+                        kv_bytes=sum(size for _, size in run.pieces),
+                        kv_messages=len(run.pieces),
+                        kv_hidden_bytes=run.hidden_bytes,
+                        error=run.failure,
                         prefill_us=(time.monotonic_ns() - run.started_ns) // 1000,
                     ),
                     key=run.request,

@@ -10,7 +10,10 @@ from transformers.cache_utils import DynamicCache
 
 
 def generate(
-    model: Any, tokens: list[int], max_new_tokens: int, eos: int = -1,
+    model: Any,
+    tokens: list[int],
+    max_new_tokens: int,
+    eos: int = -1,
     on_token: Callable[[int], None] = lambda token: None,
 ) -> list[int]:
     """Return the greedy continuation of `tokens`, `eos` included when it ends there.

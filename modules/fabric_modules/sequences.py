@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+
 from fabric.errors import CapacityError, DeadlineExceeded, FabricError, RemoteError
 
 from .batching import Row
@@ -110,20 +111,36 @@ class Sequences:
         CapacityError
             Too many requests, or one that asks for too much.
         """
-        if not 0 < sequence.max_new_tokens <= NEW_TOKENS_MAX or not 0 < sequence.prompt_tokens <= PROMPT_TOKENS_MAX:
+        if (
+            not 0 < sequence.max_new_tokens <= NEW_TOKENS_MAX
+            or not 0 < sequence.prompt_tokens <= PROMPT_TOKENS_MAX
+        ):
             raise CapacityError(
                 f"request {sequence.request}: {sequence.prompt_tokens} prompt tokens (1 to {PROMPT_TOKENS_MAX}) and "
                 f"{sequence.max_new_tokens} new ones (1 to {NEW_TOKENS_MAX})"
             )
         with self.changed:
             if sequence.request in self._table:
-                raise CapacityError(f"request {sequence.request} is being served already; use another id")
+                raise CapacityError(
+                    f"request {sequence.request} is being served already; use another id"
+                )
             if len(self._table) >= ACTIVE_SEQUENCES_MAX:
-                raise CapacityError(f"{ACTIVE_SEQUENCES_MAX} sequences are active (ACTIVE_SEQUENCES_MAX); try later")
+                raise CapacityError(
+                    f"{ACTIVE_SEQUENCES_MAX} sequences are active (ACTIVE_SEQUENCES_MAX); try later"
+                )
             self._table[sequence.request] = sequence
 
-    def place(self, request: str, attempt: int, layer: int, offset: int, total: int,
-              k: torch.Tensor, v: torch.Tensor, now_ns: int) -> None:
+    def place(
+        self,
+        request: str,
+        attempt: int,
+        layer: int,
+        offset: int,
+        total: int,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        now_ns: int,
+    ) -> None:
         """Copy one KV piece in; pieces of unknown, ended or decoding requests are dropped and counted."""
         with self.changed:
             sequence = self._table.get(request)
@@ -200,8 +217,12 @@ class Sequences:
             late = [s for s in self._table.values() if now_ns - s.progress_ns > KV_TIMEOUT_S * 1e9]
             for sequence in late:
                 what = "its KV" if sequence.row is None else "the client to take its tokens"
-                self._end(sequence, DeadlineExceeded(
-                    f"request {sequence.request} waited {KV_TIMEOUT_S:.0f} s for {what}"))
+                self._end(
+                    sequence,
+                    DeadlineExceeded(
+                        f"request {sequence.request} waited {KV_TIMEOUT_S:.0f} s for {what}"
+                    ),
+                )
             return [sequence.request for sequence in late]
 
     def _deliver(self, sequence: Sequence) -> bool:
@@ -247,7 +268,11 @@ class Sequences:
         sequence.row.token = token
         final = token == sequence.eos or sequence.produced + 1 >= sequence.max_new_tokens
         done = sequence.summary
-        facts = (done.kv_bytes, done.kv_messages, done.kv_hidden_bytes, done.prefill_us) if final else ()
+        facts = (
+            (done.kv_bytes, done.kv_messages, done.kv_hidden_bytes, done.prefill_us)
+            if final
+            else ()
+        )
         sequence.outbox.append(Produced(sequence.request, sequence.produced, token, final, *facts))
         sequence.produced += 1
         sequence.finished = final
@@ -263,4 +288,3 @@ class Sequences:
             sequence.attempts.clear()
             sequence.row = None
         return sequence
-

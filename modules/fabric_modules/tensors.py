@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import fabric
 import torch
+
+import fabric
 
 TORCH_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 

@@ -14,8 +14,15 @@ def tiny_model() -> Any:
     torch.set_num_threads(1)
     torch.manual_seed(7)
     config = transformers.LlamaConfig(
-        vocab_size=97, hidden_size=48, intermediate_size=64, num_hidden_layers=3, num_attention_heads=6,
-        num_key_value_heads=2, max_position_embeddings=256, pad_token_id=0, initializer_range=0.6,
+        vocab_size=97,
+        hidden_size=48,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        pad_token_id=0,
+        initializer_range=0.6,
     )
     return transformers.LlamaForCausalLM(config).eval().requires_grad_(False)
 

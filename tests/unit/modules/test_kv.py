@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 torch = pytest.importorskip("torch")
-from fabric_modules.kv import KVAssembly, capture_cache  # noqa: E402
 from fabric_modules.batching import ExactBatching, JointBatching, Row  # noqa: E402
+from fabric_modules.kv import KVAssembly, capture_cache  # noqa: E402
 from fabric_modules.reference import generate  # noqa: E402
 
 
@@ -44,26 +44,38 @@ def decode(model: Any, batching: Any, prompts: list[list[int]], count: int) -> l
     return [answers[id(row)] for row in rows]
 
 
-def test_every_layer_is_published_once_in_layer_order(tiny_model: Any, prompts: list[list[int]]) -> None:
+def test_every_layer_is_published_once_in_layer_order(
+    tiny_model: Any, prompts: list[list[int]]
+) -> None:
     pieces, _ = prefill(tiny_model, prompts[1])
     assert [(layer, offset) for layer, offset, _, _ in pieces] == [(0, 0), (1, 0), (2, 0)]
 
 
-def test_chunked_prefill_publishes_offsets_and_the_same_first_token(tiny_model: Any, prompts: list[list[int]]) -> None:
+def test_chunked_prefill_publishes_offsets_and_the_same_first_token(
+    tiny_model: Any, prompts: list[list[int]]
+) -> None:
     pieces, first = prefill(tiny_model, prompts[2], chunk=16)
-    assert [(layer, offset) for layer, offset, _, _ in pieces] == [(l, o) for o in (0, 16, 32) for l in range(3)]
+    assert [(layer, offset) for layer, offset, _, _ in pieces] == [
+        (l, o) for o in (0, 16, 32) for l in range(3)
+    ]
     assert first == prefill(tiny_model, prompts[2])[1]
 
 
-def test_assembled_kv_decodes_exactly_like_one_process(tiny_model: Any, prompts: list[list[int]]) -> None:
+def test_assembled_kv_decodes_exactly_like_one_process(
+    tiny_model: Any, prompts: list[list[int]]
+) -> None:
     answers = decode(tiny_model, ExactBatching(tiny_model), prompts[:1], 30)
     steps = len(answers[0])
     assert answers[0] == generate(tiny_model, prompts[0], steps)
 
 
-def test_joint_batch_gives_the_tokens_of_single_runs(tiny_model: Any, prompts: list[list[int]]) -> None:
+def test_joint_batch_gives_the_tokens_of_single_runs(
+    tiny_model: Any, prompts: list[list[int]]
+) -> None:
     """Members come and go every fourth step, so buffers are rebuilt on the way."""
-    for tokens, answer in zip(prompts, decode(tiny_model, JointBatching(tiny_model), prompts, 40), strict=True):
+    for tokens, answer in zip(
+        prompts, decode(tiny_model, JointBatching(tiny_model), prompts, 40), strict=True
+    ):
         assert answer == generate(tiny_model, tokens, len(answer))
 
 

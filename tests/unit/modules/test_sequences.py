@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 torch = pytest.importorskip("torch")
-from fabric.errors import CapacityError, ClosedError, DeadlineExceeded, RemoteError  # noqa: E402
 from fabric_modules.limits import ACTIVE_SEQUENCES_MAX, KV_TIMEOUT_S, NEW_TOKENS_MAX  # noqa: E402
 from fabric_modules.sequences import Produced, Sequence, Sequences  # noqa: E402
+
+from fabric.errors import CapacityError, ClosedError, DeadlineExceeded, RemoteError  # noqa: E402
 
 LAYERS, TOKENS = 2, 4
 
@@ -44,14 +45,27 @@ def accept(table: Sequences, request: str = "r", room: int = 3, **client: Any) -
     return who
 
 
-def place(table: Sequences, attempt: int, layer: int, value: float = 1.0, request: str = "r") -> None:
+def place(
+    table: Sequences, attempt: int, layer: int, value: float = 1.0, request: str = "r"
+) -> None:
     k = torch.full((TOKENS, 1, 2), value)
     table.place(request, attempt, layer, 0, TOKENS, k, k, 1)
 
 
 def done(table: Sequences, attempt: int, error: str = "", request: str = "r") -> None:
-    table.prefilled(SimpleNamespace(request=request, attempt=attempt, first_token=9, error=error, kv_bytes=64,
-                                    kv_messages=2, kv_hidden_bytes=32, prefill_us=5), 1)
+    table.prefilled(
+        SimpleNamespace(
+            request=request,
+            attempt=attempt,
+            first_token=9,
+            error=error,
+            kv_bytes=64,
+            kv_messages=2,
+            kv_hidden_bytes=32,
+            prefill_us=5,
+        ),
+        1,
+    )
 
 
 def test_a_request_starts_when_every_layer_and_the_first_token_are_here() -> None:
@@ -153,6 +167,11 @@ def test_limits_are_typed_refusals() -> None:
     table = Sequences(LAYERS)
     for index in range(ACTIVE_SEQUENCES_MAX):
         accept(table, str(index))
-    for request, room, reason in (("new", 3, "are active"), ("0", 3, "served already"), ("x", NEW_TOKENS_MAX + 1, "new ones")):
+    cases = (
+        ("new", 3, "are active"),
+        ("0", 3, "served already"),
+        ("x", NEW_TOKENS_MAX + 1, "new ones"),
+    )
+    for request, room, reason in cases:
         with pytest.raises(CapacityError, match=reason):
             accept(table, request, room)

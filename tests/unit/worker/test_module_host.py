@@ -232,7 +232,10 @@ def test_fields_carry_kind_and_types() -> None:
         plain: int
 
     assert [(f.name, f.kind, f.types) for f in fields_of(Every)] == [
-        ("a", In, (Text,)), ("b", Out, (Text,)), ("c", Serve, (Text, Letter)), ("d", Call, (Text, Letter)),
+        ("a", In, (Text,)),
+        ("b", Out, (Text,)),
+        ("c", Serve, (Text, Letter)),
+        ("d", Call, (Text, Letter)),
     ]
 
 
@@ -254,13 +257,16 @@ def test_field_without_its_message_type_is_refused() -> None:
         fields_of(Bare)
 
 
-@pytest.mark.parametrize(("name", "reason"), [
-    ("no_colon", "write package.module:Class"),
-    ("no.such.package:Class", "No module named"),
-    ("fabric.worker.module:Nothing", "no attribute"),
-    ("fabric.worker.host:HostSettings", "is not a subclass"),
-    ("/no/such/file.py:Class", "no file"),
-])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("no_colon", "write package.module:Class"),
+        ("no.such.package:Class", "No module named"),
+        ("fabric.worker.module:Nothing", "no attribute"),
+        ("fabric.worker.host:HostSettings", "is not a subclass"),
+        ("/no/such/file.py:Class", "no file"),
+    ],
+)
 def test_class_that_cannot_be_loaded_is_refused_with_the_reason(name: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         load_module_class(name)
@@ -280,4 +286,6 @@ def test_settings_name_the_variable_that_is_missing_or_wrong() -> None:
         HostSettings.from_environment({**base, "FABRIC_MODULE_CONFIG": "{"})
     with pytest.raises(ConfigError, match="must be a JSON object"):
         HostSettings.from_environment({**base, "FABRIC_MODULE_CHANNELS": "[]"})
-    assert HostSettings.from_environment({**base, "FABRIC_MODULE_CONFIG": '{"a": 1}'}).config == {"a": 1}
+    assert HostSettings.from_environment({**base, "FABRIC_MODULE_CONFIG": '{"a": 1}'}).config == {
+        "a": 1
+    }
