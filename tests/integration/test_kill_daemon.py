@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from tests.integration.kill_nodes import balanced, clusters, settled, wait_for
+from tests.integration.kill_nodes import balanced, clusters, returned, settled, wait_for
 
 cluster = pytest.fixture(clusters)
 
@@ -31,9 +31,7 @@ def test_local_messages_flow_on_while_the_daemon_is_dead(cluster):
     assert settled(node, "local")["delivered"] == 600, (
         "accepted before the kill is counted after it"
     )
-    after_print = node.footprint()
-    assert after_print.shared_bytes <= before.shared_bytes
-    assert after_print.processes <= before.processes
+    returned(node, before)
 
 
 def serves_another(node, old):
