@@ -1,0 +1,186 @@
+"""The keeper alone, with small scripts in the place of daemon and modules."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+PRELUDE = """
+import asyncio, os, signal, sys, time
+from pathlib import Path
+from fabric.controlplane.keeper_client import KeeperLink
+where = Path(sys.argv[1])
+keeper = KeeperLink(int(sys.argv[-1]))
+loaded = keeper.load()
+def note(name, text=""):
+    (where / (name + ".new")).write_text(str(text)); (where / (name + ".new")).rename(where / name)
+"""
+RUN = """
+import sys
+from fabric.controlplane import keeper
+keeper.ABSENT_S = float(sys.argv[3])
+options = keeper.KeeperOptions([sys.executable, sys.argv[2], sys.argv[1]], dict(__import__("os").environ), [sys.argv[1] + "/path"])
+sys.exit(keeper.Keeper(options).run())
+"""
+
+
+def wait_for(path: Path, seconds: float = 10.0) -> str:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path.name} did not appear"
+        time.sleep(0.01)
+    return path.read_text()
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until_gone(*pids: int, seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while any(map(is_running, pids)):
+        assert time.monotonic() < deadline, f"{[p for p in pids if is_running(p)]} still run"
+        time.sleep(0.01)
+
+
+class Running:
+    def __init__(self, folder: Path, daemon: str, absent_s: float = 10.0) -> None:
+        script = folder / "daemon.py"
+        script.write_text(PRELUDE + textwrap.dedent(daemon))
+        (folder / "path").touch()
+        command = [sys.executable, "-c", RUN, str(folder), str(script), str(absent_s)]
+        self.folder = folder
+        self.process = subprocess.Popen(command)
+
+    def note(self, name: str, seconds: float = 10.0) -> str:
+        return wait_for(self.folder / name, seconds)
+
+
+@pytest.fixture
+def start(short_dir):
+    made = []
+
+    def starting(daemon: str, absent_s: float = 10.0) -> Running:
+        made.append(Running(short_dir, daemon, absent_s))
+        return made[-1]
+
+    yield starting
+    for running in made:
+        running.process.kill()
+        running.process.wait(5)
+
+
+def test_what_a_killed_daemon_had_put_is_handed_to_the_next(start):
+    running = start("""
+        if "k" in loaded.items:
+            value, fd = loaded.items["k"]
+            note("second", (value, os.pread(fd, 9, 0), sorted(loaded.items)))
+            keeper.ready()
+            time.sleep(60)
+        fd = os.memfd_create("x")
+        os.write(fd, b"persists")
+        keeper.put("k", {"n": 1}, fd)
+        keeper.put("k", {"n": 2})
+        keeper.put("gone/1", {}); keeper.put("gone/2", {}); keeper.drop("gone/")
+        keeper.ready()
+        os.kill(os.getpid(), signal.SIGKILL)
+    """)
+    assert running.note("second") == "({'n': 2}, b'persists', ['k'])"
+
+
+SPAWNING = """
+    async def main():
+        keeper.start()
+        ended = asyncio.Event()
+        keeper.on_exit = lambda tag, pid, code: (note("exited", (tag, code)), ended.set())
+        keeper.ready()
+        if loaded.children or loaded.exits:
+            note("again", (loaded.children, [(e["tag"], e["code"]) for e in loaded.exits]))
+        else:
+            pid = await keeper.spawn("m", {argv}, dict(os.environ), str(where / "m.log"))
+            note("pid", pid)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+        await ended.wait()
+    asyncio.run(main())
+"""
+SLEEP = '["sleep", "60"]'
+
+
+def test_exit_of_a_module_is_reported_with_its_code_and_its_output_is_in_the_log(start):
+    running = start(SPAWNING.replace("{argv}", '["sh", "-c", "echo said; exit 3"]'))
+    assert running.note("exited") == "('m', 3)"
+    assert running.note("m.log") == "said\n"
+
+
+def test_module_outlives_the_daemon_and_is_handed_back(start):
+    running = start(SPAWNING.replace("{argv}", SLEEP))
+    pid = int(running.note("pid"))
+    kill_daemon(running)
+    assert running.note("again") == f"({{'m': {pid}}}, [])"
+    assert is_running(pid)
+
+
+def test_exit_while_no_daemon_is_there_is_told_to_the_next_one(start):
+    running = start(SPAWNING.replace("{argv}", SLEEP))
+    pid = int(running.note("pid"))
+    daemon = kill_daemon(running)
+    os.kill(pid, signal.SIGKILL)
+    wait_until_gone(daemon, pid)
+    assert running.note("again") == "({}, [('m', -9)])"
+
+
+def test_modules_end_when_no_daemon_serves_for_too_long(start):
+    running = start("""
+        if (where / "pid").exists():
+            sys.exit(1)  # it never serves again
+    """ + textwrap.indent(textwrap.dedent(SPAWNING.replace("{argv}", SLEEP)), "        "), absent_s=0.5)
+    pid = int(running.note("pid"))
+    kill_daemon(running)
+    wait_until_gone(pid, seconds=5.0)
+    assert running.process.poll() is None, "the keeper itself goes on trying"
+
+
+def test_orderly_stop_ends_daemon_and_modules_and_removes_the_paths(start):
+    running = start(SPAWNING.replace("{argv}", '["sh", "-c", "sleep 61 & sleep 62"]'))
+    pid = int(running.note("pid"))
+    running.process.terminate()
+    assert running.process.wait(10) == 0
+    wait_until_gone(pid)
+    assert not (running.folder / "path").exists()
+
+
+def test_kill_of_the_keeper_takes_daemon_and_modules_along(start):
+    running = start(SPAWNING.replace("{argv}", SLEEP))
+    pid = int(running.note("pid"))
+    daemon = daemon_of(running)
+    running.process.kill()
+    wait_until_gone(pid, daemon)
+
+
+def test_daemon_that_never_served_is_not_started_again(start):
+    running = start("sys.exit(78)")
+    assert running.process.wait(10) == 78
+
+
+def daemon_of(running: Running) -> int:
+    listing = Path(f"/proc/{running.process.pid}/task/{running.process.pid}/children").read_text()
+    for pid in map(int, listing.split()):
+        if b"daemon.py" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return pid
+    raise AssertionError("no daemon")
+
+
+def kill_daemon(running: Running) -> int:
+    pid = daemon_of(running)
+    os.kill(pid, signal.SIGKILL)
+    return pid

@@ -1,0 +1,121 @@
+"""What fabricd refuses before it touches anything, and that each refusal says what to do."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+
+from fabric import limits
+from fabric.controlplane import options
+from fabric.controlplane.main import check_exposure, main
+from fabric.errors import BusyError, ConfigError
+
+
+def test_socket_path_at_the_limit_is_taken_and_one_byte_more_is_refused(short_dir):
+    room = limits.SOCKET_PATH_BYTES_MAX - len(str(short_dir)) - 1 - len(".ctl")
+    taken = options.listen_unix(str(short_dir / ("s" * room)))
+    taken.close()
+    with pytest.raises(ConfigError, match="choose a shorter one with --socket"):
+        options.listen_unix(str(short_dir / ("s" * (room + 1))))
+
+
+def test_attach_socket_is_only_for_its_owner(short_dir):
+    path = str(short_dir / "deep" / "s")
+    with options.listen_unix(path):
+        assert os.stat(path).st_mode & 0o777 == 0o600
+        assert os.stat(short_dir / "deep").st_mode & 0o077 == 0
+
+
+def test_socket_of_a_live_daemon_is_refused_and_that_of_a_dead_one_replaced(short_dir):
+    path = str(short_dir / "s")
+    first = options.listen_unix(path)
+    with pytest.raises(BusyError, match="a live daemon serves"):
+        options.listen_unix(path)
+    first.close()
+    options.listen_unix(path).close()
+
+
+def test_file_at_the_socket_path_is_not_removed(short_dir):
+    path = short_dir / "s"
+    path.write_text("mine")
+    with pytest.raises(ConfigError, match="not a socket"):
+        options.listen_unix(str(path))
+    assert path.read_text() == "mine"
+
+
+def test_state_directory_in_use_is_refused_naming_its_holder(short_dir):
+    lock = options.prepare_state(short_dir / "state")
+    with pytest.raises(BusyError, match=f"in use by fabricd {os.getpid()}"):
+        options.prepare_state(short_dir / "state")
+    os.close(lock)
+    os.close(options.prepare_state(short_dir / "state"))
+
+
+def test_state_directory_that_is_a_file_is_refused(short_dir):
+    (short_dir / "state").write_text("")
+    with pytest.raises(ConfigError, match="is not a directory; choose another with --state"):
+        options.prepare_state(short_dir / "state")
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/sys"), reason="needs /proc")
+def test_state_directory_that_cannot_be_written_is_refused():
+    with pytest.raises(ConfigError, match="the state directory /proc/sys/fabricd"):
+        options.prepare_state(options.Path("/proc/sys/fabricd"))
+
+
+def test_taken_address_is_refused(short_dir):
+    with options.listen_tcp(("127.0.0.1", 0)) as first:
+        with pytest.raises(BusyError, match="is taken; choose another --listen"):
+            options.listen_tcp(("127.0.0.1", first.getsockname()[1]))
+
+
+def test_address_of_another_machine_is_refused():
+    with pytest.raises(ConfigError, match="choose another --listen"):
+        options.listen_tcp(("192.0.2.1", 0))
+
+
+@pytest.mark.parametrize("text", ["nowhere", "127.0.0.1:", ":7400", "127.0.0.1:99999"])
+def test_malformed_address_is_refused_with_an_example(text):
+    with pytest.raises(ConfigError, match=r"write HOST:PORT"):
+        options.parse(["--listen", text])
+
+
+def test_listening_beyond_loopback_needs_a_secret_file(short_dir):
+    with pytest.raises(ConfigError, match="give --secret-file"):
+        check_exposure(options.parse(["--listen", "0.0.0.0:7400"]))
+    secret = short_dir / "secret"
+    secret.write_text("long enough to be one")
+    secret.chmod(0o600)
+    check_exposure(options.parse(["--listen", "0.0.0.0:7400", "--secret-file", str(secret)]))
+
+
+def test_secret_that_others_can_read_or_that_is_short_is_refused(short_dir):
+    secret = short_dir / "secret"
+    secret.write_text("long enough to be one")
+    secret.chmod(0o644)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        options.read_secret(secret)
+    secret.chmod(0o600)
+    assert options.read_secret(secret) == b"long enough to be one"
+    secret.write_text("x" * (options.SECRET_BYTES_MIN - 1))
+    with pytest.raises(ConfigError, match="at least"):
+        options.read_secret(secret)
+
+
+def test_nodes_of_one_user_share_a_secret_that_only_they_can_read(short_dir, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_dir))
+    first = options.read_secret(None)
+    assert first == options.read_secret(None) and len(first) >= 32
+    assert os.stat(short_dir / "fabricd" / "secret").st_mode & 0o777 == 0o600
+
+
+def test_refusal_is_one_line_on_stderr_and_status_2(short_dir, capsys):
+    path = str(short_dir / "s")
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(path)
+        other.listen(1)
+        assert main(["--socket", path, "--state", str(short_dir / "state")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("fabricd: a live daemon serves on") and said.count("\n") == 1
