@@ -325,7 +325,7 @@ class Adopter:
     def finish(self, reason: int) -> None:
         """Everything left fails with `reason`."""
 
-def inproc_pair() -> tuple:
+def inproc_pair() -> tuple[int, int]:
     """Ids of both ends of a fresh in-process link, for Engine.add_inproc."""
 
 class Engine:
@@ -340,9 +340,9 @@ class Engine:
     def event_fd(self) -> int:
         """Readable when events() has something."""
 
-    def events(self) -> list: ...
+    def events(self) -> list[dict[str, Any]]: ...
 
-    def stats(self) -> dict: ...
+    def stats(self) -> dict[str, Any]: ...
 
     def inject(self, fault: str, argument: int) -> None: ...
 

@@ -154,7 +154,7 @@ void bind_engine(nb::module_& module) {
   module.def("inproc_pair", [] {
     const auto [first, second] = inproc_make_pair();
     return nb::make_tuple(first, second);
-  }, "Ids of both ends of a fresh in-process link, for Engine.add_inproc.");
+  }, nb::sig("def inproc_pair() -> tuple[int, int]"), "Ids of both ends of a fresh in-process link, for Engine.add_inproc.");
   nb::class_<Engine> engine(module, "Engine", "The node's gateway: one native thread between lanes and links.");
   engine
       .def("__init__", [](Engine* self, u64 port, u64 incarnation, int state_fd, int doorbell_fd, int event_fd) {
@@ -167,8 +167,8 @@ void bind_engine(nb::module_& module) {
       .def("start", [](Engine& e) { checked([&] { return e.start(); }); })
       .def("stop", [](Engine& e, u64 drain_ms) { e.stop(drain_ms * 1'000'000); }, "drain_ms"_a, Released())
       .def("event_fd", &Engine::event_fd, "Readable when events() has something.")
-      .def("events", &event_list)
-      .def("stats", &stats_dict)
+      .def("events", &event_list, nb::sig("def events(self) -> list[dict[str, typing.Any]]"))
+      .def("stats", &stats_dict, nb::sig("def stats(self) -> dict[str, typing.Any]"))
       .def("inject", [](Engine& e, const std::string& fault, u64 argument) {
         checked([&] { return e.inject(fault, argument); });
       }, "fault"_a, "argument"_a);

@@ -30,8 +30,8 @@ inline constexpr u32 kFlowsInPerPortMax = 1024;
 inline constexpr u32 kOutstandingPerEndpoint = 2048;  ///< power of two
 inline constexpr u32 kHeldPerPort = 8192;
 inline constexpr u32 kSlotsPerSegmentMax = 1024;
-inline constexpr u32 kTensorsPerMessageMax = 32;
-inline constexpr u32 kKeyBytesMax = 256;
+inline constexpr u32 kTensorsPerMessageMax = 64;
+inline constexpr u32 kKeyBytesMax = 512;
 inline constexpr u32 kPinsPerSenderMax = 65536;   ///< keys that a stream sender remembers
 inline constexpr u32 kCacheLine = 64;
 
