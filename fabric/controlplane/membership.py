@@ -176,12 +176,15 @@ class Membership:
             registry.leave(fields["number"], fields["incarnation"])
             return {}
         endpoints = msgspec.convert(fields["endpoints"], list[EndpointRecord])
-        number = registry.join(msgspec.convert(fields["node"], NodeRecord), endpoints, now)
+        node = msgspec.convert(fields["node"], NodeRecord)
+        known = next((n for n in registry.view().nodes if n.name == node.name), None)
+        was_dead = known is not None and known.state == "dead" and known.incarnation == node.incarnation
+        number = registry.join(node, endpoints, now)
         if connection is not None:
             self._bind(number, connection)
         view = registry.view()
         self._peers[number].epoch_sent = 0  # the joined node sets its number before it can use a view
-        return {"number": number, "registry": self._context.number, "view": plain(view)}
+        return {"number": number, "registry": self._context.number, "view": plain(view), "was_dead": was_dead}
 
     def tick(self, now_s: float) -> None:
         """Once a second: end leases (registry) or prolong ours."""
@@ -213,6 +216,8 @@ class Membership:
     async def _join(self, connection: ControlConnection) -> None:
         node = plain(self._record())
         answer = await connection.request("join", {"node": node, "endpoints": plain(self._daemon.endpoints.all())})
+        if answer.get("was_dead"):
+            self._fence()
         self._take_number(answer["number"])
         self.registry_number = answer["registry"]
         self._bind(answer["registry"], connection)
@@ -241,20 +246,25 @@ class Membership:
             fields = {"number": self._context.number, "incarnation": self._context.incarnation}
             await connection.request("lease", fields, limits.LEASE_MS / 1000)
         except errors.StaleHandleError:
-            self._fence()
             await self._join(connection)
         except errors.FabricError as error:
             log.info("lease not prolonged", extra={"reason": str(error)})
 
     def _fence(self) -> None:
-        """We were declared dead while we slept: everything remote has been settled without us."""
+        """We were declared dead while we slept: everything remote has been settled without us.
+
+        A new incarnation makes new sessions, so that nothing of the old ones is taken for the present.
+        """
+        self._incarnation = time.time_ns()
+        for number in list(self._peers):
+            self._daemon.gateway.close_session(number)
         self._context.events.add("lease ended; joining again", number=self._context.number)
         for out in list(self._daemon.flows.outs.values()):
             if out.target_node != self._context.number:
                 self._spawn(self._daemon.wiring.lose(out.flow, 0, OUTCOME_UNKNOWN))
         for half in list(self._daemon.flows.ins.values()):
             if half.producer_node != self._context.number:
-                self._spawn(self._daemon.wiring.serve_flow_in_close({"flow": half.flow}))
+                self._spawn(self._daemon.wiring.serve_flow_in_close({"flow": half.flow, "drain": False}))
 
     # ---------------------------------------------------------------- peers
     def on_view(self, view: View) -> None:

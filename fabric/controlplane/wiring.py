@@ -201,7 +201,7 @@ class Wiring:
         self._flows.forget_in(half.flow)
         target = self._ports.get(half.port)
         if target is not None and target.is_alive:
-            await target.push("flow_in_close", {"flow": half.flow, "drain": True})
+            await target.push("flow_in_close", {"flow": half.flow, "drain": fields.get("drain", True)})
         self._remove_from_gateway(half.flow)
         if half.reply_flow:
             await self.close(half.reply_flow)

@@ -129,6 +129,11 @@ class Node:
             len(keeper.children(recursive=True)),
         )
 
+    def wait_ended(self) -> None:
+        """Collect a keeper that was killed."""
+        assert self._process is not None
+        self._process.wait(STOP_S)
+
     def stop(self) -> None:
         if self._process is None:
             return
