@@ -1,0 +1,101 @@
+"""The audit of real nodes: balanced under traffic, and unbalanced when a record is lost, repeated or a cursor is corrupted."""
+
+import os
+import signal
+import struct
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.integration.kill_nodes import balanced, clusters, wait_for
+
+cluster = pytest.fixture(clusters)
+JOB = {"channel": "far", "pattern": "queue"}
+
+
+def two_nodes(cluster, monkeypatch, fault):
+    """Node a, and node b whose engine does `fault` once."""
+    a = cluster.node("a")
+    monkeypatch.setenv("FABRIC_FAULTS", "1")
+    monkeypatch.setenv("FABRIC_ENGINE_FAULT", fault)
+    b = cluster.node("b", join=a)
+    monkeypatch.delenv("FABRIC_FAULTS")
+    monkeypatch.delenv("FABRIC_ENGINE_FAULT")
+    return a, b
+
+
+def differences(node):
+    report = node.audit()
+    assert report["verdict"] == "unbalanced", report
+    return " ".join(d["what"] for d in report["differences"])
+
+
+def test_audit_under_traffic_over_two_nodes_is_balanced_and_short(cluster):
+    a = cluster.node("a")
+    b = cluster.node("b", join=a)
+    inn = cluster.worker(b, "consume", "in", **JOB)
+    inn.wait_for("ready")
+    cluster.worker(a, "produce", "out", interval_s=0.001, floats=4096, **JOB)
+    inn.wait_for("got", 20)
+    for _ in range(20):
+        assert balanced(a)["duration_ms"] < 1000
+    assert inn.wait_for("got", len(inn.values("got")) + 20), "traffic goes on after the thaw"
+
+
+def test_audit_taken_on_either_node_says_the_same(cluster):
+    a = cluster.node("a")
+    b = cluster.node("b", join=a)
+    inn = cluster.worker(b, "consume", "in", **JOB)
+    inn.wait_for("ready")
+    cluster.worker(a, "produce", "out", count=50, **JOB).finish()
+    wait_for("the end", lambda: balanced(a)["channels"][0]["delivered"] == 50)
+    assert balanced(a)["channels"] == balanced(b)["channels"]
+
+
+def test_lost_record_is_found(cluster, monkeypatch):
+    a, b = two_nodes(cluster, monkeypatch, "lose_record:5")
+    inn = cluster.worker(b, "consume", "in", **JOB)
+    inn.wait_for("ready")
+    cluster.worker(a, "produce", "out", count=5, **JOB)
+    inn.wait_for("acked", 4)
+    wait_for("the lost one", lambda: a.audit()["verdict"] == "unbalanced")
+    assert "message 5 is outstanding and nowhere to be found" in differences(a)
+
+
+def test_repeated_record_is_found(cluster, monkeypatch):
+    a, b = two_nodes(cluster, monkeypatch, "repeat_record:5")
+    inn = cluster.worker(b, "consume", "in", **JOB)
+    inn.wait_for("ready")
+    producer = cluster.worker(a, "produce", "out", interval_s=0.2, **JOB)
+    inn.wait_for("acked", 2)
+    inn.process.send_signal(signal.SIGSTOP)  # nobody discards the repeat before it is seen
+    wait_for("the repeat", lambda: a.audit()["verdict"] == "unbalanced")
+    assert "is twice in this lane" in differences(a)
+    producer.kill()
+
+
+def test_corrupted_cursor_is_found(cluster):
+    node = cluster.node()
+    inn = cluster.worker(node, "consume", "in", **JOB)
+    inn.wait_for("ready")
+    producer = cluster.worker(node, "produce", "out", interval_s=0.01, **JOB)
+    inn.wait_for("acked", 5)
+    for worker in (inn, producer):
+        worker.process.send_signal(signal.SIGSTOP)
+    balanced(node)
+    for path in lanes_of(node):
+        fd = os.open(path, os.O_RDWR)
+        os.pwrite(fd, struct.pack("<Q", 1 << 40), 4096 + 64)  # direction 0, records.tail
+        os.pwrite(fd, struct.pack("<Q", 1 << 40), 4096 + 4 * 64 + 64)  # direction 1
+        os.close(fd)
+    assert "unreadable" in differences(node)
+
+
+def lanes_of(node):
+    """Descriptors of the daemon that are lanes, by their magic."""
+    for path in Path(f"/proc/{psutil.Process(node.daemon_pid).pid}/fd").iterdir():
+        if "memfd:" in os.readlink(path):
+            with path.open("rb", buffering=0) as opened:
+                if os.pread(opened.fileno(), 8, 0) == b"FABLANE1":
+                    yield path
