@@ -6,6 +6,7 @@ answer is exact, the audit balances and nothing is left. The report is `build/de
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -14,12 +15,12 @@ import sys
 import threading
 import time
 import traceback
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from demo_nodes import Cluster, wait_until
 from demo_prompts import PROMPTS
+from demo_report import Question, build_report, channel_rows
 from fabric_modules.model import (
     ChatTokenizer,
     ModelFiles,
@@ -47,32 +48,33 @@ def say(text: str) -> None:
         print(f"[{time.monotonic() - _began:6.1f} s] {text}", flush=True)
 
 
-@dataclass(slots=True)
-class Question:
-    """One prompt on its way through the fabric."""
-
-    index: int
-    name: str
-    tokens: list[int]
-    max_new_tokens: int
-    answer: list[int] = field(default_factory=list)
-    ttft_ms: float | None = None
-    last: Any = None
-    error: str = ""
-    expected: list[int] = field(default_factory=list)
-
-    @property
-    def exact(self) -> bool:
-        """Complete, and the same tokens as the single process produced."""
-        return not self.error and bool(self.expected) and self.answer == self.expected
-
-
-def read_questions(tokenizer: ChatTokenizer) -> list[Question]:
-    """Tokenise the prompts."""
+def read_questions(tokenizer: ChatTokenizer, names: list[str], tokens_max: int) -> list[Question]:
+    """Tokenise the prompts that `names` picks (none: all)."""
     return [
-        Question(index, name, tokenizer.encode_chat([{"role": "user", "content": text}]), room)
+        Question(
+            index,
+            name,
+            tokenizer.encode_chat([{"role": "user", "content": text}]),
+            min(room, tokens_max),
+        )
         for index, (name, text, room) in enumerate(PROMPTS)
+        if not names or name in names
     ]
+
+
+def read_options() -> argparse.Namespace:
+    """Read the command line."""
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    names = [name for name, _, _ in PROMPTS]
+    options.add_argument(
+        "prompts", nargs="*", metavar="PROMPT", help=f"default all: {', '.join(names)}"
+    )
+    options.add_argument("--tokens", type=int, default=4096, help="most new tokens of an answer")
+    options.add_argument("--report", type=Path, default=REPORT, help="where to write the report")
+    found = options.parse_args()
+    if unknown := set(found.prompts) - set(names):
+        options.error(f"unknown prompt {', '.join(sorted(unknown))}; there are: {', '.join(names)}")
+    return found
 
 
 def ask(requester: Any, question: Question, tokenizer: ChatTokenizer, eos: int) -> None:
@@ -137,16 +139,15 @@ def compare(files: ModelFiles, questions: list[Question], tokenizer: ChatTokeniz
     from fabric_modules.reference import generate
 
     say(
-        f"reference: the same prompts in this one process, float32, one thread ({files.size_bytes >> 20} MiB of weights)"
+        f"reference: the same prompts in this one process, float32, one thread, "
+        f"{files.size_bytes >> 20} MiB of weights"
     )
     model = load_model(files, threads=1)
     eos = tokenizer.eos[0] if tokenizer.eos else -1
     for question in questions:
         began = time.monotonic()
         question.expected = generate(model, question.tokens, question.max_new_tokens, eos)
-        verdict = (
-            "equal" if question.exact else f"DIFFERENT from token {_first_difference(question)}"
-        )
+        verdict = "equal" if question.exact else f"DIFFERENT from token {question.first_difference}"
         say(
             f"reference {question.index + 1}/{len(questions)} {question.name:>12}: "
             f"{len(question.expected)} tokens in {time.monotonic() - began:.1f} s: {verdict}"
@@ -167,68 +168,13 @@ def modules_state(cluster: Cluster) -> str | None:
     return ", ".join(waiting) or None
 
 
-def channel_rows(
-    topology: dict[str, Any], audit: dict[str, Any], questions: list[Question]
-) -> list[dict[str, Any]]:
-    """Messages (from the ledgers), KV bytes (as prefill sent them) and path of every channel."""
-    paths = {
-        c.get("name"): sorted({str(flow.get("path")) for flow in c.get("flows") or ()})
-        for c in topology["channels"]
-    }
-    kv_bytes = sum(q.last["kv_bytes"] for q in questions if q.last)
-    return [
-        {
-            "channel": row["name"],
-            "messages": int(row["accepted"]),
-            "paths": paths.get(row["name"], []),
-            "bytes": kv_bytes if row["name"] == "kv" else None,
-        }
-        for row in audit.get("channels", ())
-    ]
-
-
-def build_report(
-    questions: list[Question],
-    channels: list[dict[str, Any]],
-    audit: dict[str, Any],
-    leftovers: list[str],
-    nodes: list[str],
-) -> dict[str, Any]:
-    """Collect the facts; every value is measured or compared, none assumed."""
-    last = [q.last for q in questions if q.last]
-    longest = max(questions, key=lambda q: len(q.tokens))
-    hidden = (
-        longest.last["kv_hidden_bytes"] / longest.last["kv_bytes"]
-        if longest.last and longest.last["kv_bytes"]
-        else 0.0
-    )
-    paths = next((row["paths"] for row in channels if row["channel"] == "kv"), [])
-    return {
-        "token_exact": bool(questions) and all(q.exact for q in questions),
-        "prompts": len(questions),
-        "prompt_tokens": [len(q.tokens) for q in questions],
-        "tokens": sum(len(q.answer) for q in questions),
-        "dtype": "float32",
-        "kv_link": "+".join(paths),
-        "kv_bytes": sum(item["kv_bytes"] for item in last),
-        "kv_messages": sum(item["kv_messages"] for item in last),
-        "ttft_ms": [q.ttft_ms for q in questions],
-        "kv_hidden_fraction": round(hidden, 4),
-        "audit_balanced": audit.get("verdict") == "balanced",
-        "leftovers": leftovers,
-        "nodes": nodes,
-        "channels": channels,
-        "differences": [
-            f"{q.name}: {q.error or _first_difference(q)}" for q in questions if not q.exact
-        ],
-    }
-
-
-def run_job(cluster: Cluster) -> tuple[list[Question], list[dict[str, Any]], dict[str, Any]]:
+def run_job(
+    cluster: Cluster, options: argparse.Namespace
+) -> tuple[list[Question], list[dict[str, Any]], dict[str, Any]]:
     """Everything between the start of the nodes and their stop."""
     files = prepare_model("smollm2", _progress)
     tokenizer = load_tokenizer(files)
-    questions = read_questions(tokenizer)
+    questions = read_questions(tokenizer, options.prompts, options.tokens)
     say(
         f"model {files.directory.name}: {files.size_bytes >> 20} MiB of float32 weights, mapped from {files.directory}"
     )
@@ -266,6 +212,7 @@ def run_job(cluster: Cluster) -> tuple[list[Question], list[dict[str, Any]], dic
 
 def main() -> int:
     """Run the demo; the process's exit status."""
+    options = read_options()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     cluster = Cluster(use_namespaces=os.environ.get("NETNS") == "1")
@@ -274,7 +221,7 @@ def main() -> int:
     audit: dict[str, Any] = {}
     status, keep = 1, os.environ.get("KEEP") == "1"
     try:
-        questions, channels, audit = run_job(cluster)
+        questions, channels, audit = run_job(cluster, options)
         status = 0
     except KeyboardInterrupt:
         say("interrupted: stopping everything")
@@ -286,7 +233,11 @@ def main() -> int:
         say("FAILED:\n" + traceback.format_exc())
         keep = False
     if keep and status == 0:
-        return _leave_running(cluster, questions, channels, audit)
+        return _leave_running(
+            cluster,
+            build_report(questions, channels, audit, [], [n.name for n in cluster.nodes]),
+            options.report,
+        )
     with _uninterrupted():
         say("stopping both nodes")
         problems = cluster.stop()
@@ -296,38 +247,31 @@ def main() -> int:
     report = build_report(
         questions, channels, audit, leftovers, [node.name for node in cluster.nodes]
     )
-    good = _finish(report) and status == 0
-    cluster.remove_folder(None if good else REPORT.parent / "logs")
+    good = _finish(report, options.report) and status == 0
+    cluster.remove_folder(None if good else options.report.parent / "logs")
     return status if good or status else 1
 
 
-def _finish(report: dict[str, Any]) -> bool:
-    REPORT.parent.mkdir(parents=True, exist_ok=True)
-    REPORT.write_text(json.dumps(report, indent=2) + "\n")
-    say(
-        f"left behind: {', '.join(report['leftovers']) or 'nothing (processes, sockets, shared memory, memfds, namespaces)'}"
-    )
+def _finish(report: dict[str, Any], target: Path) -> bool:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(report, indent=2) + "\n")
+    nothing = "nothing (processes, sockets, shared memory, memfds, namespaces)"
+    say(f"left behind: {', '.join(report['leftovers']) or nothing}")
     say(
         f"KV hidden behind prefill: {report['kv_hidden_fraction']:.1%} of the longest prompt's; "
         f"{report['kv_bytes']} bytes in {report['kv_messages']} messages over {report['kv_link'] or 'no link'}"
     )
     say(
         f"exact: {report['token_exact']}  balanced: {report['audit_balanced']}  clean: {not report['leftovers']}  "
-        f"tokens: {report['tokens']}  report: {REPORT}"
+        f"tokens: {report['tokens']}  report: {target}"
     )
     for line in report["differences"]:
         say(f"not exact: {line}")
     return bool(report["token_exact"] and report["audit_balanced"] and not report["leftovers"])
 
 
-def _leave_running(
-    cluster: Cluster,
-    questions: list[Question],
-    channels: list[dict[str, Any]],
-    audit: dict[str, Any],
-) -> int:
-    report = build_report(questions, channels, audit, [], [node.name for node in cluster.nodes])
-    good = _finish(report)
+def _leave_running(cluster: Cluster, report: dict[str, Any], target: Path) -> int:
+    good = _finish(report, target)
     say("KEEP=1: both nodes go on. Look around:")
     for node in cluster.nodes:
         for words in ("topology", "audit", "channel ls", "module ls"):
@@ -337,14 +281,6 @@ def _leave_running(
         print(f"  {sys.executable} -m fabric.cli.main down --socket {node.socket}")
     print(f"  rm -r {cluster.folder}", flush=True)
     return 0 if good else 1
-
-
-def _first_difference(question: Question) -> int:
-    pairs = zip(question.answer, question.expected, strict=False)
-    return next(
-        (i for i, (a, b) in enumerate(pairs) if a != b),
-        min(len(question.answer), len(question.expected)),
-    )
 
 
 def _show(title: str, text: str) -> None:

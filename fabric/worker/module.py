@@ -92,7 +92,7 @@ class Module:
         """Prepare to work (load weights, open files); channels are bound, messages wait. May be async."""
 
     def drain(self) -> None:
-        """Finish accepted work; called once no handler runs any more. Bounded by the grace of the stop. May be async."""
+        """Finish accepted work, after the handlers, within the grace of the stop. May be async."""
 
     def snapshot(self) -> bytes | None:
         """Return state that the next incarnation should get, or None. Called after `drain`."""
