@@ -143,5 +143,5 @@ AUDIT_PART_BYTES: Final = 512 << 10  # of a snapshot, in one frame
 AUDIT_DIFFERENCES_MAX: Final = 100
 BYE_S: Final = 2.0  # after its bye, a process may take this long to stop touching its port
 EVENTS_KEPT: Final = 512
-DAEMON_LOG_BYTES_MAX: Final = 8 << 20  # rotated once
+LOG_BYTES_MAX: Final = 4 << 20  # of the daemon, a module, a plugin; rotated once
 DRAIN_S: Final = 5.0  # modules and stage hosts may take this long to leave when the node stops

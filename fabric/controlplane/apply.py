@@ -23,15 +23,27 @@ APPLY_S = 60.0
 def channel_record(spec: ChannelSpec) -> ChannelRecord:
     """Return the declaration that a channel of a file stands for; its schema comes with the first endpoint."""
     return ChannelRecord(
-        name=spec.name, type_name=spec.type, pattern=spec.pattern, delivery=spec.delivery, overflow=spec.overflow,
-        klass=spec.klass, route=spec.route, transforms=spec.transforms, idempotent=spec.idempotent,
-        messages=spec.credit.messages, bytes=spec.credit.bytes,
+        name=spec.name,
+        type_name=spec.type,
+        pattern=spec.pattern,
+        delivery=spec.delivery,
+        overflow=spec.overflow,
+        klass=spec.klass,
+        route=spec.route,
+        transforms=spec.transforms,
+        idempotent=spec.idempotent,
+        messages=spec.credit.messages,
+        bytes=spec.credit.bytes,
     )
 
 
 def replicas_of(spec: ModuleSpec) -> list[str]:
     """Return the process names of a module: its own, or numbered from 0."""
-    return [spec.name] if spec.replicas == 1 else [f"{spec.name}-{index}" for index in range(spec.replicas)]
+    return (
+        [spec.name]
+        if spec.replicas == 1
+        else [f"{spec.name}-{index}" for index in range(spec.replicas)]
+    )
 
 
 def problems_of(daemon: Daemon, spec: FabricSpec) -> list[dict[str, Any]]:
@@ -41,15 +53,23 @@ def problems_of(daemon: Daemon, spec: FabricSpec) -> list[dict[str, Any]]:
     alive = [n.name for n in view.nodes if n.state == "alive"]
     for name, module in spec.modules.items():
         if module.node is not None and module.node not in alive:
-            problems.append(_problem(
-                spec, f"modules.{name}.node", f"there is no node {module.node!r}",
-                f"start it with fabricctl up, or use one of: {', '.join(sorted(alive))}",
-            ))
+            problems.append(
+                _problem(
+                    spec,
+                    f"modules.{name}.node",
+                    f"there is no node {module.node!r}",
+                    f"start it with fabricctl up, or use one of: {', '.join(sorted(alive))}",
+                )
+            )
     for name, channel in spec.channels.items():
         known = view.channel(name)
         error = conflict(known, channel_record(channel)) if known else None
         if error is not None:
-            problems.append(_problem(spec, f"channels.{name}", str(error), "use the same declaration or another name"))
+            problems.append(
+                _problem(
+                    spec, f"channels.{name}", str(error), "use the same declaration or another name"
+                )
+            )
     return problems
 
 
@@ -70,7 +90,9 @@ async def apply_spec(daemon: Daemon, spec: FabricSpec) -> dict[str, Any]:
         try:
             source = path.read_text()
         except OSError as error:
-            raise errors.ConfigError(f"cannot read the plugin {path}: {error}", path=str(path)) from error
+            raise errors.ConfigError(
+                f"cannot read the plugin {path}: {error}", path=str(path)
+            ) from error
         await daemon.stages.load(path.stem, str(path), source)
         changes.append(_change("plugin", path.stem, "changed" if known_plugin else "added"))
     changes += await _apply_modules(daemon, list(spec.modules.values()))
@@ -84,7 +106,9 @@ async def _apply_modules(daemon: Daemon, specs: list[ModuleSpec]) -> list[dict[s
         by_node.setdefault(spec.node or own, []).append(spec)
     numbers = {n.name: n.number for n in daemon.registry.view.nodes}
     calls = [
-        daemon.calls.call(numbers[node], "apply_modules", {"modules": msgspec.to_builtins(group)}, APPLY_S)
+        daemon.calls.call(
+            numbers[node], "apply_modules", {"modules": msgspec.to_builtins(group)}, APPLY_S
+        )
         for node, group in by_node.items()
     ]
     answers = await asyncio.gather(*calls)
@@ -125,4 +149,10 @@ def _change(kind: str, name: str, action: str, detail: str = "") -> dict[str, An
 
 
 def _problem(spec: FabricSpec, where: str, what: str, fix: str) -> dict[str, Any]:
-    return {"where": where, "what": what, "fix": fix, "place": spec.place(where), "severity": "error"}
+    return {
+        "where": where,
+        "what": what,
+        "fix": fix,
+        "place": spec.place(where),
+        "severity": "error",
+    }

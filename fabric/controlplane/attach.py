@@ -38,7 +38,9 @@ def peer_of(sock: socket.socket) -> tuple[int, int, int]:
         (pid_fd,) = struct.unpack("i", sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD, 4))
     except OSError:
         try:
-            pid_fd = os.pidfd_open(pid)  # a kernel before 6.5: the pid could be reused in between, unlikely
+            pid_fd = os.pidfd_open(
+                pid
+            )  # a kernel before 6.5: the pid could be reused in between, unlikely
         except OSError as error:
             raise errors.PeerLostError(f"process {pid} is gone", pid=pid) from error
     os.set_inheritable(pid_fd, False)
@@ -53,7 +55,12 @@ class AttachServer:
     """
 
     def __init__(
-        self, context: Context, ports: PortTable, segments: SegmentTable, endpoints: EndpointTable, registry: RegistryClient
+        self,
+        context: Context,
+        ports: PortTable,
+        segments: SegmentTable,
+        endpoints: EndpointTable,
+        registry: RegistryClient,
     ) -> None:
         self._context = context
         self._ports = ports
@@ -110,7 +117,9 @@ class AttachServer:
             os.close(pid_fd)
             return
         connection = ControlConnection(
-            FrameStream(sock), lambda c, op, fields: self._serve(c, identity, op, fields), f"process {pid}"
+            FrameStream(sock),
+            lambda c, op, fields: self._serve(c, identity, op, fields),
+            f"process {pid}",
         )
         try:
             await connection.run()
@@ -122,7 +131,11 @@ class AttachServer:
 
     # ---------------------------------------------------------------- requests
     async def _serve(
-        self, connection: ControlConnection, identity: tuple[int, int, int], op: str, fields: dict[str, Any]
+        self,
+        connection: ControlConnection,
+        identity: tuple[int, int, int],
+        op: str,
+        fields: dict[str, Any],
     ) -> Answer:
         if op == "hello":
             return self._hello(connection, identity, fields)
@@ -144,7 +157,9 @@ class AttachServer:
             self.reported(port, op)
             return {}
         if op == "bye":
-            asyncio.get_running_loop().call_soon(self._until_quiet, port, time.monotonic() + limits.BYE_S)
+            asyncio.get_running_loop().call_soon(
+                self._until_quiet, port, time.monotonic() + limits.BYE_S
+            )
             return {}
         return self._serve_segment(port, op, fields)
 
@@ -152,16 +167,23 @@ class AttachServer:
         """End a port that said bye once its native thread has stopped: until then the process may still write."""
         if not port.is_alive:
             return
-        if time.monotonic() >= deadline_s or port.heartbeat_age_ns() > 3 * limits.HEARTBEAT_MS * 1_000_000:
+        if (
+            time.monotonic() >= deadline_s
+            or port.heartbeat_age_ns() > 3 * limits.HEARTBEAT_MS * 1_000_000
+        ):
             self._ports.end(port)
         else:
             asyncio.get_running_loop().call_later(0.05, self._until_quiet, port, deadline_s)
 
-    def _hello(self, connection: ControlConnection, identity: tuple[int, int, int], fields: dict[str, Any]) -> Answer:
+    def _hello(
+        self, connection: ControlConnection, identity: tuple[int, int, int], fields: dict[str, Any]
+    ) -> Answer:
         pid, uid, pid_fd = identity
         self._check_version(fields)
         if self._context.number == 0:
-            raise errors.BusyError("this node has not joined its cluster yet; try again", node=self._context.name)
+            raise errors.BusyError(
+                "this node has not joined its cluster yet; try again", node=self._context.name
+            )
         if connection in self._port_of:
             raise errors.BusyError("this connection has said hello before")
         name = str(fields.get("name") or f"pid-{pid}")
@@ -174,7 +196,9 @@ class AttachServer:
         if fields.get("token"):
             found = self.owner_of(str(fields["token"]))
             if found is None:
-                raise errors.ConfigError("the token is not of this daemon; module hosts are started by fabricd")
+                raise errors.ConfigError(
+                    "the token is not of this daemon; module hosts are started by fabricd"
+                )
             kind, owner = found
         port = self._ports.create(name, pid, uid, kind, owner, os.dup(pid_fd))
         self._port_of[connection] = port
@@ -183,16 +207,28 @@ class AttachServer:
         self.reported(port, "attached")
         log.info("attached", extra={"port": port.port, "port_name": name, "pid": pid})
         answer = {
-            "port": port.port, "incarnation": port.incarnation, "node": self._context.name,
-            "number": self._context.number, "heartbeat_ms": self._context.heartbeat_ms,
+            "port": port.port,
+            "incarnation": port.incarnation,
+            "node": self._context.name,
+            "number": self._context.number,
+            "heartbeat_ms": self._context.heartbeat_ms,
         }
         return answer, (port.state_fd, port.doorbell_fd, port.event_fd)
 
-    def _resume(self, connection: ControlConnection, identity: tuple[int, int, int], fields: dict[str, Any]) -> Answer:
+    def _resume(
+        self, connection: ControlConnection, identity: tuple[int, int, int], fields: dict[str, Any]
+    ) -> Answer:
         self._check_version(fields)
         port = self._ports.get(fields["port"])
-        if port is None or not port.is_alive or port.incarnation != fields["incarnation"] or port.pid != identity[0]:
-            raise errors.StaleHandleError("this port is not known any more; attach anew", port=fields["port"])
+        if (
+            port is None
+            or not port.is_alive
+            or port.incarnation != fields["incarnation"]
+            or port.pid != identity[0]
+        ):
+            raise errors.StaleHandleError(
+                "this port is not known any more; attach anew", port=fields["port"]
+            )
         self._port_of[connection] = port
         port.connect(connection)
         connection.name = port.name
@@ -202,7 +238,9 @@ class AttachServer:
 
     async def _open(self, port: Port, fields: dict[str, Any]) -> Answer:
         channel = await self._registry.settle(
-            fields["channel"], fields.get("schema") or "", fields.get("reply_schema") or "",
+            fields["channel"],
+            fields.get("schema") or "",
+            fields.get("reply_schema") or "",
             is_last=fields["role"] == "receiver",
         )
         if not port.is_alive:
@@ -231,7 +269,9 @@ class AttachServer:
         if op == "segment_get":
             segment = self._segments.readable(port.tenant, fields["segment"])
             fd = self._segments.open_readable(segment)
-            asyncio.get_running_loop().call_soon(os.close, fd)  # the answer, sent before, has its own
+            asyncio.get_running_loop().call_soon(
+                os.close, fd
+            )  # the answer, sent before, has its own
             return {"segment": segment.segment}, (fd,)
         if op == "segment_drop":
             self._segments.drop(port, fields["segment"])
@@ -254,18 +294,41 @@ async def channel_from(fields: dict[str, Any]) -> ChannelRecord:
 
     schema = Schema.parse(fields["schema"]) if fields.get("schema") else None
     reply = Schema.parse(fields["reply_schema"]) if fields.get("reply_schema") else None
-    options = {key: fields[key] for key in ("pattern", "delivery", "overflow", "klass", "route", "idempotent") if fields.get(key)}
+    options = {
+        key: fields[key]
+        for key in ("pattern", "delivery", "overflow", "klass", "route", "idempotent")
+        if fields.get(key)
+    }
     name, transforms = fields["channel"], tuple(fields.get("transforms") or ())
-    if not isinstance(name, str) or not name or len(name.encode()) > limits.NAME_BYTES_MAX or "@" in name:
-        raise errors.ConfigError(f"channel name {name!r:.200}: use 1 to {limits.NAME_BYTES_MAX} bytes without '@'")
+    if (
+        not isinstance(name, str)
+        or not name
+        or len(name.encode()) > limits.NAME_BYTES_MAX
+        or "@" in name
+    ):
+        raise errors.ConfigError(
+            f"channel name {name!r:.200}: use 1 to {limits.NAME_BYTES_MAX} bytes without '@'"
+        )
     type_name = schema.name if schema else str(fields.get("type", ""))
-    spec = ChannelSpec(name=name, type=type_name, reply=reply.name if reply else None, transforms=transforms, **options)
+    spec = ChannelSpec(
+        name=name,
+        type=type_name,
+        reply=reply.name if reply else None,
+        transforms=transforms,
+        **options,
+    )
     problems = [p for p in check_channel(spec) if getattr(p, "severity", "error") == "error"]
     if problems:
         first = problems[0]
         raise errors.ConfigError(f"{first.where}: {first.what}. {first.fix}", channel=name)
     return ChannelRecord(
-        name=name, type_name=type_name, schema=schema.text if schema else "", type=schema.type_id if schema else 0,
-        reply_schema=reply.text if reply else "", transforms=transforms,
-        messages=int(fields.get("messages") or 0), bytes=int(fields.get("bytes") or 0), **options,
+        name=name,
+        type_name=type_name,
+        schema=schema.text if schema else "",
+        type=schema.type_id if schema else 0,
+        reply_schema=reply.text if reply else "",
+        transforms=transforms,
+        messages=int(fields.get("messages") or 0),
+        bytes=int(fields.get("bytes") or 0),
+        **options,
     )

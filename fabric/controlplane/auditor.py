@@ -54,7 +54,11 @@ class Auditor:
                 report = compare(snapshots, [msgspec.to_builtins(a) for a in archived], names)
                 return self._answer(report, time.monotonic() - started)
             return {
-                "verdict": "indeterminate", "reason": reason, "duration_ms": 0.0, "differences": [], "channels": [],
+                "verdict": "indeterminate",
+                "reason": reason,
+                "duration_ms": 0.0,
+                "differences": [],
+                "channels": [],
                 "balanced": False,
             }
 
@@ -62,15 +66,25 @@ class Auditor:
     def _answer(report: dict[str, Any], took_s: float) -> dict[str, Any]:
         rows = []
         for name, counts in report["channels"].items():
-            rows.append({
-                "name": name, "accepted": counts["accepted"], "delivered": counts["delivered"],
-                "dropped": sum(counts["dropped"].values()), "failed": sum(counts["failed"].values()),
-                "in_flight": counts["in_flight"], "dropped_by_reason": counts["dropped"],
-                "failed_by_reason": counts["failed"],
-            })
+            rows.append(
+                {
+                    "name": name,
+                    "accepted": counts["accepted"],
+                    "delivered": counts["delivered"],
+                    "dropped": sum(counts["dropped"].values()),
+                    "failed": sum(counts["failed"].values()),
+                    "in_flight": counts["in_flight"],
+                    "dropped_by_reason": counts["dropped"],
+                    "failed_by_reason": counts["failed"],
+                }
+            )
         return {
-            "verdict": "balanced" if report["balanced"] else "unbalanced", "balanced": report["balanced"],
-            "reason": "", "duration_ms": round(took_s * 1000, 2), "differences": report["differences"], "channels": rows,
+            "verdict": "balanced" if report["balanced"] else "unbalanced",
+            "balanced": report["balanced"],
+            "reason": "",
+            "duration_ms": round(took_s * 1000, 2),
+            "differences": report["differences"],
+            "channels": rows,
         }
 
     async def _cut(self) -> list[dict[str, Any]]:
@@ -81,7 +95,9 @@ class Auditor:
             await asyncio.gather(*(calls.call(n, "freeze", {}, 2.0) for n in nodes))
             return list(await asyncio.gather(*(self._fetch(n) for n in nodes)))
         finally:
-            thawed = await asyncio.gather(*(calls.call(n, "thaw", {}, 2.0) for n in nodes), return_exceptions=True)
+            thawed = await asyncio.gather(
+                *(calls.call(n, "thaw", {}, 2.0) for n in nodes), return_exceptions=True
+            )
             for result in thawed:
                 if isinstance(result, Exception):
                     log.warning("a node thaws by itself", extra={"reason": str(result)})
@@ -120,10 +136,16 @@ class Auditor:
         for port in self._daemon.ports:
             if port.is_alive:
                 self._frozen.append(port.doorbell_fd)
-                frozen.append(loop.run_in_executor(None, native.freeze, port.doorbell_fd, port.state_fd, deadline_ns))
+                frozen.append(
+                    loop.run_in_executor(
+                        None, native.freeze, port.doorbell_fd, port.state_fd, deadline_ns
+                    )
+                )
         for stopped in await asyncio.gather(*frozen):
             if not stopped:
-                raise errors.DeadlineExceeded("a process stayed inside an operation; the cut would not be consistent")
+                raise errors.DeadlineExceeded(
+                    "a process stayed inside an operation; the cut would not be consistent"
+                )
 
     def _thaw(self) -> None:
         if self._safety is not None:
@@ -140,7 +162,13 @@ class Auditor:
             try:
                 seen = native.inspect_state(port.state_fd)
             except errors.FabricError as error:
-                seen = {"port": port.port, "flows": [], "held": [], "ledgers": [], "error": str(error)}
+                seen = {
+                    "port": port.port,
+                    "flows": [],
+                    "held": [],
+                    "ledgers": [],
+                    "error": str(error),
+                }
             ports.append({**seen, "is_alive": port.is_alive})
         lanes = []
         for lane in self._daemon.lanes.all():
@@ -152,14 +180,25 @@ class Auditor:
                     directions.append({"error": str(error)})
             lanes.append({"lane": lane.lane, "ports": list(lane.ports), "directions": directions})
         unsettled = self._daemon.death.unsettled_count + self._daemon.wiring.leaving_count
-        return {"node": self._daemon.context.name, "unsettled": unsettled, "ports": ports, "lanes": lanes}
+        return {
+            "node": self._daemon.context.name,
+            "unsettled": unsettled,
+            "ports": ports,
+            "lanes": lanes,
+        }
 
 
 def encode_snapshot(snapshot: dict[str, Any]) -> bytes:
     """Return a snapshot as bytes; the ledgers' (end, reason) keys become lists."""
     plain = dict(snapshot)
     plain["ports"] = [
-        {**port, "ledgers": [{**row, "counts": [[*key, n] for key, n in row["counts"].items()]} for row in port["ledgers"]]}
+        {
+            **port,
+            "ledgers": [
+                {**row, "counts": [[*key, n] for key, n in row["counts"].items()]}
+                for row in port["ledgers"]
+            ],
+        }
         for port in snapshot["ports"]
     ]
     return msgspec.msgpack.encode(plain)

@@ -48,12 +48,18 @@ class ControlConnection:
         finally:
             self.close()
 
-    async def request(self, op: str, fields: dict[str, Any], timeout_s: float = limits.CONTROL_CALL_S) -> dict[str, Any]:
+    async def request(
+        self, op: str, fields: dict[str, Any], timeout_s: float = limits.CONTROL_CALL_S
+    ) -> dict[str, Any]:
         """Send a request and return its answer; raises the peer's error, `PeerLostError`, `DeadlineExceeded`."""
         return await self._call("id", op, fields, (), timeout_s)
 
     async def push(
-        self, op: str, fields: dict[str, Any], fds: Sequence[int] = (), timeout_s: float = limits.PUSH_S
+        self,
+        op: str,
+        fields: dict[str, Any],
+        fds: Sequence[int] = (),
+        timeout_s: float = limits.PUSH_S,
     ) -> dict[str, Any]:
         """Push and wait until the client has done it; raises like `request`."""
         return await self._call("push", op, fields, fds, timeout_s)
@@ -87,7 +93,9 @@ class ControlConnection:
             async with asyncio.timeout(timeout_s):
                 return await answer
         except TimeoutError as error:
-            raise errors.DeadlineExceeded(f"{self.name} did not answer {op} within {timeout_s:g} s", op=op) from error
+            raise errors.DeadlineExceeded(
+                f"{self.name} did not answer {op} within {timeout_s:g} s", op=op
+            ) from error
         finally:
             del self._waiting[kind, number]
 
@@ -102,7 +110,9 @@ class ControlConnection:
                         answer.set_result(fields)
                 return
         if len(self._tasks) >= limits.CONTROL_REQUESTS_MAX:
-            full = errors.CapacityError("too many unanswered requests", limit="CONTROL_REQUESTS_MAX")
+            full = errors.CapacityError(
+                "too many unanswered requests", limit="CONTROL_REQUESTS_MAX"
+            )
             return self._answer(fields, {"error": full.to_wire()})
         task = asyncio.get_running_loop().create_task(self._answer_to(fields))
         self._tasks.add(task)
@@ -118,15 +128,23 @@ class ControlConnection:
         except errors.FabricError as error:
             answer, fds = {"error": error.to_wire()}, ()
         except (KeyError, TypeError, ValueError) as error:
-            log.warning("bad request", extra={"peer": self.name, "op": op, "reason": repr(error)}, exc_info=True)
-            wrong = errors.PeerProtocolError(f"{op}: a field is missing or of the wrong kind ({error!r})")
+            log.warning(
+                "bad request",
+                extra={"peer": self.name, "op": op, "reason": repr(error)},
+                exc_info=True,
+            )
+            wrong = errors.PeerProtocolError(
+                f"{op}: a field is missing or of the wrong kind ({error!r})"
+            )
             answer, fds = {"error": wrong.to_wire()}, ()
         except OSError as error:
             log.exception("request failed", extra={"peer": self.name, "op": op})
             answer, fds = {"error": errors.to_wire(error)}, ()
         self._answer(fields, answer, fds)
 
-    def _answer(self, fields: dict[str, Any], answer: dict[str, Any], fds: Sequence[int] = ()) -> None:
+    def _answer(
+        self, fields: dict[str, Any], answer: dict[str, Any], fds: Sequence[int] = ()
+    ) -> None:
         reply = {"re": fields["id"]} if "id" in fields else {"done": fields.get("push", 0)}
         try:
             self._stream.send({**reply, **answer}, fds)

@@ -11,9 +11,10 @@ import os
 import signal
 from dataclasses import dataclass
 
+from fabric import limits
+
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
-LOG_BYTES_MAX = 4 << 20  #: a log is rotated once (`.1`) when it is larger
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -30,7 +31,7 @@ class Child:
 
 
 class LogFile:
-    """Append-only file that is rotated once at `LOG_BYTES_MAX`. A full disk loses output, never the child."""
+    """Append-only file that is rotated once at `limits.LOG_BYTES_MAX`. A full disk loses output, never the child."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -38,12 +39,14 @@ class LogFile:
         self._size = os.fstat(self._fd).st_size
 
     def write(self, data: bytes) -> None:
-        """Append `data`, rotating first when the file is full."""
+        """Append `data`, rotating first (once, to `.1`) when the file is full."""
         try:
-            if self._size + len(data) > LOG_BYTES_MAX:
+            if self._size + len(data) > limits.LOG_BYTES_MAX:
                 os.replace(self.path, self.path + ".1")
                 os.close(self._fd)
-                self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+                self._fd = os.open(
+                    self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
+                )
                 self._size = 0
             self._size += os.write(self._fd, data)
         except OSError:
@@ -61,7 +64,13 @@ def become_subreaper() -> None:
 
 
 def spawn(
-    argv: list[str], env: dict[str, str], output: int, *, keep_fd: int = -1, cwd: str = "", death: int = signal.SIGKILL
+    argv: list[str],
+    env: dict[str, str],
+    output: int,
+    *,
+    keep_fd: int = -1,
+    cwd: str = "",
+    death: int = signal.SIGKILL,
 ) -> int:
     """Fork and exec `argv`; the child gets `death` when this process ends.
 
@@ -84,7 +93,13 @@ def spawn(
     try:
         os.setsid()
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE, signal.SIGHUP):
+        for number in (
+            signal.SIGTERM,
+            signal.SIGINT,
+            signal.SIGCHLD,
+            signal.SIGPIPE,
+            signal.SIGHUP,
+        ):
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         _libc.prctl(PR_SET_PDEATHSIG, death, 0, 0, 0)

@@ -43,16 +43,29 @@ class Control:
         registry = view.node(daemon.membership.registry_number)
         listen = daemon.membership.listens_on()
         return {
-            "node": daemon.context.name, "number": daemon.context.number, "incarnation": daemon.context.incarnation,
-            "state": "stopping" if daemon.is_stopping else ("serving" if daemon.context.number else "joining"),
-            "version": __version__, "pid": os.getpid(), "keeper_pid": daemon.keeper_pid,
-            "socket": daemon.context.socket_path, "control_socket": daemon.context.socket_path + ".ctl",
-            "state_dir": str(daemon.context.state_dir), "log": str(daemon.context.state_dir / "logs" / "fabricd.log"),
-            "listen": f"{listen[0]}:{listen[1]}" if listen else None, "registry": registry.name if registry else None,
-            "generation": view.epoch, "uptime_s": daemon.uptime_s(),
-            "ports": sum(p.is_alive and p.kind != "gateway" for p in daemon.ports), "channels": len(view.channels),
-            "modules": len(daemon.modules.all("module")), "plugins": len(daemon.stages.all()),
-            "arena_bytes": daemon.segments.total_bytes(), "events": daemon.context.events.rows()[-20:],
+            "node": daemon.context.name,
+            "number": daemon.context.number,
+            "incarnation": daemon.context.incarnation,
+            "state": "stopping"
+            if daemon.is_stopping
+            else ("serving" if daemon.context.number else "joining"),
+            "version": __version__,
+            "pid": os.getpid(),
+            "keeper_pid": daemon.keeper_pid,
+            "socket": daemon.context.socket_path,
+            "control_socket": daemon.context.socket_path + ".ctl",
+            "state_dir": str(daemon.context.state_dir),
+            "log": str(daemon.context.state_dir / "logs" / "fabricd.log"),
+            "listen": f"{listen[0]}:{listen[1]}" if listen else None,
+            "registry": registry.name if registry else None,
+            "generation": view.epoch,
+            "uptime_s": daemon.uptime_s(),
+            "ports": sum(p.is_alive and p.kind != "gateway" for p in daemon.ports),
+            "channels": len(view.channels),
+            "modules": len(daemon.modules.all("module")),
+            "plugins": len(daemon.stages.all()),
+            "arena_bytes": daemon.segments.total_bytes(),
+            "events": daemon.context.events.rows()[-20:],
         }
 
     async def topology(self) -> dict[str, Any]:
@@ -65,10 +78,17 @@ class Control:
         for part in parts.values():
             for flow, messages in part["received"]:
                 received[flow] = max(messages, received.get(flow, 0))
-        flows = [{**row, "messages": received.get(row["flow"], 0)} for part in parts.values() for row in part["flows"]]
+        flows = [
+            {**row, "messages": received.get(row["flow"], 0)}
+            for part in parts.values()
+            for row in part["flows"]
+        ]
         return {
-            "generation": view.epoch, "nodes": node_rows(view, self._daemon.context.number), "links": links,
-            "ports": ports, "channels": [channel_view(view, c, flows) for c in view.channels],
+            "generation": view.epoch,
+            "nodes": node_rows(view, self._daemon.context.number),
+            "links": links,
+            "ports": ports,
+            "channels": [channel_view(view, c, flows) for c in view.channels],
         }
 
     async def ls(self, kind: str) -> list[dict[str, Any]]:
@@ -77,7 +97,9 @@ class Control:
         if kind == "node":
             return node_rows(view, self._daemon.context.number)
         if kind not in ("module", "channel", "plugin"):
-            raise errors.ConfigError(f"unknown kind {kind!r}; use node, module, channel or plugin", kind=kind)
+            raise errors.ConfigError(
+                f"unknown kind {kind!r}; use node, module, channel or plugin", kind=kind
+            )
         parts = await self._summaries()
         if kind == "channel":
             archived = await self._daemon.registry.archived()
@@ -112,7 +134,9 @@ class Control:
         if channel is not None:
             await self._daemon.stages.attach(plugin, channel, kind)
         return {
-            "name": plugin.name, "exports": plugin.exports, "channel": channel,
+            "name": plugin.name,
+            "exports": plugin.exports,
+            "channel": channel,
             "generation": self._daemon.registry.view.epoch,
         }
 
@@ -127,7 +151,9 @@ class Control:
     async def module_stop(self, name: str) -> dict[str, Any]:
         """Stop a module, wherever it runs; it is not started again."""
         row = await self.show("module", name)
-        node = next((n.number for n in self._daemon.registry.view.nodes if n.name == row["node"]), 0)
+        node = next(
+            (n.number for n in self._daemon.registry.view.nodes if n.name == row["node"]), 0
+        )
         return await self._daemon.calls.call(node, "module_stop", {"name": name}, 30.0)
 
     async def audit(self) -> dict[str, Any]:
@@ -172,7 +198,9 @@ class Control:
             elif not isinstance(answer, errors.FabricError):
                 raise answer
             else:
-                self._daemon.context.events.add("node did not answer", node=node, reason=str(answer))
+                self._daemon.context.events.add(
+                    "node did not answer", node=node, reason=str(answer)
+                )
         return parts
 
     async def _logs(self, kind: str, name: str, lines: int) -> dict[str, Any]:

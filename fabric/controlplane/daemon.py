@@ -51,8 +51,14 @@ class Daemon:
         self.loaded = loaded
         self.started_at = time.monotonic()
         self.context = Context(
-            options.name, node["incarnation"], options.state, options.socket, keeper, native,
-            Numbers(options.state / "counters.json"), number=node.get("number", 0),
+            options.name,
+            node["incarnation"],
+            options.state,
+            options.socket,
+            keeper,
+            native,
+            Numbers(options.state / "counters.json"),
+            number=node.get("number", 0),
         )
         self.keeper_pid = node.get("keeper", 0)
         self.registry = RegistryClient()
@@ -62,12 +68,18 @@ class Daemon:
         self.endpoints = EndpointTable(self.context)
         self.flows = FlowTable(self.context)
         self.wiring = Wiring(self.context, self.ports, self.lanes, self.endpoints, self.flows)
-        self.reconciler = Reconciler(lambda: self.registry.view, self.ports, self.endpoints, self.flows, self.wiring)
+        self.reconciler = Reconciler(
+            lambda: self.registry.view, self.ports, self.endpoints, self.flows, self.wiring
+        )
         self.death = DeathHandler(self.context, self.ports, self.lanes, self.segments, self.wiring)
         self.gateway = NodeGateway(self.context, self.ports, self.lanes, self.segments)
-        self.attach = AttachServer(self.context, self.ports, self.segments, self.endpoints, self.registry)
+        self.attach = AttachServer(
+            self.context, self.ports, self.segments, self.endpoints, self.registry
+        )
         self.modules = ModuleTable(self.context, self.ports)
-        self.stages = StageTable(self.context, self.ports, self.flows, self.endpoints, self.registry, self.modules)
+        self.stages = StageTable(
+            self.context, self.ports, self.flows, self.endpoints, self.registry, self.modules
+        )
         self.membership = Membership(self)
         self.calls = NodeCalls(self)
         self.control = Control(self)
@@ -115,7 +127,14 @@ class Daemon:
         self.stages.restore(self.loaded)
         self._settle_restored()
         self.context.keeper.ready()
-        log.info("serving", extra={"node": self.context.name, "number": self.context.number, "socket": self.options.socket})
+        log.info(
+            "serving",
+            extra={
+                "node": self.context.name,
+                "number": self.context.number,
+                "socket": self.options.socket,
+            },
+        )
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then stop in order."""
@@ -152,7 +171,9 @@ class Daemon:
             self.ports.add(port)
         self.gateway.restore()
         if len(self.ports):
-            self.context.events.add("daemon restarted", ports=len(self.ports), flows=len(self.flows.outs))
+            self.context.events.add(
+                "daemon restarted", ports=len(self.ports), flows=len(self.flows.outs)
+            )
 
     def _settle_restored(self) -> None:
         """Begin again what the last daemon had begun: dead ports, half-made flows."""
@@ -179,7 +200,9 @@ class Daemon:
             await self.registry.open(record)
         except errors.FabricError as error:
             # A registry out of reach gets all endpoints when this node joins again.
-            self.context.events.add("endpoint not reported", endpoint=record.endpoint, reason=str(error))
+            self.context.events.add(
+                "endpoint not reported", endpoint=record.endpoint, reason=str(error)
+            )
 
     def _on_closed(self, record: EndpointRecord) -> None:
         self.endpoints.remove(record)
@@ -191,7 +214,9 @@ class Daemon:
         try:
             await self.registry.close([record.endpoint])
         except errors.FabricError as error:
-            self.context.events.add("closed endpoint not reported", endpoint=record.endpoint, reason=str(error))
+            self.context.events.add(
+                "closed endpoint not reported", endpoint=record.endpoint, reason=str(error)
+            )
 
     def _on_reported(self, port: Port, what: str) -> None:
         self.modules.on_reported(port, what)
@@ -207,7 +232,9 @@ class Daemon:
         self.registry.view = view
         alive = {n.number: n.incarnation for n in view.nodes if n.state != "dead"}
         for out in list(self.flows.outs.values()):
-            if alive.get(out.target_node) != out.target_incarnation and not self.wiring.is_losing(out.flow):
+            if alive.get(out.target_node) != out.target_incarnation and not self.wiring.is_losing(
+                out.flow
+            ):
                 self._spawn(self.wiring.lose(out.flow, 0, OUTCOME_UNKNOWN))
         for half in list(self.flows.ins.values()):
             if alive.get(half.producer_node) != half.producer_incarnation:

@@ -13,7 +13,10 @@ from fabric.controlplane.ports import Port
 from fabric.registry.records import ChannelRecord, EndpointRecord
 
 ROLES: dict[str, Literal["sender", "receiver"]] = {
-    "sender": "sender", "requester": "sender", "receiver": "receiver", "responder": "receiver",
+    "sender": "sender",
+    "requester": "sender",
+    "receiver": "receiver",
+    "responder": "receiver",
 }
 
 
@@ -23,7 +26,9 @@ class EndpointTable:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._endpoints: dict[int, EndpointRecord] = {}
-        self.transform_of: Callable[[Port, str, int, str], str] = lambda port, channel, stage, role: ""
+        self.transform_of: Callable[[Port, str, int, str], str] = (
+            lambda port, channel, stage, role: ""
+        )
 
     def all(self) -> list[EndpointRecord]:
         """Return every endpoint, oldest first."""
@@ -33,7 +38,9 @@ class EndpointTable:
         """Return an endpoint by id, or by the id of its reply half."""
         found = self._endpoints.get(endpoint)
         if found is None:
-            found = next((e for e in self._endpoints.values() if e.reply_endpoint == endpoint), None)
+            found = next(
+                (e for e in self._endpoints.values() if e.reply_endpoint == endpoint), None
+            )
         return found
 
     def of(self, port: int) -> list[EndpointRecord]:
@@ -50,9 +57,16 @@ class EndpointTable:
         if "stage" in fields and not transform:
             transform = self.transform_of(port, channel.name, stage, role)
         record = EndpointRecord(
-            endpoint=self._context.take_endpoint(), channel=channel.number, role=ROLES[role],
-            node=self._context.number, incarnation=self._context.incarnation, port=port.port, port_name=port.name,
-            reply_endpoint=self._context.take_endpoint() if both_ways else 0, stage=stage, transform=transform,
+            endpoint=self._context.take_endpoint(),
+            channel=channel.number,
+            role=ROLES[role],
+            node=self._context.number,
+            incarnation=self._context.incarnation,
+            port=port.port,
+            port_name=port.name,
+            reply_endpoint=self._context.take_endpoint() if both_ways else 0,
+            stage=stage,
+            transform=transform,
             messages=channel.messages or int(fields.get("messages") or limits.CREDIT_MESSAGES),
             bytes=channel.bytes or int(fields.get("bytes") or limits.CREDIT_BYTES),
         )
@@ -74,12 +88,16 @@ class EndpointTable:
 
     def _check(self, port: Port, channel: ChannelRecord, role: str) -> None:
         if role not in ROLES:
-            raise errors.ConfigError(f"unknown role {role!r}; use one of {', '.join(ROLES)}", role=role)
+            raise errors.ConfigError(
+                f"unknown role {role!r}; use one of {', '.join(ROLES)}", role=role
+            )
         if (role in ("requester", "responder")) != (channel.pattern == "request"):
             fit = "requester or responder" if channel.pattern == "request" else "sender or receiver"
             raise errors.ConfigError(
                 f"channel {channel.name!r} has pattern {channel.pattern}: open it as {fit}, not {role}",
-                channel=channel.name, pattern=channel.pattern, role=role,
+                channel=channel.name,
+                pattern=channel.pattern,
+                role=role,
             )
         mine = self.of(port.port)
         if len(mine) >= limits.ENDPOINTS_PER_PORT_MAX // 2:
@@ -87,10 +105,13 @@ class EndpointTable:
                 f"{port.name} has {len(mine)} endpoints, half of ENDPOINTS_PER_PORT_MAX is the most",
                 limit="ENDPOINTS_PER_PORT_MAX",
             )
-        if port.kind != "stage" and any(e.channel == channel.number and e.role != ROLES[role] for e in mine):
+        if port.kind != "stage" and any(
+            e.channel == channel.number and e.role != ROLES[role] for e in mine
+        ):
             raise errors.ConfigError(
                 f"port {port.name!r} already holds the other end of channel {channel.name!r};"
-                " attach a second port for this end", channel=channel.name,
+                " attach a second port for this end",
+                channel=channel.name,
             )
 
 
@@ -100,9 +121,15 @@ def open_answer(record: EndpointRecord, channel: ChannelRecord) -> dict[str, Any
     is_inlet = bool(record.transform) and record.role == "receiver"
     delivery = "at_least_once" if is_inlet else channel.delivery
     answer = {
-        "endpoint": record.endpoint, "channel": channel.number, "type": channel.type, "pattern": channel.pattern,
-        "delivery": delivery, "klass": channel.klass, "route": channel.route,
-        "schema": channel.schema, "reply_schema": channel.reply_schema,
+        "endpoint": record.endpoint,
+        "channel": channel.number,
+        "type": channel.type,
+        "pattern": channel.pattern,
+        "delivery": delivery,
+        "klass": channel.klass,
+        "route": channel.route,
+        "schema": channel.schema,
+        "reply_schema": channel.reply_schema,
     }
     if record.reply_endpoint:
         answer["reply_endpoint"] = record.reply_endpoint

@@ -66,7 +66,10 @@ def targets_of(view: View, sender: EndpointRecord) -> list[EndpointRecord]:
     found = [
         e
         for e in view.endpoints
-        if e.channel == sender.channel and e.role == "receiver" and e.node not in dead and hop_of(e, channel) == hop
+        if e.channel == sender.channel
+        and e.role == "receiver"
+        and e.node not in dead
+        and hop_of(e, channel) == hop
     ]
     return sorted(found, key=lambda e: e.endpoint)
 
@@ -106,5 +109,6 @@ def plan_flows(view: View, sender: EndpointRecord, existing: Iterable[FlowState]
         )
     everyone = [t for e, t in wanted.items() if t.node not in silent]
     return Changes(
-        tuple(NewFlow(t, generation, bool(flows)) for t in everyone), tuple(f.flow for f in is_open.values())
+        tuple(NewFlow(t, generation, bool(flows)) for t in everyone),
+        tuple(f.flow for f in is_open.values()),
     )

@@ -24,7 +24,9 @@ log = logging.getLogger("fabricd.gateway")
 class NodeGateway:
     """Belongs to the daemon's loop. `on_link_down(node, group, reason)` asks for a new data connection."""
 
-    def __init__(self, context: Context, ports: PortTable, lanes: LaneTable, segments: SegmentTable) -> None:
+    def __init__(
+        self, context: Context, ports: PortTable, lanes: LaneTable, segments: SegmentTable
+    ) -> None:
         self._context = context
         self._ports = ports
         self._lanes = lanes
@@ -74,8 +76,14 @@ class NodeGateway:
         """Give the engine its side of a lane."""
         assert self._port is not None
         self.engine.add_lane(
-            lane.lane, lane.fd, lane.side(self._port.port), lane.klass, peer.port, peer.incarnation,
-            peer.doorbell_fd, peer.event_fd,
+            lane.lane,
+            lane.fd,
+            lane.side(self._port.port),
+            lane.klass,
+            peer.port,
+            peer.incarnation,
+            peer.doorbell_fd,
+            peer.event_fd,
         )
 
     def remove_lane(self, lane: int) -> None:
@@ -191,7 +199,9 @@ class NodeGateway:
             try:
                 self._on_event(event)
             except (errors.FabricError, OSError) as error:
-                self._context.events.add("engine event not served", what=str(event), reason=str(error))
+                self._context.events.add(
+                    "engine event not served", what=str(event), reason=str(error)
+                )
 
     def _on_event(self, event: dict[str, Any]) -> None:
         kind = event["event"]
@@ -209,7 +219,9 @@ class NodeGateway:
                 self.up.discard((node, event["group"]))
                 self.on_link_down(node, event["group"], reason)
         else:
-            self._context.events.add(f"engine {kind}", **{k: v for k, v in event.items() if k != "event"})
+            self._context.events.add(
+                f"engine {kind}", **{k: v for k, v in event.items() if k != "event"}
+            )
 
     def _reclaim(self, port: Port) -> None:
         """Free the slots of a former engine that nobody holds; none while a lane still has records that name some."""

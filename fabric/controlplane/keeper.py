@@ -36,7 +36,9 @@ class KeeperOptions:
     daemon_argv: list[str]
     env: dict[str, str]
     unlink: list[str] = field(default_factory=list)  #: paths removed at the end
-    items: dict[str, tuple[bytes, int]] = field(default_factory=dict)  #: first entries (listening sockets)
+    items: dict[str, tuple[bytes, int]] = field(
+        default_factory=dict
+    )  #: first entries (listening sockets)
 
 
 class Keeper:
@@ -335,7 +337,12 @@ class Keeper:
         children.end_group(child.pid, signal.SIGKILL)  # what it started in its group ends with it
         self._on_output(child)
         self._close_output(child)
-        event = {"op": "exited", "tag": child.tag, "pid": child.pid, "code": os.waitstatus_to_exitcode(status)}
+        event = {
+            "op": "exited",
+            "tag": child.tag,
+            "pid": child.pid,
+            "code": os.waitstatus_to_exitcode(status),
+        }
         if self._socket is not None and self._loaded:
             self._send(event)
         else:

@@ -54,7 +54,9 @@ class KeeperLink:
             try:
                 packet = receive_packet(self._socket)
             except TimeoutError as error:
-                raise DeadlineExceeded("waited for the keeper to hand back what it holds") from error
+                raise DeadlineExceeded(
+                    "waited for the keeper to hand back what it holds"
+                ) from error
             if packet is None:
                 raise BrokenError("the keeper is gone")
             head, value, fd = packet
@@ -83,14 +85,18 @@ class KeeperLink:
         """Forget `key`; with a trailing slash, everything below it."""
         self._send({"op": "drop", "key": key})
 
-    async def spawn(self, tag: str, argv: list[str], env: dict[str, str], log: str, cwd: str = "") -> int:
+    async def spawn(
+        self, tag: str, argv: list[str], env: dict[str, str], log: str, cwd: str = ""
+    ) -> int:
         """Start a process under the keeper and return its pid; `ConfigError` when it cannot start."""
         if tag in self._spawning:
             raise ConfigError(f"{tag} is already being started")
         answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._spawning[tag] = answer
         try:
-            self._send({"op": "spawn", "tag": tag, "argv": argv, "env": env, "log": log, "cwd": cwd})
+            self._send(
+                {"op": "spawn", "tag": tag, "argv": argv, "env": env, "log": log, "cwd": cwd}
+            )
             return await asyncio.wait_for(answer, SPAWN_S)
         finally:
             self._spawning.pop(tag, None)
@@ -139,6 +145,8 @@ class KeeperLink:
                 if head["pid"]:
                     answer.set_result(head["pid"])
                 else:
-                    answer.set_exception(ConfigError(f"cannot start {head['tag']}: {head.get('error')}"))
+                    answer.set_exception(
+                        ConfigError(f"cannot start {head['tag']}: {head.get('error')}")
+                    )
         elif head["op"] == "exited":
             self.on_exit(head["tag"], head["pid"], head["code"])

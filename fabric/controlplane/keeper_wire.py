@@ -23,7 +23,9 @@ def pack(head: dict[str, Any], value: bytes = b"") -> bytes:
     text = json.dumps(head, separators=(",", ":")).encode()
     data = _HEAD.pack(len(text)) + text + value
     if len(data) > PACKET_BYTES_MAX:
-        raise ValueError(f"a keeper packet of {len(data)} bytes, PACKET_BYTES_MAX is {PACKET_BYTES_MAX}")
+        raise ValueError(
+            f"a keeper packet of {len(data)} bytes, PACKET_BYTES_MAX is {PACKET_BYTES_MAX}"
+        )
     return data
 
 
@@ -35,7 +37,9 @@ def send_packet(sock: socket.socket, data: bytes, fd: int = -1) -> None:
 
 def receive_packet(sock: socket.socket) -> Packet | None:
     """Read one packet; None at end of stream. The descriptor (or -1) belongs to the caller."""
-    data, ancillary, _, _ = sock.recvmsg(PACKET_BYTES_MAX, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
+    data, ancillary, _, _ = sock.recvmsg(
+        PACKET_BYTES_MAX, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC
+    )
     fds = array.array("i")
     for level, kind, payload in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

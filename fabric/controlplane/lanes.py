@@ -82,7 +82,9 @@ class LaneTable:
             try:
                 await port.push("lane_drop", {"lane": lane.lane})
             except errors.FabricError as error:
-                self._context.events.add("lane not dropped", lane=lane.lane, port_name=port.name, reason=str(error))
+                self._context.events.add(
+                    "lane not dropped", lane=lane.lane, port_name=port.name, reason=str(error)
+                )
         self._context.keeper.drop(f"lane/{lane.lane}")
         os.close(lane.fd)
 
@@ -91,13 +93,26 @@ class LaneTable:
         for key, (value, fd) in items.items():
             if key.startswith("lane/") and fd >= 0:
                 number = value["lane"]
-                self._lanes[number] = Lane(number, value["klass"], tuple(value["ports"]), set(value["told"]), fd)
+                self._lanes[number] = Lane(
+                    number, value["klass"], tuple(value["ports"]), set(value["told"]), fd
+                )
 
     async def _make(self, low: Port, high: Port, klass: int) -> Lane:
-        lane = next((x for x in self._lanes.values() if x.ports == (low.port, high.port) and x.klass == klass), None)
+        lane = next(
+            (
+                x
+                for x in self._lanes.values()
+                if x.ports == (low.port, high.port) and x.klass == klass
+            ),
+            None,
+        )
         if lane is None:
             lane = self._create(low, high, klass)
-        pushes = [self._tell(lane, port, peer) for port, peer in ((low, high), (high, low)) if port.port not in lane.told]
+        pushes = [
+            self._tell(lane, port, peer)
+            for port, peer in ((low, high), (high, low))
+            if port.port not in lane.told
+        ]
         await asyncio.gather(*pushes)
         if pushes:
             self._keep(lane)
@@ -107,7 +122,8 @@ class LaneTable:
         for port in (low, high):
             if len(self.of(port.port)) >= limits.LANES_PER_PORT_MAX:
                 raise errors.CapacityError(
-                    f"{port.name} has LANES_PER_PORT_MAX ({limits.LANES_PER_PORT_MAX}) lanes", limit="LANES_PER_PORT_MAX"
+                    f"{port.name} has LANES_PER_PORT_MAX ({limits.LANES_PER_PORT_MAX}) lanes",
+                    limit="LANES_PER_PORT_MAX",
                 )
         number = self._free_number(low, high)
         lane = Lane(number, klass, (low.port, high.port))
@@ -126,19 +142,29 @@ class LaneTable:
             number = self._context.numbers.take("lane")
             if number % size not in taken:
                 return number
-        raise errors.CapacityError("no doorbell bit is free for one more lane", limit="LANES_PER_PORT_MAX")
+        raise errors.CapacityError(
+            "no doorbell bit is free for one more lane", limit="LANES_PER_PORT_MAX"
+        )
 
     async def _tell(self, lane: Lane, port: Port, peer: Port) -> None:
         if port.kind == "gateway":
             self.add_to_gateway(lane, peer)
         else:
             fields = {
-                "lane": lane.lane, "klass": lane.klass, "side": lane.side(port.port), "peer_port": peer.port,
+                "lane": lane.lane,
+                "klass": lane.klass,
+                "side": lane.side(port.port),
+                "peer_port": peer.port,
                 "peer_incarnation": peer.incarnation,
             }
             await port.push("lane", fields, (lane.fd, peer.doorbell_fd, peer.event_fd))
         lane.told.add(port.port)
 
     def _keep(self, lane: Lane, fd: int = -1) -> None:
-        value = {"lane": lane.lane, "klass": lane.klass, "ports": list(lane.ports), "told": sorted(lane.told)}
+        value = {
+            "lane": lane.lane,
+            "klass": lane.klass,
+            "ports": list(lane.ports),
+            "told": sorted(lane.told),
+        }
         self._context.keeper.put(f"lane/{lane.lane}", value, fd)

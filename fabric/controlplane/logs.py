@@ -25,7 +25,9 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, without a newline."""
         fields: dict[str, Any] = {
-            "ts": round(record.created, 6), "level": record.levelname.lower(), "logger": record.name,
+            "ts": round(record.created, 6),
+            "level": record.levelname.lower(),
+            "logger": record.name,
             "event": record.getMessage(),
         }
         fields.update({key: value for key, value in vars(record).items() if key not in _STANDARD})
@@ -72,7 +74,12 @@ class Events:
     def add(self, event: str, **fields: Any) -> None:
         """Record something a user may want to know."""
         self._kept.append({"at_s": round(time.time(), 3), "event": event, **fields})
-        self._log.warning(event, extra={f"of_{key}" if key in _STANDARD else key: value for key, value in fields.items()})
+        self._log.warning(
+            event,
+            extra={
+                f"of_{key}" if key in _STANDARD else key: value for key, value in fields.items()
+            },
+        )
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the events, oldest first."""

@@ -49,7 +49,9 @@ def _prepare(options: Options, arguments: list[str]) -> Keeper:
     return Keeper(
         KeeperOptions(
             daemon_argv=[sys.executable, "-m", "fabric.controlplane.daemon", *arguments],
-            env=dict(os.environ), unlink=[options.socket, options.socket + ".ctl"], items=items,
+            env=dict(os.environ),
+            unlink=[options.socket, options.socket + ".ctl"],
+            items=items,
         )
     )
 
@@ -60,7 +62,8 @@ def check_exposure(options: Options) -> None:
         if address is not None and options.secret_file is None and not _is_loopback(address[0]):
             raise ConfigError(
                 f"{key} {address[0]}:{address[1]} is not loopback: nodes must prove a shared secret there,"
-                " give --secret-file", key=key,
+                " give --secret-file",
+                key=key,
             )
     if options.listen is not None or options.join is not None:
         read_secret(options.secret_file)
@@ -73,7 +76,10 @@ def _is_loopback(host: str) -> bool:
 def _node_record(incarnation: int, pid: int) -> bytes:
     """Encode {"incarnation": …, "keeper": …} as msgpack; the keeper stays free of third parties."""
     return (
-        b"\x82\xabincarnation\xcf" + incarnation.to_bytes(8, "big") + b"\xa6keeper\xce" + pid.to_bytes(4, "big")
+        b"\x82\xabincarnation\xcf"
+        + incarnation.to_bytes(8, "big")
+        + b"\xa6keeper\xce"
+        + pid.to_bytes(4, "big")
     )
 
 

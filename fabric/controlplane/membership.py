@@ -1,7 +1,8 @@
 """Being a node among others: join, lease, the pushed view, and the connections to every peer.
 
-Of two nodes the one with the higher number dials: one control connection and two data connections, each through the
-handshake of WIRE.md §5; a joining node dials the registry. Data sockets go to the engine, which asks back when one is down.
+Of two nodes the one with the higher number dials: one control connection and two data connections, each
+through the handshake of WIRE.md §5; a joining node dials the registry. Data sockets go to the engine, which
+asks back when one is down.
 """
 
 from __future__ import annotations
@@ -163,11 +164,15 @@ class Membership:
         finally:
             peer.is_sending_view = False
 
-    def serve(self, op: str, fields: dict[str, Any], connection: ControlConnection | None) -> dict[str, Any]:
+    def serve(
+        self, op: str, fields: dict[str, Any], connection: ControlConnection | None
+    ) -> dict[str, Any]:
         """Serve `join`, `lease` and `leave` on the registry node."""
         registry = self._daemon.registry.local
         if registry is None:
-            raise errors.ConfigError("this node is not the registry; join the first node of the cluster")
+            raise errors.ConfigError(
+                "this node is not the registry; join the first node of the cluster"
+            )
         now = time.monotonic()
         if op == "lease":
             registry.lease(fields["number"], fields["incarnation"], now)
@@ -178,13 +183,22 @@ class Membership:
         endpoints = msgspec.convert(fields["endpoints"], list[EndpointRecord])
         node = msgspec.convert(fields["node"], NodeRecord)
         known = next((n for n in registry.view().nodes if n.name == node.name), None)
-        was_dead = known is not None and known.state == "dead" and known.incarnation == node.incarnation
+        was_dead = (
+            known is not None and known.state == "dead" and known.incarnation == node.incarnation
+        )
         number = registry.join(node, endpoints, now)
         if connection is not None:
             self._bind(number, connection)
         view = registry.view()
-        self._peers[number].epoch_sent = 0  # the joined node sets its number before it can use a view
-        return {"number": number, "registry": self._context.number, "view": plain(view), "was_dead": was_dead}
+        self._peers[
+            number
+        ].epoch_sent = 0  # the joined node sets its number before it can use a view
+        return {
+            "number": number,
+            "registry": self._context.number,
+            "view": plain(view),
+            "was_dead": was_dead,
+        }
 
     def tick(self, now_s: float) -> None:
         """Once a second: end leases (registry) or prolong ours."""
@@ -215,7 +229,9 @@ class Membership:
 
     async def _join(self, connection: ControlConnection) -> None:
         node = plain(self._record())
-        answer = await connection.request("join", {"node": node, "endpoints": plain(self._daemon.endpoints.all())})
+        answer = await connection.request(
+            "join", {"node": node, "endpoints": plain(self._daemon.endpoints.all())}
+        )
         if answer.get("was_dead"):
             self._fence()
         self._take_number(answer["number"])
@@ -264,7 +280,9 @@ class Membership:
                 self._spawn(self._daemon.wiring.lose(out.flow, 0, OUTCOME_UNKNOWN))
         for half in list(self._daemon.flows.ins.values()):
             if half.producer_node != self._context.number:
-                self._spawn(self._daemon.wiring.serve_flow_in_close({"flow": half.flow, "drain": False}))
+                self._spawn(
+                    self._daemon.wiring.serve_flow_in_close({"flow": half.flow, "drain": False})
+                )
 
     # ---------------------------------------------------------------- peers
     def on_view(self, view: View) -> None:
@@ -274,7 +292,11 @@ class Membership:
                 continue
             if node.state == "dead":
                 self._forget(node.number)
-            elif 0 < node.number < self._context.number and node.number != self.registry_number and node.port:
+            elif (
+                0 < node.number < self._context.number
+                and node.number != self.registry_number
+                and node.port
+            ):
                 self._dial(node.number, CONTROL)
                 self._dial_data(node.number)
 
@@ -309,7 +331,9 @@ class Membership:
             return
         if group != CONTROL and (number, group) in self._daemon.gateway.up:
             return
-        peer.dialing[group] = asyncio.get_running_loop().create_task(self._dial_until_up(number, group))
+        peer.dialing[group] = asyncio.get_running_loop().create_task(
+            self._dial_until_up(number, group)
+        )
 
     async def _dial_until_up(self, number: int, group: int) -> None:
         pause = BACKOFF_S[0]
@@ -324,7 +348,9 @@ class Membership:
                     self._take_data(number, sock, info)
                 return
             except (errors.FabricError, OSError) as error:
-                log.info("peer not reached", extra={"node": number, "group": group, "reason": str(error)})
+                log.info(
+                    "peer not reached", extra={"node": number, "group": group, "reason": str(error)}
+                )
             await asyncio.sleep(pause)
             pause = min(pause * 2, BACKOFF_S[1])
 
@@ -332,14 +358,20 @@ class Membership:
         if number == self.registry_number and self._daemon.options.join is not None:
             return self._daemon.options.join
         node = self._daemon.registry.view.node(number)
-        return (node.host, node.port) if node is not None and node.state != "dead" and node.port else None
+        return (
+            (node.host, node.port)
+            if node is not None and node.state != "dead" and node.port
+            else None
+        )
 
     async def _dial_control(self, address: tuple[str, int]) -> tuple[ControlConnection, PeerInfo]:
         sock, info = await self._connect(address, CONTROL)
         stream = FrameStream(sock)
         return ControlConnection(stream, self._daemon.calls.serve_peer, f"node {info.node}"), info
 
-    async def _connect(self, address: tuple[str, int], group: int) -> tuple[socket.socket, PeerInfo]:
+    async def _connect(
+        self, address: tuple[str, int], group: int
+    ) -> tuple[socket.socket, PeerInfo]:
         from fabric.links import handshake
 
         loop = asyncio.get_running_loop()
@@ -349,7 +381,9 @@ class Membership:
         try:
             async with asyncio.timeout(DIAL_S):
                 if self._daemon.options.listen is not None and family == socket.AF_INET:
-                    sock.bind((self._daemon.options.listen[0], 0))  # the rail that this node was told to use
+                    sock.bind(
+                        (self._daemon.options.listen[0], 0)
+                    )  # the rail that this node was told to use
                 await loop.sock_connect(sock, address)
         except TimeoutError as error:
             sock.close()
@@ -376,7 +410,9 @@ class Membership:
             log.error("cannot accept a node", extra={"reason": str(error)})
             return
         if len(self._tasks) > 4 * limits.NODES_MAX:
-            log.warning("too many connections at once; one is refused", extra={"address": str(address)})
+            log.warning(
+                "too many connections at once; one is refused", extra={"address": str(address)}
+            )
             sock.close()
             return
         self._spawn(self._serve_connection(sock))
@@ -394,9 +430,13 @@ class Membership:
             try:
                 self._take_data(info.number, sock, info)
             except errors.FabricError as error:
-                self._context.events.add("data connection refused", node=info.number, reason=str(error))
+                self._context.events.add(
+                    "data connection refused", node=info.number, reason=str(error)
+                )
             return
-        connection = ControlConnection(FrameStream(sock), self._daemon.calls.serve_peer, f"node {info.node}")
+        connection = ControlConnection(
+            FrameStream(sock), self._daemon.calls.serve_peer, f"node {info.node}"
+        )
         node = self._daemon.registry.view.node(info.number)
         if node is not None and node.name == info.node:
             self._bind(info.number, connection)
@@ -428,14 +468,21 @@ class Membership:
     def _record(self) -> NodeRecord:
         host, port = self.listens_on() or ("", 0)
         return NodeRecord(
-            number=self._context.number, name=self._context.name, incarnation=self._context.incarnation,
-            host=host, port=port,
+            number=self._context.number,
+            name=self._context.name,
+            incarnation=self._context.incarnation,
+            host=host,
+            port=port,
         )
 
     def _take_number(self, number: int) -> None:
         if self._context.number != number:
             self._context.number = number
-            record = {"incarnation": self._context.incarnation, "keeper": self._daemon.keeper_pid, "number": number}
+            record = {
+                "incarnation": self._context.incarnation,
+                "keeper": self._daemon.keeper_pid,
+                "number": number,
+            }
             self._context.keeper.put("node", record)
 
     def _spawn(self, coroutine: Any) -> asyncio.Task[Any]:

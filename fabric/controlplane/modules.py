@@ -79,8 +79,10 @@ class ModuleTable:
     def start_module(self, spec: ModuleSpec, name: str) -> Process:
         """Start (and from now on supervise) one replica of a module."""
         env = {
-            "FABRIC_MODULE": spec.class_path, "FABRIC_MODULE_NAME": name,
-            "FABRIC_MODULE_CONFIG": json.dumps(spec.config), "FABRIC_MODULE_CHANNELS": json.dumps(spec.channels),
+            "FABRIC_MODULE": spec.class_path,
+            "FABRIC_MODULE_NAME": name,
+            "FABRIC_MODULE_CONFIG": json.dumps(spec.config),
+            "FABRIC_MODULE_CHANNELS": json.dumps(spec.channels),
         }
         argv = [sys.executable, "-m", "fabric.worker.host"]
         about = msgspec.to_builtins(spec)
@@ -118,13 +120,19 @@ class ModuleTable:
 
     def log_path(self, kind: str, name: str) -> Path:
         """Return where the output of a process goes."""
-        return self._context.state_dir / "logs" / f"{name if kind == 'module' else f'plugin-{name}'}.log"
+        return (
+            self._context.state_dir
+            / "logs"
+            / f"{name if kind == 'module' else f'plugin-{name}'}.log"
+        )
 
     def log_lines(self, kind: str, name: str, lines: int) -> list[str]:
         """Return the last lines a process printed; `ConfigError` for a name never seen."""
         path = self.log_path(kind, name)
         if self.find(kind, name) is None and not path.exists():
-            raise unknown_name("module" if kind == "module" else "plugin", name, [p.name for p in self.all(kind)])
+            raise unknown_name(
+                "module" if kind == "module" else "plugin", name, [p.name for p in self.all(kind)]
+            )
         return tail(path, lines)
 
     # ---------------------------------------------------------------- events
@@ -162,16 +170,25 @@ class ModuleTable:
 
     # ---------------------------------------------------------------- machine
     def _add(
-        self, kind: str, name: str, argv: list[str], env: dict[str, str], about: dict[str, Any],
+        self,
+        kind: str,
+        name: str,
+        argv: list[str],
+        env: dict[str, str],
+        about: dict[str, Any],
         backoff_s: tuple[float, float],
     ) -> Process:
         tag = f"{kind}-{name}"
         if tag in self._processes:
             raise errors.BusyError(f"{kind} {name!r} runs already", process=tag)
         if len(self._processes) >= limits.MODULES_MAX:
-            raise errors.CapacityError(f"MODULES_MAX ({limits.MODULES_MAX}) processes run", limit="MODULES_MAX")
+            raise errors.CapacityError(
+                f"MODULES_MAX ({limits.MODULES_MAX}) processes run", limit="MODULES_MAX"
+            )
         if "/" in name or name.startswith("."):
-            raise errors.ConfigError(f"{kind} name {name!r}: use letters, digits, . _ -", key="name")
+            raise errors.ConfigError(
+                f"{kind} name {name!r}: use letters, digits, . _ -", key="name"
+            )
         process = Process(tag, kind, name, argv, env, secrets.token_hex(16), about)
         process.life = Life(first_s=backoff_s[0], longest_s=backoff_s[1])
         self._processes[tag] = process
@@ -206,12 +223,17 @@ class ModuleTable:
 
     async def _spawn(self, process: Process) -> None:
         env = {
-            **os.environ, **process.env, "FABRIC_SOCKET": self._context.socket_path,
-            "FABRIC_MODULE_TOKEN": process.token, "PYTHONUNBUFFERED": "1",
+            **os.environ,
+            **process.env,
+            "FABRIC_SOCKET": self._context.socket_path,
+            "FABRIC_MODULE_TOKEN": process.token,
+            "PYTHONUNBUFFERED": "1",
         }
         path = self.log_path(process.kind, process.name)
         try:
-            process.pid = await self._context.keeper.spawn(process.tag, process.argv, env, str(path))
+            process.pid = await self._context.keeper.spawn(
+                process.tag, process.argv, env, str(path)
+            )
         except (errors.FabricError, TimeoutError) as error:
             self._context.events.add("process not started", process=process.tag, reason=str(error))
             self._step(process, Event.EXITED)
@@ -247,7 +269,10 @@ class ModuleTable:
         life = process.life
         plain = {name: getattr(life, name) for name in Life.__dataclass_fields__}
         plain["state"] = life.state.value
-        value = {key: getattr(process, key) for key in ("tag", "kind", "name", "argv", "env", "token", "about", "pid")}
+        value = {
+            key: getattr(process, key)
+            for key in ("tag", "kind", "name", "argv", "env", "token", "about", "pid")
+        }
         self._context.keeper.put(f"process/{process.tag}", {**value, "life": plain})
 
     def _now(self) -> float:
@@ -264,5 +289,9 @@ def unknown_name(kind: str, name: str, known: list[str]) -> errors.ConfigError:
     import difflib
 
     near = difflib.get_close_matches(name, known, 1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known)[:10]) or 'none'}"
+    hint = (
+        f"did you mean {near[0]!r}?"
+        if near
+        else f"known: {', '.join(sorted(known)[:10]) or 'none'}"
+    )
     return errors.ConfigError(f"there is no {kind} {name!r}; {hint}", kind=kind, name_asked=name)

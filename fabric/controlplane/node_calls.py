@@ -1,4 +1,7 @@
-"""Calls between daemons: what this node serves to others, and how it reaches them. A call to itself is a function call."""
+"""Calls between daemons: what this node serves to others, and how it reaches them.
+
+A call to itself is a function call.
+"""
 
 from __future__ import annotations
 
@@ -38,11 +41,15 @@ class NodeCalls:
             raise errors.PathBrokenError(f"node {node} is not connected", node=node, op=op)
         return await peer.request(op, fields, timeout_s)
 
-    async def serve_peer(self, connection: ControlConnection, op: str, fields: dict[str, Any]) -> Answer:
+    async def serve_peer(
+        self, connection: ControlConnection, op: str, fields: dict[str, Any]
+    ) -> Answer:
         """Serve another node's request."""
         return await self.serve(op, fields, connection)
 
-    async def serve(self, op: str, fields: dict[str, Any], connection: ControlConnection | None = None) -> dict[str, Any]:
+    async def serve(
+        self, op: str, fields: dict[str, Any], connection: ControlConnection | None = None
+    ) -> dict[str, Any]:
         """Serve one call by name."""
         daemon = self._daemon
         wiring = daemon.wiring

@@ -47,22 +47,43 @@ def default_state(name: str) -> Path:
 
 def parse(argv: list[str] | None = None) -> Options:
     """Read the command line; raises `ConfigError` on a bad address."""
-    parser = argparse.ArgumentParser(prog="fabricd", description="The fabric daemon of one node (keeper and daemon).")
+    parser = argparse.ArgumentParser(
+        prog="fabricd", description="The fabric daemon of one node (keeper and daemon)."
+    )
     parser.add_argument("--name", default="a", help="name of this node in the cluster (default: a)")
-    parser.add_argument("--socket", help="attach socket; the control API is beside it, with .ctl added")
+    parser.add_argument(
+        "--socket", help="attach socket; the control API is beside it, with .ctl added"
+    )
     parser.add_argument("--state", type=Path, help="state directory: registry, counters, logs")
-    parser.add_argument("--listen", metavar="HOST:PORT", help="where other nodes connect (default: nowhere)")
-    parser.add_argument("--join", metavar="HOST:PORT", help="the first node of the cluster; without it this is the first")
-    parser.add_argument("--secret-file", type=Path, help="file with the cluster's shared secret (0600)")
-    parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    parser.add_argument(
+        "--listen", metavar="HOST:PORT", help="where other nodes connect (default: nowhere)"
+    )
+    parser.add_argument(
+        "--join",
+        metavar="HOST:PORT",
+        help="the first node of the cluster; without it this is the first",
+    )
+    parser.add_argument(
+        "--secret-file", type=Path, help="file with the cluster's shared secret (0600)"
+    )
+    parser.add_argument(
+        "--log-level", default="info", choices=("debug", "info", "warning", "error")
+    )
     args = parser.parse_args(argv)
     if not args.name or len(args.name.encode()) > limits.NAME_BYTES_MAX or "/" in args.name:
-        raise ConfigError(f"--name {args.name!r}: use 1 to {limits.NAME_BYTES_MAX} bytes without '/'", key="--name")
+        raise ConfigError(
+            f"--name {args.name!r}: use 1 to {limits.NAME_BYTES_MAX} bytes without '/'",
+            key="--name",
+        )
     path = args.socket or os.environ.get("FABRIC_SOCKET") or default_socket(args.name)
     return Options(
-        args.name, os.path.abspath(path), (args.state or default_state(args.name)).absolute(),
-        _address("--listen", args.listen), _address("--join", args.join),
-        args.secret_file.absolute() if args.secret_file else None, args.log_level,
+        args.name,
+        os.path.abspath(path),
+        (args.state or default_state(args.name)).absolute(),
+        _address("--listen", args.listen),
+        _address("--join", args.join),
+        args.secret_file.absolute() if args.secret_file else None,
+        args.log_level,
     )
 
 
@@ -71,7 +92,9 @@ def _address(key: str, text: str | None) -> tuple[str, int] | None:
         return None
     host, _, port = text.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65535:
-        raise ConfigError(f"{key} {text!r}: write HOST:PORT, for example 127.0.0.1:7400", key=key, found=text)
+        raise ConfigError(
+            f"{key} {text!r}: write HOST:PORT, for example 127.0.0.1:7400", key=key, found=text
+        )
     return host.strip("[]"), int(port)
 
 
@@ -89,9 +112,16 @@ def prepare_state(path: Path) -> int:
         (path / "logs").mkdir(parents=True, exist_ok=True, mode=0o700)
         fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        why = {errno.EROFS: "is on a read-only file system", errno.EACCES: "is not writable", errno.ENOTDIR: "is not a directory",
-               errno.EEXIST: "is not a directory", errno.ENOSPC: "has no space left"}.get(error.errno or 0, str(error))
-        raise ConfigError(f"the state directory {path} {why}; choose another with --state", path=str(path)) from error
+        why = {
+            errno.EROFS: "is on a read-only file system",
+            errno.EACCES: "is not writable",
+            errno.ENOTDIR: "is not a directory",
+            errno.EEXIST: "is not a directory",
+            errno.ENOSPC: "has no space left",
+        }.get(error.errno or 0, str(error))
+        raise ConfigError(
+            f"the state directory {path} {why}; choose another with --state", path=str(path)
+        ) from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -99,7 +129,8 @@ def prepare_state(path: Path) -> int:
         os.close(fd)
         raise BusyError(
             f"the state directory {path} is in use by fabricd {holder}; stop it or choose another with --state",
-            path=str(path), pid=holder,
+            path=str(path),
+            pid=holder,
         ) from error
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
@@ -120,7 +151,8 @@ def listen_unix(path: str) -> socket.socket:
     if size > limits.SOCKET_PATH_BYTES_MAX:
         raise ConfigError(
             f"the socket path {path} (with .ctl) has {size} bytes, the system allows {limits.SOCKET_PATH_BYTES_MAX}:"
-            " choose a shorter one with --socket", path=path,
+            " choose a shorter one with --socket",
+            path=path,
         )
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(0o177)
@@ -129,9 +161,14 @@ def listen_unix(path: str) -> socket.socket:
         sock.bind(path)
     except OSError as error:
         sock.close()
-        why = {errno.EROFS: "the file system is read-only", errno.EACCES: "the folder is not writable"}
+        why = {
+            errno.EROFS: "the file system is read-only",
+            errno.EACCES: "the folder is not writable",
+        }
         reason = why.get(error.errno or 0, str(error))
-        raise ConfigError(f"cannot listen on {path}: {reason}; choose another with --socket", path=path) from error
+        raise ConfigError(
+            f"cannot listen on {path}: {reason}; choose another with --socket", path=path
+        ) from error
     except BaseException:
         sock.close()
         raise
@@ -151,7 +188,9 @@ def _claim(path: str) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise ConfigError(f"{path} exists and is not a socket: remove it or choose another --socket", path=path)
+        raise ConfigError(
+            f"{path} exists and is not a socket: remove it or choose another --socket", path=path
+        )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(limits.CLOSE_S)
         try:
@@ -159,7 +198,10 @@ def _claim(path: str) -> None:
         except OSError:
             os.unlink(path)
             return
-    raise BusyError(f"a live daemon serves on {path}: stop it (fabricctl down) or choose another --socket", path=path)
+    raise BusyError(
+        f"a live daemon serves on {path}: stop it (fabricctl down) or choose another --socket",
+        path=path,
+    )
 
 
 def listen_tcp(address: tuple[str, int]) -> socket.socket:
@@ -174,8 +216,12 @@ def listen_tcp(address: tuple[str, int]) -> socket.socket:
     except OSError as error:
         sock.close()
         if error.errno == errno.EADDRINUSE:
-            raise BusyError(f"the address {host}:{port} is taken; choose another --listen", host=host, port=port) from error
-        raise ConfigError(f"cannot listen on {host}:{port}: {error}; choose another --listen", host=host) from error
+            raise BusyError(
+                f"the address {host}:{port} is taken; choose another --listen", host=host, port=port
+            ) from error
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error}; choose another --listen", host=host
+        ) from error
     return sock
 
 
@@ -194,9 +240,14 @@ def read_secret(path: Path | None) -> bytes:
     except OSError as error:
         raise ConfigError(f"cannot read the secret file {path}: {error}", path=str(path)) from error
     if found.st_mode & 0o077 or found.st_uid not in (os.getuid(), 0):
-        raise ConfigError(f"the secret file {path} can be read by others: chmod 600 {path}", path=str(path))
+        raise ConfigError(
+            f"the secret file {path} can be read by others: chmod 600 {path}", path=str(path)
+        )
     if len(secret) < SECRET_BYTES_MIN:
-        raise ConfigError(f"the secret in {path} has {len(secret)} bytes, at least {SECRET_BYTES_MIN} are needed", path=str(path))
+        raise ConfigError(
+            f"the secret in {path} has {len(secret)} bytes, at least {SECRET_BYTES_MIN} are needed",
+            path=str(path),
+        )
     return secret
 
 
@@ -207,14 +258,20 @@ def _own_secret() -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if folder.stat().st_uid != os.getuid():
-            raise ConfigError(f"{folder} belongs to another user; set XDG_RUNTIME_DIR or give --secret-file")
+            raise ConfigError(
+                f"{folder} belongs to another user; set XDG_RUNTIME_DIR or give --secret-file"
+            )
         draft = folder / f"secret.{os.getpid()}"
         fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         os.write(fd, secrets.token_hex(32).encode())
         os.close(fd)
-        with contextlib.suppress(FileExistsError):  # the first one stays: two nodes may start at once
+        with contextlib.suppress(
+            FileExistsError
+        ):  # the first one stays: two nodes may start at once
             os.link(draft, path)
         draft.unlink()
     except OSError as error:
-        raise ConfigError(f"cannot keep a secret in {folder}: {error}; give --secret-file", path=str(path)) from error
+        raise ConfigError(
+            f"cannot keep a secret in {folder}: {error}; give --secret-file", path=str(path)
+        ) from error
     return path

@@ -49,7 +49,9 @@ class Port:
         keys = ("port", "incarnation", "name", "pid", "tenant", "kind", "owner", "is_alive")
         return {key: getattr(self, key) for key in keys}
 
-    async def push(self, op: str, fields: dict[str, Any], fds: Sequence[int] = ()) -> dict[str, Any]:
+    async def push(
+        self, op: str, fields: dict[str, Any], fds: Sequence[int] = ()
+    ) -> dict[str, Any]:
         """Push to the process, waiting for it to be back when its connection was lost.
 
         Raises
@@ -61,7 +63,9 @@ class Port:
             async with asyncio.timeout(limits.PUSH_S):
                 await self.connected.wait()
         except TimeoutError as error:
-            raise errors.DeadlineExceeded(f"{self.name} has no control connection", op=op, port=self.port) from error
+            raise errors.DeadlineExceeded(
+                f"{self.name} has no control connection", op=op, port=self.port
+            ) from error
         if not self.is_alive or self.connection is None:
             raise errors.PeerLostError(f"{self.name} is gone", port=self.port)
         return await self.connection.push(op, fields, fds)
@@ -107,7 +111,8 @@ class PortTable:
         """Make a port's shared state, keep it, watch its process; takes `pid_fd` (-1 for the gateway)."""
         if len(self._ports) >= limits.PORTS_PER_NODE_MAX:
             raise errors.CapacityError(
-                f"this node has PORTS_PER_NODE_MAX ({limits.PORTS_PER_NODE_MAX}) ports", limit="PORTS_PER_NODE_MAX"
+                f"this node has PORTS_PER_NODE_MAX ({limits.PORTS_PER_NODE_MAX}) ports",
+                limit="PORTS_PER_NODE_MAX",
             )
         native = self._context.native
         number, incarnation = self._context.take_port(), time.time_ns()

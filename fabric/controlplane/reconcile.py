@@ -25,7 +25,12 @@ class Reconciler:
     """Belongs to the daemon's loop. `look()` after anything changed; it returns at once."""
 
     def __init__(
-        self, view: Callable[[], View], ports: PortTable, endpoints: EndpointTable, flows: FlowTable, wiring: Wiring
+        self,
+        view: Callable[[], View],
+        ports: PortTable,
+        endpoints: EndpointTable,
+        flows: FlowTable,
+        wiring: Wiring,
     ) -> None:
         self._view = view
         self._ports = ports
@@ -72,7 +77,9 @@ class Reconciler:
         if task.cancelled():
             return
         if task.exception() is not None:
-            log.error("a flow worker failed", exc_info=task.exception(), extra={"endpoint": endpoint})
+            log.error(
+                "a flow worker failed", exc_info=task.exception(), extra={"endpoint": endpoint}
+            )
         elif event is not None and event.is_set():
             self.look_at(endpoint)
 
@@ -90,7 +97,9 @@ class Reconciler:
                 await asyncio.sleep(limits.FLOW_RETRY_S)
                 dirty.set()
 
-    async def _apply(self, record: EndpointRecord, channel: ChannelRecord, changes: Changes) -> bool:
+    async def _apply(
+        self, record: EndpointRecord, channel: ChannelRecord, changes: Changes
+    ) -> bool:
         """Open, then close; False when something has to be tried again."""
         opened = [self._open(record, channel, new) for new in changes.opens]
         closed = [self._close(flow) for flow in changes.closes]
@@ -102,7 +111,11 @@ class Reconciler:
         try:
             await self._wiring.open(record, channel, new)
         except (errors.FabricError, OSError) as error:
-            extra = {"channel": channel.name, "endpoint": record.endpoint, "target": new.target.endpoint}
+            extra = {
+                "channel": channel.name,
+                "endpoint": record.endpoint,
+                "target": new.target.endpoint,
+            }
             log.info("flow not set up", extra={**extra, "reason": str(error)})
             return False
         return True

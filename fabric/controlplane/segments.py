@@ -66,7 +66,9 @@ class SegmentTable:
         """Return a sealed segment of the same tenant; `StaleHandleError` when it is gone."""
         segment = self._segments.get(number)
         if segment is None or not segment.is_sealed:
-            raise errors.StaleHandleError(f"segment {number} is gone or not published", segment=number)
+            raise errors.StaleHandleError(
+                f"segment {number} is gone or not published", segment=number
+            )
         if segment.tenant != tenant:
             raise errors.ConfigError(f"segment {number} belongs to another user", segment=number)
         return segment

@@ -58,8 +58,13 @@ class StageTable:
     """Belongs to the daemon's loop."""
 
     def __init__(
-        self, context: Context, ports: PortTable, flows: FlowTable, endpoints: EndpointTable,
-        registry: RegistryClient, modules: ModuleTable,
+        self,
+        context: Context,
+        ports: PortTable,
+        flows: FlowTable,
+        endpoints: EndpointTable,
+        registry: RegistryClient,
+        modules: ModuleTable,
     ) -> None:
         self._context = context
         self._ports = ports
@@ -91,15 +96,20 @@ class StageTable:
         if len(source.encode()) > limits.PLUGIN_SOURCE_BYTES_MAX:
             raise errors.CapacityError(
                 f"the plugin has {len(source.encode())} bytes, PLUGIN_SOURCE_BYTES_MAX is"
-                f" {limits.PLUGIN_SOURCE_BYTES_MAX}", limit="PLUGIN_SOURCE_BYTES_MAX",
+                f" {limits.PLUGIN_SOURCE_BYTES_MAX}",
+                limit="PLUGIN_SOURCE_BYTES_MAX",
             )
         if name not in self._plugins and len(self._plugins) >= limits.PLUGINS_MAX:
-            raise errors.CapacityError(f"PLUGINS_MAX ({limits.PLUGINS_MAX}) are loaded", limit="PLUGINS_MAX")
+            raise errors.CapacityError(
+                f"PLUGINS_MAX ({limits.PLUGINS_MAX}) are loaded", limit="PLUGINS_MAX"
+            )
         known = self._plugins.get(name)
         plugin = known or Plugin(name, path)
         try:
             process = await self._ready_host(name)
-            answer = await self._push(process, "stage_load", {"plugin": name, "path": path, "source": source}, LOAD_S)
+            answer = await self._push(
+                process, "stage_load", {"plugin": name, "path": path, "source": source}, LOAD_S
+            )
         except BaseException:
             if known is None:
                 await self._drop_host(name)
@@ -122,23 +132,30 @@ class StageTable:
         if len(names) != 1:
             raise errors.PluginError(
                 f"plugin {plugin.name!r} exports {len(names)} of kind {chosen}; give --kind, or name them in fabric.yaml",
-                plugin=plugin.name, exports=names,
+                plugin=plugin.name,
+                exports=names,
             )
         if chosen == "route":
             return await self._registry.change(channel_name, route=names[0])
         return await self._attach_transform(plugin, channel, names[0])
 
-    async def _attach_transform(self, plugin: Plugin, channel: ChannelRecord, name: str) -> ChannelRecord:
+    async def _attach_transform(
+        self, plugin: Plugin, channel: ChannelRecord, name: str
+    ) -> ChannelRecord:
         self._check_transform(plugin, channel, name)
         if name in channel.transforms:
             return channel
         process = self._modules.find("stage", plugin.name)
         if process is None:
-            raise errors.PluginError(f"plugin {plugin.name!r} has no stage host", plugin=plugin.name)
+            raise errors.PluginError(
+                f"plugin {plugin.name!r} has no stage host", plugin=plugin.name
+            )
         await self._run(plugin, process, channel.name, name, len(channel.transforms))
         produces = str(plugin.export("transform", name).get("produces", "any")).partition("@")[0]
         delivers = "" if produces in ("any", channel.type_name) else produces
-        return await self._registry.change(channel.name, transforms=(*channel.transforms, name), delivers=delivers)
+        return await self._registry.change(
+            channel.name, transforms=(*channel.transforms, name), delivers=delivers
+        )
 
     @staticmethod
     def _check_transform(plugin: Plugin, channel: ChannelRecord, name: str) -> None:
@@ -147,11 +164,15 @@ class StageTable:
         if accepts not in ("any", carried):
             raise errors.TypeMismatchError(
                 f"transform {name!r} accepts {accepts}, channel {channel.name!r} carries {carried} there",
-                channel=channel.name, transform=name, accepts=accepts, carried=carried,
+                channel=channel.name,
+                transform=name,
+                accepts=accepts,
+                carried=carried,
             )
         if channel.pattern not in ("stream", "queue"):
             raise errors.ConfigError(
-                f"transforms run on stream and queue channels, {channel.name!r} is {channel.pattern}", channel=channel.name
+                f"transforms run on stream and queue channels, {channel.name!r} is {channel.pattern}",
+                channel=channel.name,
             )
 
     # ---------------------------------------------------------------- what happened
@@ -210,7 +231,9 @@ class StageTable:
 
     async def _load_installed(self, name: str) -> None:
         """Load an installed plugin by the name it is registered under; a name nobody registered is an event."""
-        if any(name in (*p.exported("transform"), *p.exported("route")) for p in self._plugins.values()):
+        if any(
+            name in (*p.exported("transform"), *p.exported("route")) for p in self._plugins.values()
+        ):
             return
         try:
             await self.load(name, "", "")
@@ -246,17 +269,31 @@ class StageTable:
         if any(self._leads_to_stage(f.target_endpoint) for f in flows):
             # The policy chooses receivers; on the way to a stage there is nothing to choose.
             return {"flow": self._fallback(flows, fields).flow, "ttl_s": limits.ROUTE_PIN_TTL_S}
-        plugin = next((p for p in self._plugins.values() if channel.route in p.exported("route")), None)
+        plugin = next(
+            (p for p in self._plugins.values() if channel.route in p.exported("route")), None
+        )
         host = self._modules.find("stage", plugin.name) if plugin else None
         if channel.route and host is not None and host.ready.is_set():
             try:
-                asked = {"policy": channel.route, "header": self._header(fields), "targets": self._targets(port, flows)}
+                asked = {
+                    "policy": channel.route,
+                    "header": self._header(fields),
+                    "targets": self._targets(port, flows),
+                }
                 answer = await self._push(host, "route_decide", asked, limits.ROUTE_ASK_S)
                 if answer.get("flow") in {f.flow for f in flows}:
-                    return {"flow": answer["flow"], "ttl_s": float(answer.get("ttl_s", limits.ROUTE_PIN_TTL_S))}
+                    return {
+                        "flow": answer["flow"],
+                        "ttl_s": float(answer.get("ttl_s", limits.ROUTE_PIN_TTL_S)),
+                    }
             except errors.FabricError as error:
-                self._context.events.add("route policy failed", policy=channel.route, reason=str(error))
-        return {"flow": self._fallback(flows, fields).flow, "ttl_s": 1.0 if channel.route else limits.ROUTE_PIN_TTL_S}
+                self._context.events.add(
+                    "route policy failed", policy=channel.route, reason=str(error)
+                )
+        return {
+            "flow": self._fallback(flows, fields).flow,
+            "ttl_s": 1.0 if channel.route else limits.ROUTE_PIN_TTL_S,
+        }
 
     async def _flows_to_choose(self, port: Port, channel: ChannelRecord) -> list[OutFlow]:
         """Return the open flows of a port, waiting half of ROUTE_ASK_S for the first, so that no key goes unasked."""
@@ -267,7 +304,8 @@ class StageTable:
         await self.flows_settled(senders, limits.ROUTE_ASK_S / 2)
         while True:
             flows = [
-                f for f in self._flows.outs_of_port(port.port)
+                f
+                for f in self._flows.outs_of_port(port.port)
                 if f.channel == channel.number and f.state == "open" and not f.is_reply
             ]
             if flows or loop.time() >= deadline:
@@ -280,8 +318,11 @@ class StageTable:
     @staticmethod
     def _header(fields: dict[str, Any]) -> dict[str, Any]:
         return {
-            "channel": fields["channel"], "key": fields.get("key"), "class": fields.get("klass", "token"),
-            "size": fields.get("size", 0), "fields": fields.get("fields") or {},
+            "channel": fields["channel"],
+            "key": fields.get("key"),
+            "class": fields.get("klass", "token"),
+            "size": fields.get("size", 0),
+            "fields": fields.get("fields") or {},
         }
 
     def _targets(self, port: Port, flows: list[OutFlow]) -> list[dict[str, Any]]:
@@ -293,8 +334,13 @@ class StageTable:
         names = {n.number: n.name for n in self._registry.view.nodes}
         owners = {e.endpoint: e.port_name for e in self._registry.view.endpoints}
         return [
-            {"flow": f.flow, "endpoint": f.target_endpoint, "node": names.get(f.target_node, ""),
-             "module": owners.get(f.target_endpoint, ""), "outstanding": out.get(f.flow, 0)}
+            {
+                "flow": f.flow,
+                "endpoint": f.target_endpoint,
+                "node": names.get(f.target_node, ""),
+                "module": owners.get(f.target_endpoint, ""),
+                "outstanding": out.get(f.flow, 0),
+            }
             for f in flows
         ]
 
@@ -305,7 +351,9 @@ class StageTable:
 
         key = fields.get("key") or b""
         ordered = sorted(flows, key=lambda f: f.target_endpoint)
-        return ordered[zlib.crc32(key if isinstance(key, bytes) else str(key).encode()) % len(ordered)]
+        return ordered[
+            zlib.crc32(key if isinstance(key, bytes) else str(key).encode()) % len(ordered)
+        ]
 
     # ---------------------------------------------------------------- host
     async def _ready_host(self, name: str) -> Process:
@@ -317,7 +365,8 @@ class StageTable:
                 await process.ready.wait()
         except TimeoutError as error:
             raise errors.PluginError(
-                f"the stage host of {name!r} is not ready after {LOAD_S:g} s; see fabricctl plugin logs {name}", plugin=name
+                f"the stage host of {name!r} is not ready after {LOAD_S:g} s; see fabricctl plugin logs {name}",
+                plugin=name,
             ) from error
         return process
 
@@ -326,10 +375,14 @@ class StageTable:
         if process is not None and process.life.state is not State.STOPPED:
             await self._modules.stop(process, 1.0)
 
-    async def _push(self, process: Process, op: str, fields: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+    async def _push(
+        self, process: Process, op: str, fields: dict[str, Any], timeout_s: float
+    ) -> dict[str, Any]:
         port = self._ports.get(process.port)
         if port is None or port.connection is None:
-            raise errors.PeerLostError(f"the stage host of {process.name!r} is not attached", plugin=process.name)
+            raise errors.PeerLostError(
+                f"the stage host of {process.name!r} is not attached", plugin=process.name
+            )
         return await port.connection.push(op, fields, (), timeout_s)
 
     async def _run_all(self, plugin: Plugin, process: Process) -> None:
@@ -341,9 +394,13 @@ class StageTable:
                         await self._run(plugin, process, channel.name, name, index)
                     except errors.FabricError as error:
                         plugin.error = str(error)
-                        self._context.events.add("transform does not run", transform=name, reason=str(error))
+                        self._context.events.add(
+                            "transform does not run", transform=name, reason=str(error)
+                        )
 
-    async def _run(self, plugin: Plugin, process: Process, channel: str, transform: str, stage: int) -> None:
+    async def _run(
+        self, plugin: Plugin, process: Process, channel: str, transform: str, stage: int
+    ) -> None:
         async with plugin.busy:
             if (channel, transform) in plugin.running:
                 return
@@ -366,7 +423,12 @@ class StageTable:
         return folder / f"{name}.source"
 
     def _keep(self, plugin: Plugin) -> None:
-        value = {"name": plugin.name, "path": plugin.path, "exports": plugin.exports, "running": sorted(plugin.running)}
+        value = {
+            "name": plugin.name,
+            "path": plugin.path,
+            "exports": plugin.exports,
+            "running": sorted(plugin.running),
+        }
         self._context.keeper.put(f"plugin/{plugin.name}", value)
 
     def _background(self, coroutine: Any) -> None:

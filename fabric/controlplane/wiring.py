@@ -39,7 +39,12 @@ class Wiring:
     """Belongs to the daemon's loop. Calls for different flows may overlap."""
 
     def __init__(
-        self, context: Context, ports: PortTable, lanes: LaneTable, endpoints: EndpointTable, flows: FlowTable
+        self,
+        context: Context,
+        ports: PortTable,
+        lanes: LaneTable,
+        endpoints: EndpointTable,
+        flows: FlowTable,
     ) -> None:
         self._context = context
         self._ports = ports
@@ -50,34 +55,72 @@ class Wiring:
         self._leaving: set[int] = set()
         self.call: Call = self._no_peers
         self.node_is: Callable[[int, int], bool] = lambda node, incarnation: False
-        self.lose_for_dead: Callable[[int, int, int, int], bool] = lambda port, flow, handed, reason: False
+        self.lose_for_dead: Callable[[int, int, int, int], bool] = (
+            lambda port, flow, handed, reason: False
+        )
 
     # ---------------------------------------------------------------- sender's side
     async def open(self, sender: EndpointRecord, channel: ChannelRecord, new: NewFlow) -> OutFlow:
         """Set up one flow from a local sender; raises when a side is gone or does not confirm."""
         source = self._local_port(sender.port)
+        open_count = sum(
+            f.endpoint == sender.endpoint and f.state != "closing"
+            for f in self._flows.outs.values()
+        )
+        if open_count >= limits.FLOWS_PER_ENDPOINT_MAX:
+            raise errors.CapacityError(
+                f"a sender of {channel.name!r} has FLOWS_PER_ENDPOINT_MAX ({limits.FLOWS_PER_ENDPOINT_MAX}) flows",
+                limit="FLOWS_PER_ENDPOINT_MAX",
+            )
         out = OutFlow(
-            self._context.take_flow(), sender.endpoint, sender.port, channel.number, channel.klass,
-            new.target.endpoint, new.target.node, new.target.incarnation, new.generation,
+            self._context.take_flow(),
+            sender.endpoint,
+            sender.port,
+            channel.number,
+            channel.klass,
+            new.target.endpoint,
+            new.target.node,
+            new.target.incarnation,
+            new.generation,
         )
         self._flows.keep(out)
         try:
-            grant = await self.call(out.target_node, "flow_prepare", self._prepare_fields(out, sender, source))
-            out.messages, out.bytes, out.reply_flow = grant["messages"], grant["bytes"], grant.get("reply_flow", 0)
-            out.lane = await self._lane_out(out.flow, source, out.target_node, new.target.port, out.klass)
+            grant = await self.call(
+                out.target_node, "flow_prepare", self._prepare_fields(out, sender, source)
+            )
+            out.messages, out.bytes, out.reply_flow = (
+                grant["messages"],
+                grant["bytes"],
+                grant.get("reply_flow", 0),
+            )
+            out.lane = await self._lane_out(
+                out.flow, source, out.target_node, new.target.port, out.klass
+            )
             if out.reply_flow:
                 await self._open_reply(out, sender, grant)
-            await source.push("flow_out", {
-                "endpoint": sender.endpoint, "flow": out.flow, "lane": out.lane,
-                "target_endpoint": out.target_endpoint, "messages": out.messages, "bytes": out.bytes,
-                "generation": new.generation, "after_drain": new.after_drain, "reply_flow": out.reply_flow,
-            })
+            await source.push(
+                "flow_out",
+                {
+                    "endpoint": sender.endpoint,
+                    "flow": out.flow,
+                    "lane": out.lane,
+                    "target_endpoint": out.target_endpoint,
+                    "messages": out.messages,
+                    "bytes": out.bytes,
+                    "generation": new.generation,
+                    "after_drain": new.after_drain,
+                    "reply_flow": out.reply_flow,
+                },
+            )
         except BaseException:
             await self.take_back(out)
             raise
         out.state = "open"
         self._flows.keep(out)
-        log.info("flow open", extra={"flow": out.flow, "channel": channel.name, "target": out.target_endpoint})
+        log.info(
+            "flow open",
+            extra={"flow": out.flow, "channel": channel.name, "target": out.target_endpoint},
+        )
         return out
 
     async def close(self, flow: int) -> None:
@@ -97,7 +140,9 @@ class Wiring:
             return
         self._leaving.add(out.flow)
         try:
-            await self.tell(out.target_node, out.target_incarnation, "flow_in_close", {"flow": out.flow})
+            await self.tell(
+                out.target_node, out.target_incarnation, "flow_in_close", {"flow": out.flow}
+            )
         finally:
             self._leaving.discard(out.flow)
         self._flows.forget_out(out.flow)
@@ -164,8 +209,16 @@ class Wiring:
         target = self._local_port(record.port)
         messages = self._flows.credit_for(target.port, record.messages)
         half = InFlow(
-            fields["flow"], record.endpoint, target.port, record.channel, fields["klass"], fields["producer_port"],
-            fields["producer_node"], fields["producer_incarnation"], messages=messages, bytes=record.bytes,
+            fields["flow"],
+            record.endpoint,
+            target.port,
+            record.channel,
+            fields["klass"],
+            fields["producer_port"],
+            fields["producer_node"],
+            fields["producer_incarnation"],
+            messages=messages,
+            bytes=record.bytes,
         )
         half.lane = await self._lane_in(half, target)
         answer = {"messages": messages, "bytes": record.bytes, "port": target.port}
@@ -183,12 +236,23 @@ class Wiring:
             raise errors.StaleHandleError("the reply flow is gone", flow=fields["flow"])
         source = self._local_port(out.port)
         out.messages, out.bytes = fields["messages"], fields["bytes"]
-        out.lane = await self._lane_out(out.flow, source, out.target_node, fields["port"], out.klass)
-        await source.push("flow_out", {
-            "endpoint": out.endpoint, "flow": out.flow, "lane": out.lane, "target_endpoint": out.target_endpoint,
-            "messages": out.messages, "bytes": out.bytes, "generation": out.generation, "after_drain": False,
-            "reply_flow": 0,
-        })
+        out.lane = await self._lane_out(
+            out.flow, source, out.target_node, fields["port"], out.klass
+        )
+        await source.push(
+            "flow_out",
+            {
+                "endpoint": out.endpoint,
+                "flow": out.flow,
+                "lane": out.lane,
+                "target_endpoint": out.target_endpoint,
+                "messages": out.messages,
+                "bytes": out.bytes,
+                "generation": out.generation,
+                "after_drain": False,
+                "reply_flow": 0,
+            },
+        )
         out.state = "open"
         self._flows.keep(out)
         return {}
@@ -201,7 +265,9 @@ class Wiring:
         self._flows.forget_in(half.flow)
         target = self._ports.get(half.port)
         if target is not None and target.is_alive:
-            await target.push("flow_in_close", {"flow": half.flow, "drain": fields.get("drain", True)})
+            await target.push(
+                "flow_in_close", {"flow": half.flow, "drain": fields.get("drain", True)}
+            )
         self._remove_from_gateway(half.flow)
         if half.reply_flow:
             await self.close(half.reply_flow)
@@ -215,40 +281,76 @@ class Wiring:
     # ---------------------------------------------------------------- parts
     def _prepare_fields(self, out: OutFlow, sender: EndpointRecord, source: Port) -> dict[str, Any]:
         return {
-            "flow": out.flow, "endpoint": out.target_endpoint, "klass": out.klass, "producer_port": source.port,
-            "producer_node": self._context.number, "producer_incarnation": self._context.incarnation,
+            "flow": out.flow,
+            "endpoint": out.target_endpoint,
+            "klass": out.klass,
+            "producer_port": source.port,
+            "producer_node": self._context.number,
+            "producer_incarnation": self._context.incarnation,
             "reply_endpoint": sender.reply_endpoint,
         }
 
-    async def _open_reply(self, out: OutFlow, sender: EndpointRecord, grant: dict[str, Any]) -> None:
+    async def _open_reply(
+        self, out: OutFlow, sender: EndpointRecord, grant: dict[str, Any]
+    ) -> None:
         """Expect the reply flow here, then let the responder have it."""
         source = self._local_port(sender.port)
         messages = self._flows.credit_for(source.port, sender.messages)
         half = InFlow(
-            out.reply_flow, sender.reply_endpoint, source.port, sender.channel, out.klass, grant["port"],
-            out.target_node, out.target_incarnation, messages=messages, bytes=sender.bytes,
+            out.reply_flow,
+            sender.reply_endpoint,
+            source.port,
+            sender.channel,
+            out.klass,
+            grant["port"],
+            out.target_node,
+            out.target_incarnation,
+            messages=messages,
+            bytes=sender.bytes,
         )
         half.lane = await self._lane_in(half, source)
         self._flows.keep(half)
         await self._push_flow_in(source, half, half.endpoint)
-        fields = {"flow": out.reply_flow, "messages": messages, "bytes": sender.bytes, "port": source.port}
+        fields = {
+            "flow": out.reply_flow,
+            "messages": messages,
+            "bytes": sender.bytes,
+            "port": source.port,
+        }
         await self.call(out.target_node, "flow_start", fields)
 
     def _reserve_reply(self, record: EndpointRecord, target: Port, fields: dict[str, Any]) -> int:
         out = OutFlow(
-            self._context.take_flow(), record.reply_endpoint, target.port, record.channel, fields["klass"],
-            fields["reply_endpoint"], fields["producer_node"], fields["producer_incarnation"], 1, is_reply=True,
+            self._context.take_flow(),
+            record.reply_endpoint,
+            target.port,
+            record.channel,
+            fields["klass"],
+            fields["reply_endpoint"],
+            fields["producer_node"],
+            fields["producer_incarnation"],
+            1,
+            is_reply=True,
         )
         self._flows.keep(out)
         return out.flow
 
     async def _push_flow_in(self, target: Port, half: InFlow, endpoint: int) -> None:
-        await target.push("flow_in", {
-            "endpoint": endpoint, "flow": half.flow, "lane": half.lane, "producer_port": half.producer_port,
-            "messages": half.messages, "bytes": half.bytes,
-        })
+        await target.push(
+            "flow_in",
+            {
+                "endpoint": endpoint,
+                "flow": half.flow,
+                "lane": half.lane,
+                "producer_port": half.producer_port,
+                "messages": half.messages,
+                "bytes": half.bytes,
+            },
+        )
 
-    async def _lane_out(self, flow: int, source: Port, target_node: int, target_port: int, klass: str) -> int:
+    async def _lane_out(
+        self, flow: int, source: Port, target_node: int, target_port: int, klass: str
+    ) -> int:
         """Return the sender's lane: direct on one node, to the gateway otherwise."""
         if target_node == self._context.number:
             return (await self._lanes.ensure(source, self._local_port(target_port), klass)).lane
@@ -260,7 +362,9 @@ class Wiring:
     async def _lane_in(self, half: InFlow, target: Port) -> int:
         """Return the receiver's lane: direct on one node, from the gateway otherwise."""
         if half.producer_node == self._context.number:
-            return (await self._lanes.ensure(self._local_port(half.producer_port), target, half.klass)).lane
+            return (
+                await self._lanes.ensure(self._local_port(half.producer_port), target, half.klass)
+            ).lane
         gateway = self._need_gateway()
         lane = await self._lanes.ensure(target, await gateway.port(), half.klass)
         gateway.add_deliver(half.flow, lane.lane, half.producer_node)
@@ -278,7 +382,9 @@ class Wiring:
             undo.append(self.serve_flow_in_close({"flow": out.reply_flow}))
         for result in await asyncio.gather(*undo, return_exceptions=True):
             if isinstance(result, Exception):
-                log.info("flow not taken back whole", extra={"flow": out.flow, "reason": str(result)})
+                log.info(
+                    "flow not taken back whole", extra={"flow": out.flow, "reason": str(result)}
+                )
 
     def _remove_from_gateway(self, flow: int) -> None:
         if self.gateway is not None:

@@ -41,17 +41,27 @@ class RegistryClient:
         answer = await self.call("declare", channel=channel)
         return msgspec.convert(answer["channel"], ChannelRecord)
 
-    async def settle(self, name: str, schema: str, reply_schema: str, is_last: bool) -> ChannelRecord:
+    async def settle(
+        self, name: str, schema: str, reply_schema: str, is_last: bool
+    ) -> ChannelRecord:
         """Confirm the types an endpoint brings to a declared channel."""
-        answer = await self.call("settle", name=name, schema=schema, reply_schema=reply_schema, is_last=is_last)
+        answer = await self.call(
+            "settle", name=name, schema=schema, reply_schema=reply_schema, is_last=is_last
+        )
         return msgspec.convert(answer["channel"], ChannelRecord)
 
     async def change(
-        self, name: str, transforms: Iterable[str] | None = None, route: str | None = None, delivers: str | None = None
+        self,
+        name: str,
+        transforms: Iterable[str] | None = None,
+        route: str | None = None,
+        delivers: str | None = None,
     ) -> ChannelRecord:
         """Change a live channel."""
         plain = None if transforms is None else list(transforms)
-        answer = await self.call("change", name=name, transforms=plain, route=route, delivers=delivers)
+        answer = await self.call(
+            "change", name=name, transforms=plain, route=route, delivers=delivers
+        )
         return msgspec.convert(answer["channel"], ChannelRecord)
 
     async def open(self, endpoint: EndpointRecord) -> None:
@@ -74,14 +84,22 @@ class RegistryClient:
 def serve_registry(registry: Registry, op: str, fields: dict[str, Any]) -> dict[str, Any]:
     """Serve one registry call from plain fields; `KeyError` for what is none."""
     if op == "declare":
-        return {"channel": msgspec.to_builtins(registry.declare(msgspec.convert(fields["channel"], ChannelRecord)))}
+        return {
+            "channel": msgspec.to_builtins(
+                registry.declare(msgspec.convert(fields["channel"], ChannelRecord))
+            )
+        }
     if op == "settle":
-        settled = registry.settle(fields["name"], fields["schema"], fields["reply_schema"], fields["is_last"])
+        settled = registry.settle(
+            fields["name"], fields["schema"], fields["reply_schema"], fields["is_last"]
+        )
         return {"channel": msgspec.to_builtins(settled)}
     if op == "change":
         transforms = fields["transforms"]
         changed = registry.change(
-            fields["name"], transforms=None if transforms is None else tuple(transforms), route=fields["route"],
+            fields["name"],
+            transforms=None if transforms is None else tuple(transforms),
+            route=fields["route"],
             delivers=fields["delivers"],
         )
         return {"channel": msgspec.to_builtins(changed)}

@@ -60,7 +60,9 @@ class Registry:
             )
         number = known.number if known else max(self._nodes, default=0) + 1
         if number > limits.NODES_MAX:
-            raise CapacityError(f"the cluster has NODES_MAX ({limits.NODES_MAX}) nodes", limit="NODES_MAX")
+            raise CapacityError(
+                f"the cluster has NODES_MAX ({limits.NODES_MAX}) nodes", limit="NODES_MAX"
+            )
         record = msgspec.structs.replace(node, number=number, state="alive")
         self._forget(number)
         self._nodes[number] = record
@@ -75,7 +77,9 @@ class Registry:
         """Prolong a node's lease; raises `StaleHandleError` when it must join again."""
         node = self._nodes.get(number)
         if node is None or node.incarnation != incarnation or node.state != "alive":
-            raise StaleHandleError("the lease ended; join again", number=number, incarnation=incarnation)
+            raise StaleHandleError(
+                "the lease ended; join again", number=number, incarnation=incarnation
+            )
         self._leases[number] = now_s + limits.LEASE_MS / 1000
 
     def leave(self, number: int, incarnation: int) -> None:
@@ -122,12 +126,16 @@ class Registry:
                 raise error
             return self._settle(known, channel.schema, channel.reply_schema)
         if len(self._channels) >= limits.CHANNELS_MAX:
-            raise CapacityError(f"CHANNELS_MAX ({limits.CHANNELS_MAX}) channels are declared", limit="CHANNELS_MAX")
+            raise CapacityError(
+                f"CHANNELS_MAX ({limits.CHANNELS_MAX}) channels are declared", limit="CHANNELS_MAX"
+            )
         record = msgspec.structs.replace(channel, number=max(self._channels, default=0) + 1)
         self._put_channel(record)
         return record
 
-    def settle(self, name: str, schema: str, reply_schema: str = "", is_last: bool = False) -> ChannelRecord:
+    def settle(
+        self, name: str, schema: str, reply_schema: str = "", is_last: bool = False
+    ) -> ChannelRecord:
         """Confirm the types an endpoint brings; the first one gives a channel of fabric.yaml its schema.
 
         `is_last`: a receiver, whose type is what the last transform produces when that differs.
@@ -160,12 +168,18 @@ class Registry:
             if error is not None:
                 raise error
         if record != known:
-            record = msgspec.structs.replace(record, type=Schema.parse(record.schema).type_id if record.schema else 0)
+            record = msgspec.structs.replace(
+                record, type=Schema.parse(record.schema).type_id if record.schema else 0
+            )
             self._put_channel(record)
         return record
 
     def change(
-        self, name: str, *, transforms: tuple[str, ...] | None = None, route: str | None = None,
+        self,
+        name: str,
+        *,
+        transforms: tuple[str, ...] | None = None,
+        route: str | None = None,
         delivers: str | None = None,
     ) -> ChannelRecord:
         """Set transforms, route (empty: none) or delivered type name (empty: the channel's) of a live channel."""
@@ -193,7 +207,9 @@ class Registry:
         if endpoint.channel not in self._channels:
             raise ConfigError("no such channel number", channel=endpoint.channel)
         if len(self._endpoints) >= limits.ENDPOINTS_MAX:
-            raise CapacityError(f"ENDPOINTS_MAX ({limits.ENDPOINTS_MAX}) endpoints are open", limit="ENDPOINTS_MAX")
+            raise CapacityError(
+                f"ENDPOINTS_MAX ({limits.ENDPOINTS_MAX}) endpoints are open", limit="ENDPOINTS_MAX"
+            )
         self._endpoints[endpoint.endpoint] = endpoint
         self._changed()
 

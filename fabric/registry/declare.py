@@ -57,7 +57,9 @@ def type_conflict(known: ChannelRecord, schema: str) -> TypeMismatchError | None
     if known.type_name and name != known.type_name:
         return TypeMismatchError(
             f"channel {known.name!r} carries {known.type_name!r}, this endpoint uses {name!r}; use the declared type",
-            channel=known.name, expected=known.type_name, found=name,
+            channel=known.name,
+            expected=known.type_name,
+            found=name,
         )
     return None
 
@@ -70,12 +72,16 @@ def unknown_channel(name: str, known: Iterable[str]) -> ConfigError:
     listing = ", ".join(names[:10]) + (" …" if len(names) > 10 else "") if names else "none"
     return ConfigError(
         f"channel {name!r} is not declared{hint} Known: {listing}. Declare it with port.declare or in fabric.yaml.",
-        channel=name, known=names[:32],
+        channel=name,
+        known=names[:32],
     )
 
 
 def _refuse(channel: str, field: str, before: object, now: object) -> ConfigError:
     return ConfigError(
         f"channel {channel!r} is declared with {field} {before!r}, not {now!r}; use the same or another channel name",
-        channel=channel, field=field, expected=before, found=now,
+        channel=channel,
+        field=field,
+        expected=before,
+        found=now,
     )

@@ -76,7 +76,9 @@ def next_state(life: Life, event: Event, now_s: float, grace_s: float = 5.0) -> 
     if event is Event.ATTACHED and life.state is State.STARTING:
         return replace(life, state=State.LIVE, live_since_s=now_s, at_s=0.0), Act.NONE
     if event is Event.READY and life.state in (State.STARTING, State.LIVE):
-        return replace(life, state=State.READY, live_since_s=life.live_since_s or now_s, at_s=0.0), Act.NONE
+        return replace(
+            life, state=State.READY, live_since_s=life.live_since_s or now_s, at_s=0.0
+        ), Act.NONE
     return life, Act.NONE
 
 
@@ -86,9 +88,16 @@ def _after_exit(life: Life, now_s: float) -> tuple[Life, Act]:
     if life.state is State.WAITING:
         return life, Act.NONE
     was_steady = life.live_since_s > 0 and now_s - life.live_since_s >= STEADY_S
-    pause = life.first_s if was_steady or life.pause_s == 0 else min(life.pause_s * 2, life.longest_s)
+    pause = (
+        life.first_s if was_steady or life.pause_s == 0 else min(life.pause_s * 2, life.longest_s)
+    )
     waiting = replace(
-        life, state=State.WAITING, pause_s=pause, at_s=now_s + pause, live_since_s=0.0, restarts=life.restarts + 1
+        life,
+        state=State.WAITING,
+        pause_s=pause,
+        at_s=now_s + pause,
+        live_since_s=0.0,
+        restarts=life.restarts + 1,
     )
     return waiting, Act.NONE
 

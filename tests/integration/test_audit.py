@@ -1,4 +1,4 @@
-"""The audit of real nodes: balanced under traffic, and unbalanced when a record is lost, repeated or a cursor is corrupted."""
+"""The audit of real nodes: balanced under traffic; unbalanced for a lost or repeated record and a bad cursor."""
 
 import os
 import signal

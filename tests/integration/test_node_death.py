@@ -58,6 +58,7 @@ def test_kill_of_the_keeper_takes_the_node_and_its_sockets_along(cluster):
     for path in (node.socket, node.socket + ".ctl"):
         wait_for(f"{path} gone", lambda path=path: not os.path.exists(path), 5.0)
 
+
 def test_orderly_stop_leaves_no_process_socket_or_lock(cluster):
     node = cluster.node()
     worker = cluster.worker(node, "consume", "in", channel="c")

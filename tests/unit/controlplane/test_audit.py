@@ -15,20 +15,34 @@ DELIVERED, DROPPED, FAILED = 1, 2, 3
 EXPIRED, OUTCOME_UNKNOWN = 1, 7
 
 
-def entry(sequence: int, state: str = "accepted", end: int = 0, reason: int = 0, flow: int = FLOW) -> dict[str, Any]:
-    return {"sequence": sequence, "flow": flow, "flow_seq": sequence, "state": state, "end": end, "reason": reason}
+def entry(
+    sequence: int, state: str = "accepted", end: int = 0, reason: int = 0, flow: int = FLOW
+) -> dict[str, Any]:
+    return {
+        "sequence": sequence,
+        "flow": flow,
+        "flow_seq": sequence,
+        "state": state,
+        "end": end,
+        "reason": reason,
+    }
 
 
 def snapshot() -> dict[str, Any]:
     """Ten accepted: six delivered and one expired are folded, one is in the lane, one held, one on its way back."""
     ledger = {
-        "endpoint": 11, "channel": 1, "accepted": 10, "tail": 7, "counts": {(DELIVERED, 0): 6, (DROPPED, EXPIRED): 1},
+        "endpoint": 11,
+        "channel": 1,
+        "accepted": 10,
+        "tail": 7,
+        "counts": {(DELIVERED, 0): 6, (DROPPED, EXPIRED): 1},
         "outstanding": [entry(8), entry(9), entry(10)],
     }
     held = {"flow": FLOW, "flow_seq": 9, "state": "queued", "segment": 0, "slot": 0}
     flow = {"flow": FLOW, "drained": 9, "handed": 8, "ended_upto": 8, "reported": [0, 7, 1, 0]}
     lane = {
-        "lane": 1, "ports": [1, 2],
+        "lane": 1,
+        "ports": [1, 2],
         "directions": [
             {"records": [(FLOW, 10, 10, 1)], "returns": [(1, FLOW, 8, 8, DELIVERED, 0)]},
             {"records": [], "returns": []},
@@ -45,8 +59,33 @@ def test_balanced_snapshot_is_counted_by_channel():
     report = compare([snapshot()], names={1: "kv"})
     assert report["differences"] == [] and report["balanced"]
     assert report["channels"]["kv"] == {
-        "accepted": 10, "delivered": 6, "dropped": {"expired": 1}, "failed": {}, "in_flight": 3,
+        "accepted": 10,
+        "delivered": 6,
+        "dropped": {"expired": 1},
+        "failed": {},
+        "in_flight": 3,
     }
+
+
+def test_message_drained_and_never_queued_is_found_even_after_everything_else_ended():
+    seen = snapshot()
+    seen["ports"][1]["held"] = []
+    found = " ".join(row["what"] for row in compare([seen])["differences"])
+    assert "9 messages drained, 8 ends reported and 0 held" in found
+
+
+def test_message_reported_twice_is_found_by_the_receivers_own_counts():
+    seen = snapshot()
+    seen["ports"][1]["flows"][0]["reported"] = [0, 8, 1, 0]
+    found = " ".join(row["what"] for row in compare([seen])["differences"])
+    assert "9 messages drained, 9 ends reported and 1 held" in found
+
+
+def test_counts_of_a_dead_receiver_cut_off_in_the_middle_are_not_compared():
+    seen = snapshot()
+    seen["ports"][1]["flows"][0]["reported"] = [0, 6, 1, 0]
+    seen["ports"][1]["is_alive"] = False
+    assert compare([seen])["balanced"]
 
 
 def test_ends_behind_an_unended_message_are_counted_once():
@@ -55,7 +94,10 @@ def test_ends_behind_an_unended_message_are_counted_once():
     seen["lanes"][0]["directions"][0]["records"] = []
     report = compare([seen])
     assert report["balanced"], report["differences"]
-    assert report["channels"]["#1"]["failed"] == {"outcome_unknown": 1} and report["channels"]["#1"]["in_flight"] == 2
+    assert (
+        report["channels"]["#1"]["failed"] == {"outcome_unknown": 1}
+        and report["channels"]["#1"]["in_flight"] == 2
+    )
 
 
 def test_message_waiting_for_a_consumer_is_in_flight_and_looked_for_nowhere():
@@ -129,7 +171,9 @@ def test_every_kind_of_lie_is_a_difference(lie, said):
     lie(seen)
     report = compare([seen])
     assert not report["balanced"]
-    assert any(said in difference["what"] for difference in report["differences"]), report["differences"]
+    assert any(said in difference["what"] for difference in report["differences"]), report[
+        "differences"
+    ]
 
 
 def test_message_between_nodes_is_found_on_the_other_node():
@@ -142,7 +186,9 @@ def test_message_between_nodes_is_found_on_the_other_node():
 
 def test_repeat_that_will_be_discarded_is_no_difference():
     seen = snapshot()
-    seen["lanes"][0]["directions"][0]["records"].insert(0, (FLOW, 3, 3, 1))  # sent again by a restarted gateway
+    seen["lanes"][0]["directions"][0]["records"].insert(
+        0, (FLOW, 3, 3, 1)
+    )  # sent again by a restarted gateway
     assert compare([seen])["balanced"]
 
 
@@ -153,11 +199,18 @@ def test_records_of_a_flow_that_was_lost_belong_to_nobody():
 
 
 def test_archived_counts_are_added_unless_their_endpoint_still_lives():
-    final = {"endpoint": 99, "channel": 1, "accepted": 5, "counts": [(DELIVERED, 0, 4), (FAILED, OUTCOME_UNKNOWN, 1)]}
+    final = {
+        "endpoint": 99,
+        "channel": 1,
+        "accepted": 5,
+        "counts": [(DELIVERED, 0, 4), (FAILED, OUTCOME_UNKNOWN, 1)],
+    }
     twice = {**final, "endpoint": 11}
     report = compare([snapshot()], [final, twice])
     assert report["balanced"]
-    assert report["channels"]["#1"]["accepted"] == 15 and report["channels"]["#1"]["delivered"] == 10
+    assert (
+        report["channels"]["#1"]["accepted"] == 15 and report["channels"]["#1"]["delivered"] == 10
+    )
     lossy = {**final, "accepted": 6}
     assert not compare([snapshot()], [lossy])["balanced"]
 

@@ -11,14 +11,23 @@ from fabric.registry.records import ChannelRecord, EndpointRecord, NodeRecord, V
 
 def end(number: int, role: str = "receiver", node: int = 1, **more) -> EndpointRecord:
     return EndpointRecord(
-        endpoint=node << 32 | number, channel=1, role=role, node=node, incarnation=7, port=node << 32 | number, **more
+        endpoint=node << 32 | number,
+        channel=1,
+        role=role,
+        node=node,
+        incarnation=7,
+        port=node << 32 | number,
+        **more,
     )
 
 
 def view(*ends: EndpointRecord, states: dict[int, str] | None = None, **channel) -> View:
     states = states or {}
     numbers = {e.node for e in ends} | {1} | set(states)
-    nodes = tuple(NodeRecord(number=n, name=str(n), incarnation=7, state=states.get(n, "alive")) for n in sorted(numbers))
+    nodes = tuple(
+        NodeRecord(number=n, name=str(n), incarnation=7, state=states.get(n, "alive"))
+        for n in sorted(numbers)
+    )
     record = ChannelRecord(number=1, name="c", type_name="t", **channel)
     return View(epoch=1, nodes=nodes, channels=(record,), endpoints=ends)
 
@@ -29,7 +38,10 @@ SENDER = end(1, "sender")
 def test_sender_gets_one_flow_to_every_receiver_of_its_channel():
     other = EndpointRecord(endpoint=99, channel=2, role="receiver", node=1, incarnation=7, port=9)
     changes = plan_flows(view(SENDER, end(2), end(3, node=2), other), SENDER, [])
-    assert [new.target.endpoint for new in changes.opens] == [end(2).endpoint, end(3, node=2).endpoint]
+    assert [new.target.endpoint for new in changes.opens] == [
+        end(2).endpoint,
+        end(3, node=2).endpoint,
+    ]
     assert changes.closes == () and not any(new.after_drain for new in changes.opens)
 
 
@@ -47,7 +59,8 @@ def test_stream_replaces_all_flows_together_and_new_ones_wait_for_the_old_to_dra
     existing = [FlowState(5, end(2).endpoint, 1)]
     changes = plan_flows(view(SENDER, end(2), end(3), pattern="stream"), SENDER, existing)
     assert [(n.target.endpoint, n.generation, n.after_drain) for n in changes.opens] == [
-        (end(2).endpoint, 2, True), (end(3).endpoint, 2, True),
+        (end(2).endpoint, 2, True),
+        (end(3).endpoint, 2, True),
     ]
     assert changes.closes == (5,)
 
@@ -100,7 +113,8 @@ def test_sender_of_an_unknown_channel_closes_what_it_has():
 
 
 @given(
-    receivers=st.lists(st.sets(st.integers(2, 9)), min_size=1, max_size=6), pattern=st.sampled_from(["stream", "queue"])
+    receivers=st.lists(st.sets(st.integers(2, 9)), min_size=1, max_size=6),
+    pattern=st.sampled_from(["stream", "queue"]),
 )
 def test_applying_the_plan_once_always_reaches_the_view(receivers, pattern):
     """After any history of receiver sets, one plan leads to exactly the present set, and a second changes nothing."""

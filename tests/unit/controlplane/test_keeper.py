@@ -26,7 +26,9 @@ RUN = """
 import sys
 from fabric.controlplane import keeper
 keeper.ABSENT_S = float(sys.argv[3])
-options = keeper.KeeperOptions([sys.executable, sys.argv[2], sys.argv[1]], dict(__import__("os").environ), [sys.argv[1] + "/path"])
+import os
+argv = [sys.executable, sys.argv[2], sys.argv[1]]
+options = keeper.KeeperOptions(argv, dict(os.environ), [sys.argv[1] + "/path"])
 sys.exit(keeper.Keeper(options).run())
 """
 
@@ -140,10 +142,14 @@ def test_exit_while_no_daemon_is_there_is_told_to_the_next_one(start):
 
 
 def test_modules_end_when_no_daemon_serves_for_too_long(start):
-    running = start("""
+    running = start(
+        """
         if (where / "pid").exists():
             sys.exit(1)  # it never serves again
-    """ + textwrap.indent(textwrap.dedent(SPAWNING.replace("{argv}", SLEEP)), "        "), absent_s=0.5)
+    """
+        + textwrap.indent(textwrap.dedent(SPAWNING.replace("{argv}", SLEEP)), "        "),
+        absent_s=0.5,
+    )
     pid = int(running.note("pid"))
     kill_daemon(running)
     wait_until_gone(pid, seconds=5.0)

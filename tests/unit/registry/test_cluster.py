@@ -10,7 +10,14 @@ from fabric.errors import BusyError, ConfigError, StaleHandleError, TypeMismatch
 from fabric.messages.schema import FieldSchema, Schema
 from fabric.registry.client import RegistryClient, serve_registry
 from fabric.registry.cluster import Registry
-from fabric.registry.records import ArchivedCounts, ChannelRecord, EndpointRecord, NodeRecord, View, view_from
+from fabric.registry.records import (
+    ArchivedCounts,
+    ChannelRecord,
+    EndpointRecord,
+    NodeRecord,
+    View,
+    view_from,
+)
 from fabric.registry.store import RegistryStore
 
 LEASE_S = limits.LEASE_MS / 1000
@@ -43,7 +50,9 @@ def end(number: int, node_number: int = 1, role: str = "receiver") -> EndpointRe
 
 def channel(schema: Schema | None = TEXT, **more) -> ChannelRecord:
     text = schema.text if schema else ""
-    return ChannelRecord(name="c", type_name="t.text", schema=text, type=schema.type_id if schema else 0, **more)
+    return ChannelRecord(
+        name="c", type_name="t.text", schema=text, type=schema.type_id if schema else 0, **more
+    )
 
 
 def states(registry: Registry) -> dict[str, str]:
@@ -154,7 +163,9 @@ def test_every_change_is_told_once(registry):
 def test_archived_counts_are_kept_once_and_added_up_when_many(store, monkeypatch):
     monkeypatch.setattr(limits, "ARCHIVED_ENDPOINTS_MAX", 10)
     for number in range(1, 26):
-        final = ArchivedCounts(endpoint=number, channel=1 + number % 2, accepted=4, counts=((1, 0, 3), (2, 1, 1)))
+        final = ArchivedCounts(
+            endpoint=number, channel=1 + number % 2, accepted=4, counts=((1, 0, 3), (2, 1, 1))
+        )
         store.archive(final)
         store.archive(final)
     kept = store.archived()
