@@ -9,7 +9,7 @@ import typer
 
 from fabric.cli.failure import failing
 from fabric.cli.options import Output, Socket, connect
-from fabric.cli.output import Column, Format, emit, pairs, table
+from fabric.cli.output import Column, Format, emit, pairs, size_of, table
 
 
 def _exports(row: Mapping[str, Any]) -> list[str]:
@@ -51,6 +51,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("dropped", "dropped", True),
         Column("failed", "failed", True),
         Column("in flight", "in_flight", True),
+        Column("bytes", size_of("delivered_bytes"), True),
     ),
     "plugin": (
         Column("name", "name"),

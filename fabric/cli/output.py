@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from fabric import units
+
 PLAIN_WIDTH = 10_000  # columns of a table that is not shown on a terminal
 ABSENT = "-"
 
@@ -46,6 +48,11 @@ def cell(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(cell(item) for item in value)
     return str(value)
+
+
+def size_of(key: str) -> Callable[[Mapping[str, Any]], str | None]:
+    """Return a column's value: the row's `key`, a number of bytes, in words."""
+    return lambda row: None if row.get(key) is None else units.format_bytes(row[key])
 
 
 def emit(values: Any, form: Format, table: Callable[[], str]) -> None:

@@ -8,11 +8,7 @@ from typing import Any
 from fabric import units
 from fabric.cli.failure import failing
 from fabric.cli.options import Output, Socket, connect
-from fabric.cli.output import ABSENT, Column, Format, cell, emit, table
-
-
-def _size(key: str) -> Any:
-    return lambda row: None if row.get(key) is None else units.format_bytes(row[key])
+from fabric.cli.output import ABSENT, Column, Format, cell, emit, size_of, table
 
 
 def _rtt(row: Mapping[str, Any]) -> str | None:
@@ -32,8 +28,8 @@ _LINKS = (
     Column("link", "link"),
     Column("state", "state"),
     Column("connections", "connections", True),
-    Column("sent", _size("bytes_sent"), True),
-    Column("received", _size("bytes_received"), True),
+    Column("sent", size_of("bytes_sent"), True),
+    Column("received", size_of("bytes_received"), True),
     Column("rtt", _rtt, True),
 )
 _PORTS = (
@@ -54,7 +50,7 @@ _FLOWS = (
     Column("to", "target"),
     Column("path", "path"),
     Column("messages", "messages", True),
-    Column("bytes", _size("bytes"), True),
+    Column("bytes", size_of("bytes"), True),
     Column("outstanding", "outstanding", True),
     Column("generation", "generation", True),
 )

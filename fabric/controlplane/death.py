@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 from fabric import errors, limits
+from fabric.controlplane.audit import END_DELIVERED
 from fabric.controlplane.context import Context
 from fabric.controlplane.endpoints import EndpointTable
 from fabric.controlplane.flows import FlowTable, InFlow
@@ -169,14 +170,17 @@ class DeathHandler:
         finals = []
         for row in self._inspect(port).get("ledgers", ()):
             counts = dict(row["counts"])
+            delivered_bytes = row["delivered_bytes"]
             for entry in row["outstanding"]:
                 if entry["state"] == "ended":  # ended behind one that has not: counted, not folded
                     key = (entry["end"], entry["reason"])
                     counts[key] = counts.get(key, 0) + 1
+                    delivered_bytes += entry["payload_bytes"] if entry["end"] == END_DELIVERED else 0
             finals.append(
                 ArchivedCounts(
                     endpoint=row["endpoint"], channel=row["channel"], accepted=row["accepted"],
                     counts=tuple((end, reason, n) for (end, reason), n in counts.items() if n),
+                    delivered_bytes=delivered_bytes,
                 )
             )
         return finals

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fabric.controlplane.modules import Process
     from fabric.controlplane.stages import Plugin
 
+_SUMS = ("accepted", "delivered", "dropped", "failed", "delivered_bytes")
 _NODE_STATES = {"alive": "serving", "silent": "suspect", "dead": "dead"}
 
 
@@ -88,17 +89,14 @@ def channel_rows(
     for part in parts:
         for row in part["ledgers"]:
             seen.add(row["endpoint"])
-            total = sums.setdefault(
-                row["channel"], dict.fromkeys(("accepted", "delivered", "dropped", "failed"), 0)
-            )
+            total = sums.setdefault(row["channel"], dict.fromkeys(_SUMS, 0))
             for key in total:
                 total[key] += row[key]
     for final in archived:
         if final.endpoint not in seen:
-            total = sums.setdefault(
-                final.channel, dict.fromkeys(("accepted", "delivered", "dropped", "failed"), 0)
-            )
+            total = sums.setdefault(final.channel, dict.fromkeys(_SUMS, 0))
             total["accepted"] += final.accepted
+            total["delivered_bytes"] += final.delivered_bytes
             for end, _, number in final.counts:
                 total[END_NAMES[end]] += number
     return [_channel_row(view, c, sums.get(c.number, {})) for c in view.channels]
@@ -144,7 +142,7 @@ def _about(channel: ChannelRecord) -> dict[str, Any]:
 
 def _channel_row(view: View, channel: ChannelRecord, sums: dict[str, int]) -> dict[str, Any]:
     ends = [e for e in view.endpoints if e.channel == channel.number and not e.transform]
-    counts = {key: sums.get(key, 0) for key in ("accepted", "delivered", "dropped", "failed")}
+    counts = {key: sums.get(key, 0) for key in _SUMS}
     return {
         **_about(channel),
         "senders": sum(e.role == "sender" for e in ends),
@@ -249,6 +247,7 @@ def _ledger_row(ledger: dict[str, Any], flows: dict[int, dict[str, int]]) -> dic
         "delivered": 0,
         "dropped": 0,
         "failed": 0,
+        "delivered_bytes": ledger["delivered_bytes"],
     }
     for (end, _), number in ledger["counts"].items():
         if end >= END_DELIVERED:
@@ -256,6 +255,7 @@ def _ledger_row(ledger: dict[str, Any], flows: dict[int, dict[str, int]]) -> dic
     for entry in ledger["outstanding"]:
         if entry["state"] == ENDED:
             row[END_NAMES[entry["end"]]] += 1
+            row["delivered_bytes"] += entry["payload_bytes"] if entry["end"] == END_DELIVERED else 0
         else:
             flows.setdefault(entry["flow"], {"outstanding": 0, "messages": 0})["outstanding"] += 1
     return row

@@ -92,6 +92,7 @@ class ArchivedCounts(msgspec.Struct, frozen=True, kw_only=True):
     channel: int
     accepted: int
     counts: tuple[tuple[int, int, int], ...] = ()
+    delivered_bytes: int = 0
 
 
 def to_plain(value: Any) -> Any:

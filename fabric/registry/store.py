@@ -5,8 +5,8 @@ Owned by the first node's daemon, used from its loop only; every call is one sho
 
 from __future__ import annotations
 
-import json
 import sqlite3
+from collections import Counter
 from pathlib import Path
 
 import msgspec
@@ -21,8 +21,7 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS nodes (number INTEGER PRIMARY KEY, name TEXT UNIQUE NOT NULL, record BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS channels (number INTEGER PRIMARY KEY, name TEXT UNIQUE NOT NULL, record BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS archived (
-  endpoint INTEGER PRIMARY KEY, channel INTEGER NOT NULL, accepted INTEGER NOT NULL, counts TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS archived (endpoint INTEGER PRIMARY KEY, record BLOB NOT NULL);
 """
 
 
@@ -77,14 +76,13 @@ class RegistryStore:
         if rows >= limits.ARCHIVED_ENDPOINTS_MAX:
             self._compact()
         self._db.execute(
-            "INSERT OR IGNORE INTO archived VALUES (?, ?, ?, ?)",
-            (final.endpoint, final.channel, final.accepted, json.dumps(final.counts)),
+            "INSERT OR IGNORE INTO archived VALUES (?, ?)", (final.endpoint, msgspec.msgpack.encode(final))
         )
 
     def archived(self) -> list[ArchivedCounts]:
         """Return the final counts of all endpoints that are gone."""
-        rows = self._db.execute("SELECT endpoint, channel, accepted, counts FROM archived").fetchall()
-        return [_archived(row) for row in rows]
+        rows = self._db.execute("SELECT record FROM archived").fetchall()
+        return [msgspec.msgpack.decode(row[0], type=ArchivedCounts) for row in rows]
 
     def close(self) -> None:
         """Close the file. Idempotent."""
@@ -93,27 +91,33 @@ class RegistryStore:
     def _compact(self) -> None:
         """Add the older half into one row per channel (endpoint = -channel): totals stay, rows shrink."""
         half = limits.ARCHIVED_ENDPOINTS_MAX // 2
-        rows = self._db.execute(
-            "SELECT endpoint, channel, accepted, counts FROM archived ORDER BY endpoint LIMIT ?", (half,)
-        ).fetchall()
-        sums: dict[int, tuple[int, dict[tuple[int, int], int]]] = {}
-        for row in map(_archived, rows):
-            accepted, counts = sums.get(row.channel, (0, {}))
-            for end, reason, number in row.counts:
-                counts[end, reason] = counts.get((end, reason), 0) + number
-            sums[row.channel] = (accepted + row.accepted, counts)
+        rows = self._db.execute("SELECT record FROM archived ORDER BY endpoint LIMIT ?", (half,)).fetchall()
+        finals = [msgspec.msgpack.decode(row[0], type=ArchivedCounts) for row in rows]
+        sums = _sum_by_channel(finals)
         if len(sums) >= half:
             raise CapacityError("too many channels with archived counts", limit="ARCHIVED_ENDPOINTS_MAX")
         self._db.execute("BEGIN")
-        self._db.executemany("DELETE FROM archived WHERE endpoint = ?", [(row[0],) for row in rows])
-        for channel, (accepted, counts) in sums.items():
-            text = json.dumps([(end, reason, n) for (end, reason), n in counts.items()])
-            self._db.execute("INSERT INTO archived VALUES (?, ?, ?, ?)", (-channel, channel, accepted, text))
+        self._db.executemany("DELETE FROM archived WHERE endpoint = ?", [(final.endpoint,) for final in finals])
+        for total in sums:
+            self._db.execute("INSERT INTO archived VALUES (?, ?)", (total.endpoint, msgspec.msgpack.encode(total)))
         self._db.execute("COMMIT")
 
 
-def _archived(row: tuple[int, int, int, str]) -> ArchivedCounts:
-    endpoint, channel, accepted, counts = row
-    return ArchivedCounts(
-        endpoint=endpoint, channel=channel, accepted=accepted, counts=tuple((e, r, n) for e, r, n in json.loads(counts))
-    )
+def _sum_by_channel(finals: list[ArchivedCounts]) -> list[ArchivedCounts]:
+    by_channel: dict[int, list[ArchivedCounts]] = {}
+    for final in finals:
+        by_channel.setdefault(final.channel, []).append(final)
+    sums = []
+    for channel, rows in by_channel.items():
+        counts: Counter[tuple[int, int]] = Counter()
+        for row in rows:
+            for end, reason, number in row.counts:
+                counts[end, reason] += number
+        sums.append(
+            ArchivedCounts(
+                endpoint=-channel, channel=channel, accepted=sum(row.accepted for row in rows),
+                counts=tuple((end, reason, n) for (end, reason), n in counts.items()),
+                delivered_bytes=sum(row.delivered_bytes for row in rows),
+            )
+        )
+    return sums

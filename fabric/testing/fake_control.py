@@ -57,7 +57,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "channel": [
         {"name": "kv", "type": "kv.layer", "pattern": "stream", "delivery": "at_least_once", "class": "bulk",
          "route": None, "transforms": [], "senders": 1, "receivers": 1, "accepted": 60, "delivered": 58, "dropped": 0,
-         "failed": 0, "in_flight": 2},
+         "failed": 0, "in_flight": 2, "delivered_bytes": 59392},
     ],
     "plugin": [
         {"name": "upper", "path": "/p/upper.py", "state": "ready", "pid": 99, "restarts": 1,

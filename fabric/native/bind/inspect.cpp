@@ -58,6 +58,7 @@ nb::dict ledger_row(const InspectedLedger& ledger) {
   row["klass"] = ledger.klass;
   row["accepted"] = ledger.accepted;
   row["tail"] = ledger.tail;
+  row["delivered_bytes"] = ledger.delivered_bytes;
   for (int end = 0; end < 4; ++end) {
     for (int reason = 0; reason < static_cast<int>(Reason::count); ++reason) {
       if (ledger.counts[end][reason] != 0) counts[nb::make_tuple(end, reason)] = ledger.counts[end][reason];
@@ -70,6 +71,7 @@ nb::dict ledger_row(const InspectedLedger& ledger) {
     entry["sequence"] = out.sequence;
     entry["flow"] = out.flow;
     entry["flow_seq"] = out.flow_seq;
+    entry["payload_bytes"] = out.payload_bytes;
     entry["state"] = name_of(out.state);
     entry["end"] = static_cast<int>(out.end);
     entry["reason"] = static_cast<int>(out.reason);

@@ -58,14 +58,14 @@ Status read_outstanding(const Ledger& ledger, InspectedLedger& out) {
     }
     if (sequence > out.accepted) {
       if (found == sequence && state != OutState::empty) {
-        out.outstanding.push_back({sequence, entry.flow, entry.flow_seq, state, out_end(word), out_reason(word)});
+        out.outstanding.push_back({sequence, entry.flow, entry.flow_seq, entry.payload_bytes, state, out_end(word), out_reason(word)});
       }
       continue;
     }
     if (found != sequence || state == OutState::empty) {
       return impossible(name + ": accepted " + text(sequence) + " is in no entry");
     }
-    out.outstanding.push_back({sequence, entry.flow, entry.flow_seq, state, out_end(word), out_reason(word)});
+    out.outstanding.push_back({sequence, entry.flow, entry.flow_seq, entry.payload_bytes, state, out_end(word), out_reason(word)});
   }
   return Status::success();
 }
@@ -85,6 +85,7 @@ Status read_ledgers(StateLayout* state, InspectedState& out) {
     seen.klass = row.klass;
     seen.accepted = ledger.accepted();
     seen.tail = row.fold[active].tail;
+    seen.delivered_bytes = row.fold[active].delivered_bytes;
     for (int end = 0; end < 4; ++end) {
       std::copy_n(row.fold[active].count[end], static_cast<int>(Reason::count), seen.counts[end]);
     }

@@ -13,9 +13,10 @@ namespace fabric {
 
 struct InspectedFlow { u64 flow, endpoint, drained, handed, ended_upto, reported[4]; u32 channel, lane; };
 struct InspectedHeld { u64 flow, flow_seq, since_ns, channel; u32 segment, slot, generation; HeldState state; };
-struct InspectedOut { u64 sequence, flow, flow_seq; OutState state; End end; Reason reason; };
+struct InspectedOut { u64 sequence, flow, flow_seq, payload_bytes; OutState state; End end; Reason reason; };
 struct InspectedLedger {
   u64 endpoint, accepted, tail;
+  u64 delivered_bytes;                             ///< folded only
   u32 channel;
   u8 pattern, delivery, klass;
   u64 counts[4][static_cast<int>(Reason::count)];  ///< folded only

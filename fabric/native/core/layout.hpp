@@ -205,12 +205,14 @@ struct OutEntry {
   u64 flow_seq;
   std::atomic<u32> word;               ///< OutState | End << 8 | Reason << 16: one store ends it
   u32 position;                        ///< low 32 bits of the lane cursor at which its record begins
+  u64 payload_bytes;
 };
-static_assert(sizeof(OutEntry) == 32);
+static_assert(sizeof(OutEntry) == 40);
 
 /// Folded ends: `tail` and its counters flip together through `active`.
 struct Fold {
   u64 tail;                            ///< every sequence <= tail has ended and is counted here
+  u64 delivered_bytes;                 ///< payload of those that were delivered
   u64 count[4][static_cast<int>(Reason::count)];   ///< [End][Reason]
 };
 struct SenderLedger {
@@ -233,7 +235,8 @@ struct FlowIn {
   std::atomic<u64> drained;            ///< last flow_seq taken from the lane
   std::atomic<u64> handed;             ///< last flow_seq handed to the endpoint
   std::atomic<u64> ended_upto;         ///< every flow_seq <= this was reported in the return ring
-  std::atomic<u64> reported[4];        ///< ends reported, by End
+  std::atomic<u64> reported[4];        ///< ends reported, by End; [none] = ended at an earlier hop
+                                       ///< Σ reported + held (queued, handed) == drained, at every cut
 };
 
 enum class HeldState : u8 { free = 0, queued = 1, handed = 2, ended = 3, releasing = 4 };

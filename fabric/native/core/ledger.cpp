@@ -4,11 +4,12 @@
 
 namespace fabric {
 
-void Ledger::begin(u64 sequence, u64 flow, u64 flow_seq, u64 position) {
+void Ledger::begin(u64 sequence, u64 flow, u64 flow_seq, u64 position, u64 payload_bytes) {
   OutEntry& out = entry(sequence);
   out.flow = flow;
   out.flow_seq = flow_seq;
   out.position = static_cast<u32>(position);
+  out.payload_bytes = payload_bytes;
   out.sequence.store(sequence, std::memory_order_relaxed);
   out.word.store(out_word(OutState::pending), std::memory_order_release);
 }
@@ -56,6 +57,7 @@ u32 Ledger::fold(u32 miscount) {
     if (out_state(word) != OutState::ended) break;
     ++sequence;
     to.count[static_cast<int>(out_end(word))][static_cast<int>(out_reason(word))] += 1 + miscount;
+    if (out_end(word) == End::delivered) to.delivered_bytes += entry(sequence).payload_bytes;
     miscount = 0;
   }
   to.tail = sequence;

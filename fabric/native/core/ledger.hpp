@@ -31,7 +31,7 @@ class Ledger {
   u64 tail() const { return active().tail; }
   bool full(u64 next) const { return next - tail() > kOutstandingPerEndpoint; }
 
-  void begin(u64 sequence, u64 flow, u64 flow_seq, u64 position);  ///< pending
+  void begin(u64 sequence, u64 flow, u64 flow_seq, u64 position, u64 payload_bytes);  ///< pending
   void accept(u64 first, u64 last);                                ///< pending → accepted, then the ledger
   bool live(u64 sequence) const;      ///< accepted or waiting
   bool end(u64 sequence, End end, Reason reason);                  ///< false: it was not live

@@ -130,6 +130,8 @@ bool Port::take_record(LaneLink& lane, const RecordSpan& span, bool& stop) {
 // The message ended at an earlier hop, which reported it: only sequence and credit move on.
 void Port::skip_record(FlowInState& flow, const RecordHeader& header) {
   flow.row->drained.store(header.flow_seq, std::memory_order_release);
+  auto& skipped = flow.row->reported[static_cast<int>(End::none)];
+  skipped.store(skipped.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
   flow.row->ended_upto.store(flow.ended.mark(header.flow_seq), std::memory_order_release);
   flow.credit.consume(header.payload_bytes);
 }
@@ -185,6 +187,7 @@ void Port::push_return(LaneLink& lane, const ReturnEntry& entry, u32 held, bool 
     last->b = entry.b;
   } else if (!lane.backlog.empty() || !writer.push(entry)) {
     lane.backlog.push_back({entry, held, free_held});
+    if (held != kNotHeld && free_held) held_.set(held, HeldState::ended, 0);  // reported, not yet in the ring
     const u32 bit = lane.number % kLanesPerPortMax;
     retry_[bit / 64] |= u64{1} << (bit % 64);
     return;
@@ -313,6 +316,8 @@ void Port::end_message(MessageCore& message, End end, Reason reason) {
   if (!free_held) held_.set(message.held, HeldState::ended, message.header.segment_count);
   const u32 held = free_held ? message.held : kNotHeld;
   if (free_held) message.held = kNotHeld;
+  auto& reported = flow.row->reported[static_cast<int>(end)];
+  reported.store(reported.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
   if (flow.lane == nullptr) {
     if (held != kNotHeld) held_.free(held);
     return;
@@ -320,8 +325,6 @@ void Port::end_message(MessageCore& message, End end, Reason reason) {
   push_return(*flow.lane, {flow.id, seq, seq, static_cast<u8>(ReturnKind::end), static_cast<u8>(end),
                            static_cast<u8>(reason), 0, 0}, held, free_held);
   wake_owed(*flow.lane, false);
-  auto& reported = flow.row->reported[static_cast<int>(end)];
-  reported.store(reported.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
   flow.row->ended_upto.store(flow.ended.mark(seq), std::memory_order_release);
 }
 

@@ -172,7 +172,7 @@ Full SenderCore::write_record(const SendRequest& request, Prepared& prepared, Fl
     return Full::lane;
   }
   const u64 flow_seq = flow.last_seq + 1;
-  ledger_.begin(sequence, flow.id, flow_seq, writer.reserved_at());
+  ledger_.begin(sequence, flow.id, flow_seq, writer.reserved_at(), prepared.payload);
   RecordHeader& header = parts.header;
   header.flags = static_cast<u16>(request.flags | (prepared.meta_inline ? 0 : kFlagMetaInSegment));
   header.flow = flow.id;

@@ -282,7 +282,7 @@ void adopter_decides_pending_entries_by_the_lane_head() {
   LaneEnd end;
   must(end.attach(lane.get(), 0));
   for (u64 seq = 1; seq <= 3; ++seq) {
-    ledger.begin(seq, 1, seq, end.records_out.head());
+    ledger.begin(seq, 1, seq, end.records_out.head(), 8);
     if (seq <= 2) CHECK(put_record(end.records_out, seq, 16) != nullptr);
     if (seq == 1) {
       end.records_out.publish();

@@ -19,9 +19,9 @@ prefill  a     ready  4321         0  fabric_modules.prefill:Prefill  prompts=pr
 """,
     "channel": """\
 NAME  TYPE      PATTERN  DELIVERY       CLASS  ROUTE  TRANSFORMS  SENDERS  \
-RECEIVERS  ACCEPTED  DELIVERED  DROPPED  FAILED  IN FLIGHT
+RECEIVERS  ACCEPTED  DELIVERED  DROPPED  FAILED  IN FLIGHT     BYTES
 kv    kv.layer  stream   at_least_once  bulk   -      -                 1  \
-        1        60         58        0       0          2
+        1        60         58        0       0          2  58.0 KiB
 """,
     "plugin": """\
 NAME   STATE  PID  RESTARTS  EXPORTS          PATH         ERROR
