@@ -68,7 +68,7 @@ class Decode(fabric.Module):
         files = prepare_model(self.config.get("model", "smollm2"))
         self.model = load_model(files, int(self.config.get("threads", 1)))
         self.batching: Batching = BATCHINGS[kind](self.model)
-        self.sequences = Sequences(len(self.model.model.layers))
+        self.sequences = Sequences(len(self.model.model.layers), self.model.dtype)
         log.info("decode is ready: %s, %d MiB of weights", files.directory, files.size_bytes >> 20)
 
     def on_generate(self, request: Any) -> None:

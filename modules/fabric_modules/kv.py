@@ -73,9 +73,13 @@ class KVAssembly:
         Layers of the model; prompt tokens.
     room : int
         Tokens that decode may append.
+    dtype : torch.dtype, optional
+        What the model computes in; pieces are converted. Default: that of the first piece.
     """
 
-    def __init__(self, layers: int, total: int, room: int) -> None:
+    def __init__(
+        self, layers: int, total: int, room: int, dtype: torch.dtype | None = None
+    ) -> None:
         if not 0 < total <= PROMPT_TOKENS_MAX or not 0 <= room <= NEW_TOKENS_MAX:
             raise ValueError(
                 f"prompt of {total} tokens with {room} to come: at most "
@@ -83,6 +87,7 @@ class KVAssembly:
             )
         self.total = total
         self._room = room
+        self._dtype = dtype
         self._keys: list[torch.Tensor | None] = [None] * layers
         self._values: list[torch.Tensor | None] = [None] * layers
         self._filled = [0] * layers
@@ -139,10 +144,10 @@ class KVAssembly:
         return Cache(layers=layers)
 
     def _reserve(self, existing: torch.Tensor | None, piece: torch.Tensor) -> torch.Tensor:
-        heads, dim = piece.shape[1], piece.shape[2]
+        heads, dim, dtype = piece.shape[1], piece.shape[2], self._dtype or piece.dtype
         if existing is None:
-            return torch.empty((1, heads, self.total + self._room, dim), dtype=piece.dtype)
-        if existing.shape[1] != heads or existing.shape[3] != dim or existing.dtype != piece.dtype:
+            return torch.empty((1, heads, self.total + self._room, dim), dtype=dtype)
+        if existing.shape[1] != heads or existing.shape[3] != dim or existing.dtype != dtype:
             raise ValueError(
                 f"piece of shape {tuple(piece.shape)} {piece.dtype} in a cache of "
                 f"{tuple(existing.shape)} {existing.dtype}"

@@ -86,10 +86,13 @@ class Sequences:
     ----------
     layers : int
         Decoder layers; a request is ready when each has the KV of every prompt token.
+    dtype : torch.dtype, optional
+        What the model computes in.
     """
 
-    def __init__(self, layers: int) -> None:
+    def __init__(self, layers: int, dtype: torch.dtype | None = None) -> None:
         self._layers = layers
+        self._dtype = dtype
         self._table: dict[str, Sequence] = {}
         self.changed = threading.Condition()
         self.dropped_pieces = 0
@@ -247,7 +250,7 @@ class Sequences:
         if assembly is None:
             while len(sequence.attempts) >= ATTEMPTS_PER_REQUEST_MAX:
                 sequence.attempts.pop(next(iter(sequence.attempts)))
-            assembly = KVAssembly(self._layers, total, sequence.max_new_tokens)
+            assembly = KVAssembly(self._layers, total, sequence.max_new_tokens, self._dtype)
             sequence.attempts[attempt] = assembly
         return assembly
 
