@@ -101,8 +101,10 @@ def _factory(name: str, policy: Any) -> Callable[[], Policy]:
     check_method("route", name, policy, "select", ("header", "targets"))
     check_constructible("route", name, policy)
 
+    factory: Any = policy
+
     def make() -> Policy:
-        select: Policy = policy().select
+        select: Policy = factory().select
         return select
 
     return make

@@ -3,6 +3,7 @@
 import itertools
 import os
 import signal
+import time
 
 import pytest
 
@@ -86,3 +87,31 @@ def test_messages_between_nodes_survive_the_death_of_either_daemon(cluster, side
     assert sorted(set(got)) == list(range(400)) and all(inn.values("whole"))
     assert len(got) == 400, "a repeat of the path is discarded by its flow sequence"
     assert settled(a, "far")["delivered"] == 400
+
+
+def test_record_delivered_before_its_daemon_died_is_not_handed_over_twice(cluster):
+    """The sender's daemon is stopped, so that it misses the hop's acknowledgements, then killed.
+
+    Its successor finds those records in the lane, and sends them again.
+    """
+    a = cluster.node("a")
+    b = cluster.node("b", join=a)
+    inn = cluster.worker(b, "consume", "in", channel="far")
+    inn.wait_for("ready")
+    producer = cluster.worker(a, "produce", "out", channel="far", count=4000, interval_s=0.0)
+    inn.wait_for("got", 300, 20.0)
+    pid = a.daemon_pid
+    os.kill(pid, signal.SIGSTOP)
+    seen = [-1]
+
+    def is_quiet():
+        seen.append(len(inn.values("got")))
+        time.sleep(0.05)
+        return seen[-1] == seen[-2]
+
+    wait_for("what was under way has arrived", is_quiet)
+    os.kill(pid, signal.SIGKILL)
+    producer.finish(40.0)
+    wait_for("every part", lambda: len(set(inn.values("acked"))) == 4000, 20.0)
+    assert inn.values("got") == list(range(4000))
+    assert settled(a, "far")["delivered"] == 4000

@@ -125,6 +125,20 @@ def test_killed_stage_host_is_healed_and_loses_nothing(cluster):
     balanced(node)
 
 
+def test_stage_host_killed_while_it_holds_messages_loses_none(cluster):
+    """The consumer is slow, so the stage's next hop is full and inputs wait in the stage."""
+    node = cluster.node()
+    inn = cluster.worker(node, "consume", "in", channel="live", hold_s=0.004)
+    inn.wait_for("ready")
+    load(node, "live", "transform")
+    producer = cluster.worker(node, "produce", "out", channel="live", count=800, interval_s=0.0)
+    producer.wait_for("sent", 500, 20.0)
+    os.kill(row(node)["pid"], signal.SIGKILL)
+    producer.finish(40.0)
+    wait_for("every part", lambda: set(inn.values("acked")) == set(range(800)), 20.0)
+    settled(node, "live")
+
+
 def test_broken_plugin_is_refused_with_file_and_line_and_changes_nothing(cluster):
     from fabric.errors import PluginError
 
