@@ -41,7 +41,7 @@ class Control:
         daemon = self._daemon
         view = daemon.registry.view
         registry = view.node(daemon.membership.registry_number)
-        listen = daemon.membership.listens_on()
+        listen = daemon.membership.links.listens_on()
         return {
             "node": daemon.context.name,
             "number": daemon.context.number,
