@@ -200,7 +200,7 @@ def _flow_rows(daemon: Daemon, sent: dict[int, dict[str, int]]) -> list[dict[str
 def _link_rows(daemon: Daemon) -> list[dict[str, Any]]:
     groups_of_all = daemon.gateway.stats().get("groups", ())
     rows = []
-    for number in daemon.membership.peers():
+    for number in daemon.membership.links.peers():
         node = daemon.registry.view.node(number)
         session = daemon.gateway.session_of(number)
         groups = [g for g in groups_of_all if g["session"] == session]
