@@ -252,11 +252,12 @@ def main() -> int:
     return status if good or status else 1
 
 
-def _finish(report: dict[str, Any], target: Path) -> bool:
+def _finish(report: dict[str, Any], target: Path, kept: bool = False) -> bool:
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(report, indent=2) + "\n")
     nothing = "nothing (processes, sockets, shared memory, memfds, namespaces)"
-    say(f"left behind: {', '.join(report['leftovers']) or nothing}")
+    left = "not looked for, both nodes go on" if kept else ", ".join(report["leftovers"]) or nothing
+    say(f"left behind: {left}")
     say(
         f"KV hidden behind prefill: {report['kv_hidden_fraction']:.1%} of the longest prompt's; "
         f"{report['kv_bytes']} bytes in {report['kv_messages']} messages over {report['kv_link'] or 'no link'}"
@@ -271,7 +272,7 @@ def _finish(report: dict[str, Any], target: Path) -> bool:
 
 
 def _leave_running(cluster: Cluster, report: dict[str, Any], target: Path) -> int:
-    good = _finish(report, target)
+    good = _finish(report, target, kept=True)
     say("KEEP=1: both nodes go on. Look around:")
     for node in cluster.nodes:
         for words in ("topology", "audit", "channel ls", "module ls"):
@@ -279,6 +280,9 @@ def _leave_running(cluster: Cluster, report: dict[str, Any], target: Path) -> in
     print("Stop them:")
     for node in reversed(cluster.nodes):
         print(f"  {sys.executable} -m fabric.cli.main down --socket {node.socket}")
+    for node in cluster.nodes:
+        if node.namespace:
+            print(f"  ip netns delete {node.namespace}")
     print(f"  rm -r {cluster.folder}", flush=True)
     return 0 if good else 1
 

@@ -48,6 +48,7 @@ class Cluster:
         default_factory=lambda: Path(tempfile.mkdtemp(prefix="fabdemo-", dir=_runtime_folder()))
     )
     nodes: list[Node] = field(default_factory=list)
+    namespaces: list[str] = field(default_factory=list)
     before: set[str] = field(default_factory=lambda: set(_global_things()))
 
     def start(self, fault: str = "") -> None:
@@ -125,9 +126,8 @@ class Cluster:
                 self.verb(node, "down")
             except (RuntimeError, subprocess.TimeoutExpired) as error:
                 problems.append(f"node {node.name} did not stop: {str(error).strip()[:300]}")
-        if self.use_namespaces:
-            for name in (f"{NETNS_PREFIX}-a", f"{NETNS_PREFIX}-b"):
-                subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+        for name in self.namespaces:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
         return problems
 
     def end_stragglers(self) -> None:
@@ -182,6 +182,8 @@ class Cluster:
             )
             if done.returncode != 0:
                 raise RuntimeError(f"ip {words}: {done.stderr.strip()}")
+            if words.startswith("netns add"):
+                self.namespaces.append(words.split()[-1])
         return "10.77.31.1", "10.77.31.2"
 
 

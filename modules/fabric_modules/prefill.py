@@ -30,6 +30,7 @@ from .tensors import TORCH_DTYPES, copy_to_slot
 from .types import Cancel, KVLayer, Prefilled, Prompt
 
 log = logging.getLogger("fabric_modules.prefill")
+_DELIVERED = 1  # End::delivered of the sender's counts
 
 
 class PromptCancelledError(Exception):
@@ -207,11 +208,19 @@ class Prefill(fabric.Module):
             run.planned_bytes += (k.numel() + v.numel()) * self.kv_dtype.itemsize
             self._sender.put(run, lambda: self._send_layer(run, layer, offset, k, v))
 
+        lost_before = self._lost_messages()
+
         def on_last_layer() -> None:
             upto = self.kv.native.ended_upto()
-            run.hidden_bytes = run.sent_bytes(upto) if not run.failure else 0
+            if not run.failure and self._lost_messages() == lost_before:
+                run.hidden_bytes = run.sent_bytes(upto)
 
         return compute_prompt(self.model, tokens, publish, on_last_layer, self.chunk)
+
+    def _lost_messages(self) -> int:
+        """KV messages that ended without decode's acknowledgement; they must not count as hidden."""
+        counts = self.kv.native.counts()
+        return sum(count for (end, _), count in counts.items() if end != _DELIVERED)
 
     def _send_layer(
         self, run: Run, layer: int, offset: int, k: torch.Tensor, v: torch.Tensor
