@@ -242,13 +242,7 @@ Status Engine::add_deliver(u64 flow_id, u32 lane_number, u64 session_id, u64 pub
       if (!lane.readings[i].done && lane.readings[i].entry.flow == flow_id) take_return(lane, lane.readings_base + i);
   }
   Session* session = find_session(session_id);
-  if (session != nullptr && unknown_in_.erase(flow_id) != 0) {
-    wire::FrameHeader resume{};
-    resume.type = u8(wire::FrameType::resume);
-    resume.a = flow_id;
-    resume.b = flow.published;
-    post_control(*session, resume, {});
-  }
+  if (session != nullptr && unknown_in_.erase(flow_id) != 0) ask_resume(*session, flow);
   return Status::success();
 }
 

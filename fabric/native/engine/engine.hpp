@@ -132,6 +132,8 @@ class Engine {
   Session* find_session(u64 id);
   Status attach_link(u64 session, std::unique_ptr<Link> link, u32 group);
   void connection_up(Session& session, u32 group, u64 now);
+  void answer_again(Session& session);
+  void ask_resume(Session& session, Deliver& flow);
   void tear_down(Session& session, u32 group);
   void progress_link(Session& session, u32 group, u64 budget);
   void arm(Connection& connection);

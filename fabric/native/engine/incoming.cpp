@@ -62,13 +62,7 @@ bool Engine::on_record(Session& session, const wire::FrameHeader& header, std::s
     flow.last = flow.published = seq - 1;
   }
   if (seq > flow.last + 1) {  // what was between was lost with a connection: ask once
-    if (flow.gap_told) return true;
-    flow.gap_told = true;
-    wire::FrameHeader resume{};
-    resume.type = u8(wire::FrameType::resume);
-    resume.a = flow.id;
-    resume.b = flow.last;
-    post_control(session, resume, {});
+    if (!flow.gap_told) ask_resume(session, flow);
     return true;
   }
   std::vector<u8> record(body.begin(), body.end());

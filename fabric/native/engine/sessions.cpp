@@ -76,7 +76,10 @@ void Engine::connection_up(Session& session, u32 group, u64 now) {
   }
   for (const auto& transfer : session.bulk) transfer->queued = false;
   session.bulk.clear();
-  if (group == 0) session.reports_sent = 0;
+  if (group == 0) {
+    session.reports_sent = 0;
+    answer_again(session);
+  }
   wire::FrameHeader ping{};
   ping.type = u8(wire::FrameType::ping);
   ping.a = now;
@@ -85,6 +88,30 @@ void Engine::connection_up(Session& session, u32 group, u64 now) {
   post_frame(session, group, std::move(frame));
   for (auto& [id, flow] : flows_out_)
     if (flow.session == session.id) pump_flow(flow, now);
+}
+
+/// Grants, acknowledgements and resumes that found no control connection were dropped, and what they
+/// answer may have come over the other group, which did not break: every answer that can matter goes again.
+void Engine::answer_again(Session& session) {
+  session.chunk_acks.clear();  // the ranges in the grants say the same
+  session.report_ack_due = true;
+  for (auto& [id, flow] : flows_in_) {
+    if (flow.session != session.id) continue;
+    if (!flow.ack_due && flow.published != 0) session.ack_due.push_back(id);
+    flow.ack_due = flow.published != 0;
+    if (flow.gap_told) ask_resume(session, flow);
+    for (Incoming& entry : flow.pending)
+      if (entry.transfer != nullptr && entry.transfer->slot && !entry.ready) grant(session, *entry.transfer);
+  }
+}
+
+void Engine::ask_resume(Session& session, Deliver& flow) {
+  flow.gap_told = true;  // until the next record in order
+  wire::FrameHeader resume{};
+  resume.type = u8(wire::FrameType::resume);
+  resume.a = flow.id;
+  resume.b = flow.last;
+  post_control(session, resume, {});
 }
 
 void Engine::tear_down(Session& session, u32 group) {

@@ -27,7 +27,7 @@ void send_all(Pair& pair, const std::vector<u64>& sizes, u64 first_seq = 1,
       ++ended;
     }
     return ended == sizes.size();
-  }, 60));
+  }, 30));
 }
 
 bool quiet(Pair& pair) {
@@ -127,6 +127,28 @@ void a_stale_slot_fails_and_is_never_delivered() {
   std::vector<ReturnEntry> ends;
   CHECK(eventually([&] { ends = pair.a.returns(); return !ends.empty(); }));
   CHECK(ends[0].end == u8(End::failed) && ends[0].reason == u8(Reason::corrupted));
+}
+
+void answers_dropped_without_a_control_connection_come_again() {
+  Pair pair(Transport::tcp);
+  pair.connect(1);
+  int fds[2];
+  CHECK(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) == 0);
+  must(pair.a.engine.add_connection(kSession, fds[0], 0));
+  CHECK(pair.a.send(kFlow, 1, pattern(500'000, 1), true));
+  CHECK(eventually([&] {  // announced over group 1, granted into the void
+    pair.serve();
+    for (const GroupStats& stats : pair.b.engine.stats())
+      if (stats.group == 1 && stats.transfers_in == 1) return true;
+    return false;
+  }));
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  must(pair.b.engine.add_connection(kSession, fds[1], 0));
+  Got got;
+  CHECK(eventually([&] { pair.serve(); return pair.b.receive(got); }));
+  CHECK(got.payload == pattern(500'000, 1));
+  pair.b.finish(got);
+  CHECK(quiet(pair));
 }
 
 void a_full_lane_of_one_flow_waits_without_loss() {
@@ -280,6 +302,7 @@ int main() {
   an_expired_message_ends_as_dropped_and_leaves_no_gap();
   an_ungranted_transfer_expires_and_the_flow_goes_on();
   a_stale_slot_fails_and_is_never_delivered();
+  answers_dropped_without_a_control_connection_come_again();
   a_full_lane_of_one_flow_waits_without_loss();
   an_unknown_flow_is_kept_until_it_is_known();
   a_lost_and_a_repeated_record_are_visible();
