@@ -1,4 +1,4 @@
-"""Apply a `fabric.yaml`: channels first, then plugins, then modules, each on its node. What is there already stays."""
+"""Apply a `fabric.yaml`: plugins first, then channels that name them, then modules. What is there already stays."""
 
 from __future__ import annotations
 
@@ -80,10 +80,6 @@ async def apply_spec(daemon: Daemon, spec: FabricSpec) -> dict[str, Any]:
         text = "\n".join(f"{p['place']}: {p['where']}: {p['what']}. {p['fix']}" for p in problems)
         raise errors.ConfigError(text, problems=problems)
     changes = []
-    for channel in spec.channels.values():
-        known = daemon.registry.view.channel(channel.name)
-        await daemon.registry.declare(channel_record(channel))
-        changes.append(_change("channel", channel.name, "unchanged" if known else "added"))
     for plugin in spec.plugins:
         path = Path(plugin.path)
         known_plugin = any(p.name == path.stem for p in daemon.stages.all())
@@ -95,6 +91,10 @@ async def apply_spec(daemon: Daemon, spec: FabricSpec) -> dict[str, Any]:
             ) from error
         await daemon.stages.load(path.stem, str(path), source)
         changes.append(_change("plugin", path.stem, "changed" if known_plugin else "added"))
+    for channel in spec.channels.values():
+        known = daemon.registry.view.channel(channel.name)
+        await daemon.registry.declare(channel_record(channel))
+        changes.append(_change("channel", channel.name, "unchanged" if known else "added"))
     changes += await _apply_modules(daemon, list(spec.modules.values()))
     return {"generation": daemon.registry.view.epoch, "changes": changes}
 

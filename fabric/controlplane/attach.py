@@ -237,11 +237,13 @@ class AttachServer:
         return {}
 
     async def _open(self, port: Port, fields: dict[str, Any]) -> Answer:
+        # Between transforms other types may travel; what a stage accepts was checked when it was attached.
+        is_inner = port.kind == "stage" and bool(fields.get("stage"))
         channel = await self._registry.settle(
             fields["channel"],
-            fields.get("schema") or "",
+            "" if is_inner else fields.get("schema") or "",
             fields.get("reply_schema") or "",
-            is_last=fields["role"] == "receiver",
+            is_last=fields["role"] == "receiver" and port.kind != "stage",
         )
         if not port.is_alive:
             raise errors.ClosedError("the port is closed")

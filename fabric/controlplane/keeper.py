@@ -48,7 +48,7 @@ class Keeper:
         self._options = options
         self._items = dict(options.items)
         self._children: dict[int, children.Child] = {}
-        self._exits: list[dict[str, Any]] = []
+        self._exits: dict[int, dict[str, Any]] = {}
         self._selector = selectors.DefaultSelector()
         self._daemon_pid = 0
         self._socket: socket.socket | None = None
@@ -241,6 +241,8 @@ class Keeper:
             for child in self._children.values():
                 if child.tag == head["tag"] and child.status is None:
                     children.end_group(child.pid, head["signal"])
+        elif operation == "seen":
+            self._exits.pop(head["pid"], None)
         elif operation == "ready":
             self._served = True
             self._ready_at = time.monotonic()
@@ -276,9 +278,8 @@ class Keeper:
             self._send({"op": "item", "key": key}, value, fd)
         for child in self._children.values():
             self._send({"op": "child", "tag": child.tag, "pid": child.pid})
-        for event in self._exits:
+        for event in self._exits.values():
             self._send(event)
-        self._exits.clear()
         self._send({"op": "loaded"})
 
     def _spawn(self, head: dict[str, Any]) -> None:
@@ -343,10 +344,9 @@ class Keeper:
             "pid": child.pid,
             "code": os.waitstatus_to_exitcode(status),
         }
-        if self._socket is not None and self._loaded:
+        self._exits[child.pid] = event  # until a daemon has seen it: this one may be dead already
+        if self._loaded:
             self._send(event)
-        else:
-            self._exits.append(event)
 
     def _end_children(self) -> None:
         """End everything that is still ours: politely, then for good."""

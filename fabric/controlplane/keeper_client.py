@@ -68,6 +68,7 @@ class KeeperLink:
                 found.children[head["tag"]] = head["pid"]
             elif head["op"] == "exited":
                 found.exits.append(head)
+                self._send({"op": "seen", "pid": head["pid"]})
         raise DeadlineExceeded(f"the keeper did not finish handing back within {LOAD_S:g} s")
 
     def start(self) -> None:
@@ -150,3 +151,4 @@ class KeeperLink:
                     )
         elif head["op"] == "exited":
             self.on_exit(head["tag"], head["pid"], head["code"])
+            self._send({"op": "seen", "pid": head["pid"]})

@@ -50,6 +50,14 @@ class Plugin:
         return next(e for e in self.exports if e["kind"] == kind and e["name"] == name)
 
 
+def delivered_type(plugin: Plugin, channel: ChannelRecord, transform: str) -> str:
+    """Name the type a channel delivers behind `transform`; empty when it is the channel's own."""
+    produces = str(plugin.export("transform", transform).get("produces", "any")).partition("@")[0]
+    if produces == "any":
+        return channel.delivers
+    return "" if produces == channel.type_name else produces
+
+
 async def _no_wait(senders: list[int], timeout_s: float) -> None:
     """Nothing is being set up."""
 
@@ -131,7 +139,8 @@ class StageTable:
         names = transforms if chosen == "transform" else routes
         if len(names) != 1:
             raise errors.PluginError(
-                f"plugin {plugin.name!r} exports {len(names)} of kind {chosen}; give --kind, or name them in fabric.yaml",
+                f"plugin {plugin.name!r} exports {len(names)} of kind {chosen};"
+                " give --kind, or name them in fabric.yaml",
                 plugin=plugin.name,
                 exports=names,
             )
@@ -150,9 +159,21 @@ class StageTable:
             raise errors.PluginError(
                 f"plugin {plugin.name!r} has no stage host", plugin=plugin.name
             )
+        delivers = delivered_type(plugin, channel, name)
+        waiting = [
+            e.port_name
+            for e in self._registry.view.endpoints
+            if e.channel == channel.number and e.role == "receiver" and not e.transform
+        ]
+        if delivers != channel.delivers and waiting:
+            raise errors.TypeMismatchError(
+                f"transform {name!r} makes channel {channel.name!r} deliver"
+                f" {delivers or channel.type_name}, and {waiting[0]!r} receives the old type;"
+                " stop the receivers first",
+                channel=channel.name,
+                receivers=waiting[:8],
+            )
         await self._run(plugin, process, channel.name, name, len(channel.transforms))
-        produces = str(plugin.export("transform", name).get("produces", "any")).partition("@")[0]
-        delivers = "" if produces in ("any", channel.type_name) else produces
         return await self._registry.change(
             channel.name, transforms=(*channel.transforms, name), delivers=delivers
         )
@@ -392,6 +413,9 @@ class StageTable:
                 if name in plugin.exported("transform"):
                     try:
                         await self._run(plugin, process, channel.name, name, index)
+                        delivers = delivered_type(plugin, channel, name)
+                        if name == channel.transforms[-1] and delivers != channel.delivers:
+                            await self._registry.change(channel.name, delivers=delivers)
                     except errors.FabricError as error:
                         plugin.error = str(error)
                         self._context.events.add(

@@ -128,3 +128,21 @@ def test_node_of_a_taken_name_is_refused_while_the_first_lives(cluster):
     twin.start()
     assert twin.call("status")["state"] == "joining"
     assert [n["state"] for n in a.call("ls", "node")] == ["serving", "serving"]
+
+
+def test_joined_nodes_talk_directly_and_go_on_while_the_registry_node_is_gone(cluster):
+    a = cluster.node("a")
+    b, c = cluster.node("b", join=a), cluster.node("c", join=a)
+    job = {"channel": "side", "pattern": "queue"}
+    inn = cluster.worker(c, "consume", "in", **job)
+    inn.wait_for("ready")
+    producer = cluster.worker(b, "produce", "out", count=400, interval_s=0.01, **job)
+    inn.wait_for("got", 20)
+    registry = psutil.Process(a.daemon_pid)
+    registry.suspend()
+    inn.wait_for("got", len(inn.values("got")) + 100)
+    registry.resume()
+    producer.finish(40.0)
+    wait_for("all", lambda: set(inn.values("acked")) == set(range(400)))
+    row = settled(b, "side")
+    assert row["delivered"] == row["accepted"] == 400
