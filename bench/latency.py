@@ -15,7 +15,7 @@ from bench.harness import Series, Subject, interleave, placements, ratios, save
 from bench.peers.zmq_ipc import ZmqIpc
 
 ROUNDS, WARM_UP = 9, 2
-TRIPS, MESSAGES = 1500, 6000
+TRIPS, MESSAGES = 1500, 20_000
 # Less is better for the first two, more for the last. Gates: p50 and rate.
 METRICS = {"rtt_us_p50": "RTT p50 µs", "rtt_us_p99": "RTT p99 µs", "rate_k_per_s": "one way k/s"}
 GATES = {"rtt_us_p50": -1, "rate_k_per_s": 1}
