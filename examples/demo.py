@@ -195,13 +195,12 @@ def run_job(
     compare(files, questions, tokenizer)
     topology = cluster.ask(first, "topology")
     audit = cluster.ask(first, "audit", check=False) or {}
-    channels = channel_rows(topology, audit, questions)
+    channels = channel_rows(topology, cluster.ask(first, "channel", "ls"))
     _show("fabricctl topology", cluster.verb(first, "topology"))
     for row in channels:
-        paths, size = ", ".join(row["paths"]) or "closed paths", row["bytes"]
+        paths = ", ".join(row["paths"]) or "paths closed since"
         say(
-            f"channel {row['channel']:>10}: {row['messages']:>5} messages over {paths}"
-            + (f", {size} bytes" if size is not None else "")
+            f"channel {row['channel']:>10}: {row['messages']:>5} messages, {row['bytes']:>9} bytes over {paths}"
         )
     for link in topology["links"]:
         sent = int(link["bytes_sent"])

@@ -33,23 +33,20 @@ class Question:
         return next((i for i, (a, b) in enumerate(pairs) if a != b), shorter)
 
 
-def channel_rows(
-    topology: dict[str, Any], audit: dict[str, Any], questions: list[Question]
-) -> list[dict[str, Any]]:
-    """Messages (from the ledgers), KV bytes (as prefill sent them) and path of every channel."""
+def channel_rows(topology: dict[str, Any], listed: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages, delivered bytes (both from the ledgers, replies included) and path of every channel."""
     paths = {
         c.get("name"): sorted({str(flow.get("path")) for flow in c.get("flows") or ()})
         for c in topology["channels"]
     }
-    kv_bytes = sum(q.last["kv_bytes"] for q in questions if q.last)
     return [
         {
             "channel": row["name"],
             "messages": int(row["accepted"]),
             "paths": paths.get(row["name"], []),
-            "bytes": kv_bytes if row["name"] == "kv" else None,
+            "bytes": int(row["delivered_bytes"]),
         }
-        for row in audit.get("channels", ())
+        for row in listed
     ]
 
 

@@ -74,12 +74,14 @@ class Control:
         parts = await self._summaries()
         ports = [row for part in parts.values() for row in part["ports"]]
         links = [row for part in parts.values() for row in part["links"]]
-        received: dict[int, int] = {}  # by flow; only the receiver's node has counted them
+        received: dict[
+            int, dict[str, int]
+        ] = {}  # by flow; only the receiver's node has counted them
         for part in parts.values():
-            for flow, messages in part["received"]:
-                received[flow] = max(messages, received.get(flow, 0))
+            for flow, messages, size_bytes in part["received"]:
+                received[flow] = {"messages": messages, "bytes": size_bytes}
         flows = [
-            {**row, "messages": received.get(row["flow"], 0)}
+            {**row, **received.get(row["flow"], {"messages": 0, "bytes": 0})}
             for part in parts.values()
             for row in part["flows"]
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +22,13 @@ _NODE_STATES = {"alive": "serving", "silent": "suspect", "dead": "dead"}
 def summary(daemon: Daemon) -> dict[str, Any]:
     """Return this node's part of topology and listings."""
     node = daemon.context.name
-    ledgers, sent = _ledgers(daemon)
+    ledgers, outstanding, received = _ledgers(daemon)
     return {
         "ports": _port_rows(daemon),
-        "flows": _flow_rows(daemon, sent),
+        "flows": _flow_rows(daemon, outstanding),
         "links": _link_rows(daemon),
         "ledgers": ledgers,
-        "received": [[flow, row["messages"]] for flow, row in sent.items()],
+        "received": received,
         "modules": [module_row(node, p) for p in daemon.modules.all("module")],
         "plugins": [
             plugin_row(node, p, daemon.modules.find("stage", p.name)) for p in daemon.stages.all()
@@ -172,7 +173,7 @@ def _port_rows(daemon: Daemon) -> list[dict[str, Any]]:
     ]
 
 
-def _flow_rows(daemon: Daemon, sent: dict[int, dict[str, int]]) -> list[dict[str, Any]]:
+def _flow_rows(daemon: Daemon, outstanding: Counter[int]) -> list[dict[str, Any]]:
     owners = {e.endpoint: e.port_name for e in daemon.registry.view.endpoints}
     owners |= {
         e.reply_endpoint: e.port_name for e in daemon.registry.view.endpoints if e.reply_endpoint
@@ -191,7 +192,7 @@ def _flow_rows(daemon: Daemon, sent: dict[int, dict[str, int]]) -> list[dict[str
                 "generation": out.generation,
                 "state": out.state,
                 "is_reply": out.is_reply,
-                **sent.get(out.flow, {"outstanding": 0, "messages": 0}),
+                "outstanding": outstanding[out.flow],
             }
         )
     return rows
@@ -220,26 +221,26 @@ def _link_rows(daemon: Daemon) -> list[dict[str, Any]]:
     return rows
 
 
-def _ledgers(daemon: Daemon) -> tuple[list[dict[str, int]], dict[int, dict[str, int]]]:
-    """Return the sums of each local ledger, and outstanding messages by flow."""
+def _ledgers(
+    daemon: Daemon,
+) -> tuple[list[dict[str, int]], Counter[int], list[tuple[int, int, int]]]:
+    """Return the sums of each local ledger, outstanding messages by flow, and (flow, messages, bytes) received."""
     rows: list[dict[str, int]] = []
-    flows: dict[int, dict[str, int]] = {}
+    outstanding: Counter[int] = Counter()
+    received: list[tuple[int, int, int]] = []
     for port in daemon.ports:
         try:
             state = daemon.context.native.inspect_state(port.state_fd)
         except errors.FabricError as error:
             daemon.context.events.add("state unreadable", port=port.port, reason=str(error))
             continue
-        for flow in state["flows"]:
-            flows.setdefault(flow["flow"], {"outstanding": 0, "messages": 0})["messages"] = flow[
-                "drained"
-            ]
+        received += [(row["flow"], row["drained"], row["payload_bytes"]) for row in state["flows"]]
         for ledger in state["ledgers"]:
-            rows.append(_ledger_row(ledger, flows))
-    return rows, flows
+            rows.append(_ledger_row(ledger, outstanding))
+    return rows, outstanding, received
 
 
-def _ledger_row(ledger: dict[str, Any], flows: dict[int, dict[str, int]]) -> dict[str, int]:
+def _ledger_row(ledger: dict[str, Any], outstanding: Counter[int]) -> dict[str, int]:
     row = {
         "endpoint": ledger["endpoint"],
         "channel": ledger["channel"],
@@ -257,5 +258,5 @@ def _ledger_row(ledger: dict[str, Any], flows: dict[int, dict[str, int]]) -> dic
             row[END_NAMES[entry["end"]]] += 1
             row["delivered_bytes"] += entry["payload_bytes"] if entry["end"] == END_DELIVERED else 0
         else:
-            flows.setdefault(entry["flow"], {"outstanding": 0, "messages": 0})["outstanding"] += 1
+            outstanding[entry["flow"]] += 1
     return row

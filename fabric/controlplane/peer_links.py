@@ -174,8 +174,14 @@ class PeerLinks:
                     self.spawn(self._run_control(number, connection))
                     self.bind(number, connection)
                 else:
+                    used = self._incarnation
                     sock, info = await self._connect(address, group)
+                    if used != self._incarnation:
+                        sock.close()  # proven for a session that was given up meanwhile
+                        continue
                     self._take_data(number, sock, info)
+                    # A new session closes what an older one had: the other group may be needed again.
+                    asyncio.get_running_loop().call_soon(self.dial_data, number)
                 return
             except (errors.FabricError, OSError) as error:
                 log.info(

@@ -33,6 +33,7 @@ nb::dict flow_row(const InspectedFlow& flow) {
   nb::list reported;
   for (u64 count : flow.reported) reported.append(count);
   row["reported"] = reported;
+  row["payload_bytes"] = flow.payload_bytes;
   return row;
 }
 

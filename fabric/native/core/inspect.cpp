@@ -16,7 +16,7 @@ Status read_flows(StateLayout* state, InspectedState& out) {
     if (flow == 0) continue;
     InspectedFlow seen{flow, row.endpoint, row.drained.load(), row.handed.load(), row.ended_upto.load(),
                        {row.reported[0].load(), row.reported[1].load(), row.reported[2].load(), row.reported[3].load()},
-                       row.channel, row.lane};
+                       row.payload_bytes.load(), row.channel, row.lane};
     if (seen.handed > seen.drained || seen.ended_upto > seen.drained) {
       return impossible("flow " + text(flow) + " handed " + text(seen.handed) + " and ended up to " +
                         text(seen.ended_upto) + " of " + text(seen.drained) + " drained");

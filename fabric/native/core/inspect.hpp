@@ -11,7 +11,7 @@
 
 namespace fabric {
 
-struct InspectedFlow { u64 flow, endpoint, drained, handed, ended_upto, reported[4]; u32 channel, lane; };
+struct InspectedFlow { u64 flow, endpoint, drained, handed, ended_upto, reported[4], payload_bytes; u32 channel, lane; };
 struct InspectedHeld { u64 flow, flow_seq, since_ns, channel; u32 segment, slot, generation; HeldState state; };
 struct InspectedOut { u64 sequence, flow, flow_seq, payload_bytes; OutState state; End end; Reason reason; };
 struct InspectedLedger {

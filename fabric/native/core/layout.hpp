@@ -237,6 +237,7 @@ struct FlowIn {
   std::atomic<u64> ended_upto;         ///< every flow_seq <= this was reported in the return ring
   std::atomic<u64> reported[4];        ///< ends reported, by End; [none] = ended at an earlier hop
                                        ///< Σ reported + held (queued, handed) == drained, at every cut
+  std::atomic<u64> payload_bytes;      ///< of what was drained
 };
 
 enum class HeldState : u8 { free = 0, queued = 1, handed = 2, ended = 3, releasing = 4 };

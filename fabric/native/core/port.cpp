@@ -334,6 +334,7 @@ Status Port::add_flow_in(u64 endpoint, u64 flow, u32 lane, u64 producer_port, u6
   row->lane = lane;
   row->drained = row->handed = row->ended_upto = 0;
   for (auto& count : row->reported) count = 0;
+  row->payload_bytes = 0;
   row->flow.store(flow, std::memory_order_release);
   flows_in_.emplace(flow, added);
   auto receiver = receivers_.find(endpoint);

@@ -147,6 +147,8 @@ void Port::queue_record(FlowInState& flow, MessageCore* message) {
   message->held = held_.take(header, first, monotonic_ns());
   if (Faults::take(faults_.repeat_drained)) held_.take(header, first, monotonic_ns());
   message->slots_held = first != nullptr;
+  auto& bytes = flow.row->payload_bytes;
+  bytes.store(bytes.load(std::memory_order_relaxed) + header.payload_bytes, std::memory_order_relaxed);
   flow.row->drained.store(header.flow_seq, std::memory_order_release);  // after the held entry
   ++flow.live;
   if (flow.receiver == nullptr) {
