@@ -10,7 +10,7 @@ from fabric.errors import ConfigError
 
 #: the native calls' "do not wait"
 NOW: Final = 0
-_DEFAULT_NS: Final = int(limits.DEFAULT_DEADLINE_S * 1e9)
+DEFAULT_NS: Final = int(limits.DEFAULT_DEADLINE_S * 1e9)
 monotonic_ns = time.monotonic_ns
 
 
@@ -23,7 +23,7 @@ def absolute_ns(seconds: float | None) -> int:
         Negative, not a number, or longer than `limits.DEADLINE_S_MAX`: no wait is infinite.
     """
     if seconds is None:
-        return monotonic_ns() + _DEFAULT_NS
+        return monotonic_ns() + DEFAULT_NS
     if not isinstance(seconds, (int, float)) or not 0 <= seconds <= limits.DEADLINE_S_MAX:
         raise ConfigError(
             f"a deadline of {seconds!r} s: give 0 (do not wait) to {limits.DEADLINE_S_MAX:g} seconds",

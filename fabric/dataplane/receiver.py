@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from fabric.dataplane.deadlines import absolute_ns, monotonic_ns
+from fabric.dataplane.deadlines import DEFAULT_NS, absolute_ns, monotonic_ns
 from fabric.errors import ClosedError, EndOfChannel, PeerProtocolError
 from fabric.messages import MessageType
 
@@ -35,6 +35,7 @@ class Receiver(Generic[M]):
         self.native = native
         self.endpoint: int = answer["endpoint"]
         self._decode = type_.decode
+        self._native_receive = native.receive
         self.need_segment: type[Exception] = port.need_segment
         self.is_closed = False
 
@@ -54,8 +55,14 @@ class Receiver(Generic[M]):
         PeerProtocolError
             The bytes are not a message of this type; it ended as failed(corrupted).
         """
-        native = self.native.receive(absolute_ns(timeout))
-        return None if native is None else self.decode(native)
+        deadline_ns = monotonic_ns() + DEFAULT_NS if timeout is None else absolute_ns(timeout)
+        native = self._native_receive(deadline_ns)
+        if native is None:
+            return None
+        try:
+            return self._decode(native, self)
+        except (self.need_segment, PeerProtocolError):
+            return self.decode(native)  # says what is wrong with it, or maps what it lies in
 
     def receive_many(self, count: int, timeout: float | None = None) -> list[Any]:
         """Return up to `count` messages: waits for the first, takes what else is there; [] at the timeout."""

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from fabric import limits
-from fabric.dataplane.deadlines import absolute_ns, left_s, monotonic_ns
+from fabric.dataplane.deadlines import DEFAULT_NS, absolute_ns, left_s, monotonic_ns
 from fabric.dataplane.routes import RoutePins, header_fields
 from fabric.errors import (
     BrokenError,
@@ -72,6 +72,7 @@ class Sender(Generic[M]):
         self.endpoint: int = answer["endpoint"]
         self.klass = str(answer.get("klass", "token"))
         self._encode = type_.encode
+        self._native_send = native.send
         self.need_segment: type[Exception] = port.need_segment
         self._route: str | None = None
         self._pins: RoutePins | None = None
@@ -113,15 +114,19 @@ class Sender(Generic[M]):
         Interrupting this call (KeyboardInterrupt) leaves open whether the message was accepted.
         """
         meta, tensors = self._encode(message)
-        deadline_ns = absolute_ns(deadline)
+        deadline_ns = monotonic_ns() + DEFAULT_NS if deadline is None else absolute_ns(deadline)
         expires_ns = deadline_ns if deadline is not None else 0
         if key is not None:
             key = as_key(key)
         flow = self.choose(message, key, meta, tensors) if self._pins is not None else 0
         try:
-            return int(
-                self.native.send(meta, tensors, key, deadline_ns, flow=flow, expires_ns=expires_ns)
-            )
+            if not flow and not expires_ns:
+                sent: int = self._native_send(meta, tensors, key, deadline_ns)
+            else:
+                sent = self._native_send(
+                    meta, tensors, key, deadline_ns, flow=flow, expires_ns=expires_ns
+                )
+            return sent
         except self.need_segment as need:
             return self._send_again(need, meta, tensors, key, deadline_ns, flow, expires_ns)
         except (StaleHandleError, BrokenError):

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 Encode = Callable[[Any], tuple[bytes, list[Any]]]
 Decode = Callable[[Any, Any], Any]
 
+_LENGTHS = (str, bytes)
+_SCALARS_LOOKED_AT_MAX = 3
+_DESCRIPTORS_MAX = 256  # per field: shapes whose check is remembered
+
 _PLACE = re.compile(r" - at `(?:key|value)?.*?\$\[(\d+)\](.*)`\Z")
 
 
@@ -89,9 +93,11 @@ def make_encode(names: Sequence[str], specs: dict[str, TensorSpec], view: type) 
     read = attrgetter(*names) if len(names) > 1 else None
     only = names[0]
     fields = tensor_fields(names, specs)
+    # With each tensor field what was seen and checked before: (numpy dtype, shape) → descriptor.
+    plan: list[tuple[int, dict[Any, tuple[int, ...]], TensorField]] = [(f.position, {}, f) for f in fields]
     shared = shared_axes(fields)
     validate: Callable[[bytes], Any] = msgspec.msgpack.Decoder(view).decode
-    codes: dict[Any, int] = {}
+    scalars = _plain_scalars(names, specs, view)
 
     def encode(message: Any) -> tuple[bytes, list[Any]]:
         try:
@@ -101,25 +107,25 @@ def make_encode(names: Sequence[str], specs: dict[str, TensorSpec], view: type) 
                 f"message {type(message).__name__}: {error}; every field must be set"
             ) from error
         buffers: list[Any] = []
-        for field in fields:
-            value = values[field.position]
-            code = codes.get(value.dtype) if hasattr(value, "flags") else None
-            if code is None or not value.flags.c_contiguous:
+        for position, known, field in plan:
+            value = values[position]
+            try:
+                descriptor = known.get((value.dtype, value.shape)) if value.flags.c_contiguous else None
+            except (AttributeError, TypeError):  # not a numpy array
+                descriptor = None
+            if descriptor is None:
                 if value is None and field.spec.optional:
                     buffers.append(b"")
                     continue
-                codes.update(numpy_codes())
-                code, value = _coerce(field, value)
-            shape = value.shape
-            if code not in field.codes or len(shape) != field.rank or not field.is_plain:
-                check_tensor(field, code, shape)
-            values[field.position] = (code, *shape)
+                descriptor, value = _describe(field, value, known)
+            values[position] = descriptor
             buffers.append(value)
         for pair in shared:
             check_shared(values, *pair)
         try:
             meta = _pack(values)
-            validate(meta)
+            if scalars is None or not _hold(scalars, values):
+                validate(meta)
         except (
             msgspec.MsgspecError,
             TypeError,
@@ -137,6 +143,47 @@ def make_encode(names: Sequence[str], specs: dict[str, TensorSpec], view: type) 
         return meta, buffers
 
     return encode
+
+
+def _plain_scalars(names: Sequence[str], specs: dict[str, TensorSpec], view: type) -> list[tuple[int, type]] | None:
+    """Return (position, type) of the scalar fields where looking at each is cheaper than decoding them all."""
+    hints = {field.name: field.type for field in msgspec.structs.fields(view)}
+    found = []
+    for position, name in enumerate(names):
+        kind = getattr(hints[name], "__origin__", hints[name])
+        if name in specs:
+            continue
+        if kind not in _LENGTHS and kind not in (int, float, bool):
+            return None
+        found.append((position, kind))
+    return found if len(found) <= _SCALARS_LOOKED_AT_MAX else None
+
+
+def _hold(scalars: list[tuple[int, type]], values: list[Any]) -> bool:
+    """Tell whether plain scalars are what the receiver's decoder would take; False: ask the decoder."""
+    for position, kind in scalars:
+        value = values[position]
+        if type(value) is not kind:
+            return False
+        if kind is float:
+            if value - value != 0.0:  # infinite or NaN
+                return False
+        elif kind in _LENGTHS and len(value) > limits.STRING_BYTES_MAX:
+            return False
+    return True
+
+
+def _describe(
+    field: TensorField, value: Any, known: dict[Any, tuple[int, ...]]
+) -> tuple[tuple[int, ...], Any]:
+    """Check a tensor, and remember the check for its dtype and shape; returns (descriptor, contiguous array)."""
+    code, value = _coerce(field, value)
+    check_tensor(field, code, value.shape)
+    if len(known) >= _DESCRIPTORS_MAX:
+        known.clear()
+    if numpy_codes().get(value.dtype) == code:
+        known[value.dtype, value.shape] = (code, *value.shape)
+    return (code, *value.shape), value
 
 
 def _coerce(field: TensorField, value: Any) -> tuple[int, Any]:

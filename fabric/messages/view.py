@@ -16,6 +16,7 @@ from fabric.messages.tensor import DTYPES, TensorSpec, as_torch
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_CHECKED_MAX = 256  # descriptors per field whose check is remembered
 CONSUMER_ERROR = 5  #: layout.hpp Reason::consumer_error
 
 
@@ -101,7 +102,8 @@ class ViewMethods:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.release()
+        if self._native is not None:
+            self._native.release()
 
     @classmethod
     def tensor_index(cls, field: str) -> int:
@@ -114,6 +116,7 @@ def tensor_property(slot: Any, index: int, field: str, spec: TensorSpec) -> prop
     read_slot: Callable[[Any], Any] = slot.__get__
     write_slot: Callable[[Any, Any], None] = slot.__set__
     allowed = frozenset(spec.dtypes)
+    checked: dict[Any, tuple[str, tuple[int, ...]]] = {}
 
     def read(self: Any) -> Any:
         raw = read_slot(self)
@@ -125,8 +128,17 @@ def tensor_property(slot: Any, index: int, field: str, spec: TensorSpec) -> prop
             raise PeerProtocolError(
                 f"field {field!r}: the message holds {type(raw).__name__}, not a tensor"
             )
-        numpy_name, shape = check_descriptor(field, spec, allowed, raw)
-        array = _materialise(self, index, numpy_name, shape)
+        try:
+            numpy_name, shape = checked[tuple(raw)]
+        except (KeyError, TypeError):  # not seen before, or no flat list
+            numpy_name, shape = check_descriptor(field, spec, allowed, raw)
+            if len(checked) >= _CHECKED_MAX:
+                checked.clear()
+            checked[tuple(raw)] = numpy_name, shape
+        try:
+            array = self._native.tensor(index, numpy_name, shape)
+        except Exception as first:
+            array = _materialise(self, first, index, numpy_name, shape)
         write_slot(self, array)
         return array
 
@@ -158,15 +170,19 @@ def check_descriptor(
     return known[1], shape
 
 
-def _materialise(view: Any, index: int, numpy_name: str, shape: tuple[int, ...]) -> Any:
+def _materialise(
+    view: Any, error: Exception, index: int, numpy_name: str, shape: tuple[int, ...]
+) -> Any:
+    """Go on after `error`: map the segment that was missing and try again, else raise it."""
     native = view._native
     if native is None:
         raise ClosedError("this message holds no payload")
     while True:
+        # Native exceptions are matched by name so that a message type needs no native module.
+        if type(error).__name__ != "NeedSegment":
+            raise error
+        view._source.provide(error)
         try:
             return native.tensor(index, numpy_name, shape)
-        except Exception as need:
-            # Native exceptions are matched by name so that a message type needs no native module.
-            if type(need).__name__ != "NeedSegment":
-                raise
-            view._source.provide(need)
+        except Exception as again:
+            error = again

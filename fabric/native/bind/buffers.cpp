@@ -98,7 +98,7 @@ nb::object memory_view(nb::handle owner, u8* data, u64 bytes, bool writable) {
   return nb::steal(view);
 }
 
-nb::object array_view(nb::handle owner, const u8* data, u64 bytes, nb::handle dtype, nb::handle shape) {
+nb::object array_over(nb::handle owner, u64 bytes, nb::handle dtype, nb::handle shape) {
   const DType& type = find_dtype(dtype);
   u64 need = type.item_bytes;
   PyObject* sizes = PySequence_Fast(shape.ptr(), "shape must be a sequence");
@@ -113,8 +113,7 @@ nb::object array_view(nb::handle owner, const u8* data, u64 bytes, nb::handle dt
     raise(Status::fail(Code::protocol, "a tensor has " + std::to_string(bytes) + " bytes, dtype and shape need " +
                                            std::to_string(need)));
   }
-  nb::object window = nb::cast(Window{nb::borrow(owner), const_cast<u8*>(data), bytes, false});
-  PyObject* arguments[4] = {nullptr, shape.ptr(), type.dtype, window.ptr()};
+  PyObject* arguments[4] = {nullptr, shape.ptr(), type.dtype, owner.ptr()};
   PyObject* array = PyObject_Vectorcall(ndarray_type(), arguments + 1, 3 | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr);
   if (array == nullptr) throw nb::python_error();
   return nb::steal(array);

@@ -39,9 +39,8 @@ struct Window {
 };
 
 nanobind::object memory_view(nanobind::handle owner, u8* data, u64 bytes, bool writable);
-/// numpy array over [data, data + bytes): raises ValueError unless shape and dtype need exactly `bytes`.
-nanobind::object array_view(nanobind::handle owner, const u8* data, u64 bytes, nanobind::handle dtype,
-                            nanobind::handle shape);
+/// numpy array over the `bytes` that `owner` exports; raises PeerProtocolError unless shape and dtype need just those.
+nanobind::object array_over(nanobind::handle owner, u64 bytes, nanobind::handle dtype, nanobind::handle shape);
 void bind_buffers(nanobind::module_& module);
 
 }  // namespace fabric

@@ -15,8 +15,9 @@ struct PySender {
   std::shared_ptr<SenderCore> core;
 };
 
+/// `core` keeps the port alive, too: one reference to count for each message instead of two.
 struct PyReceiver {
-  std::shared_ptr<Port> port;
+  PyReceiver(std::shared_ptr<Port> port, std::shared_ptr<ReceiverCore> receiver);
   std::shared_ptr<ReceiverCore> core;
 };
 
@@ -32,18 +33,16 @@ struct PyLoan {
 };
 
 struct PyMessage {
-  PyMessage(std::shared_ptr<Port> port, std::shared_ptr<ReceiverCore> receiver, MessageCore* core)
-      : port(std::move(port)), receiver(std::move(receiver)), core(core) {}
-  PyMessage(PyMessage&& other) noexcept
-      : port(std::move(other.port)), receiver(std::move(other.receiver)), core(other.core) {
+  PyMessage(std::shared_ptr<ReceiverCore> receiver, MessageCore* core) : receiver(std::move(receiver)), core(core) {}
+  PyMessage(PyMessage&& other) noexcept : receiver(std::move(other.receiver)), core(other.core) {
     other.core = nullptr;
   }
   ~PyMessage() {
     if (core != nullptr) receiver->collect(core);
   }
-  std::shared_ptr<Port> port;
   std::shared_ptr<ReceiverCore> receiver;
   MessageCore* core;
+  Piece exported{nullptr, 0};         ///< what the buffer protocol gives: the tensor that is being made
 };
 
 /// Runs `call` without the interpreter's lock.

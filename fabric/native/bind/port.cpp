@@ -52,11 +52,11 @@ PySender open_sender(PyPort& port, u64 endpoint, u32 channel, u32 type, u32 patt
 }
 
 PyReceiver open_receiver(PyPort& port, u64 endpoint, u32 channel, u32 type, u32 pattern, u32 delivery) {
-  PyReceiver receiver{port.core, nullptr};
+  std::shared_ptr<ReceiverCore> receiver;
   const Pattern p = pattern_of(pattern);
   const Delivery d = delivery_of(delivery);
-  check(released([&] { return port.core->open_receiver(endpoint, channel, type, p, d, receiver.core); }));
-  return receiver;
+  check(released([&] { return port.core->open_receiver(endpoint, channel, type, p, d, receiver); }));
+  return PyReceiver(port.core, std::move(receiver));
 }
 
 void bind_flows(nb::class_<PyPort>& port) {

@@ -13,9 +13,7 @@ namespace {
 
 constexpr u64 kCopyWithoutGilBytes = 32 * 1024;
 
-nb::object wrap(PyReceiver& receiver, MessageCore* core) {
-  return nb::cast(PyMessage(receiver.port, receiver.core, core));
-}
+nb::object wrap(PyReceiver& receiver, MessageCore* core) { return nb::cast(PyMessage(receiver.core, core)); }
 
 nb::object receive(PyReceiver& receiver, u64 deadline_ns) {
   MessageCore* core = nullptr;
@@ -56,8 +54,17 @@ nb::object tensor(nb::handle self, u32 index, nb::str dtype, nb::handle shape) {
   const u8* data = nullptr;
   u64 bytes = 0;
   check(message.receiver->tensor(*message.core, index, data, bytes));
-  return array_view(self, data, bytes, dtype, shape);
+  // numpy asks for the buffer inside this call, keeps the address, and holds the message as the array's base.
+  message.exported = {data, bytes};
+  return array_over(self, bytes, dtype, shape);
 }
+
+int message_buffer(PyObject* self, Py_buffer* view, int flags) {
+  const Piece& piece = nb::inst_ptr<PyMessage>(nb::handle(self))->exported;
+  return PyBuffer_FillInfo(view, self, const_cast<u8*>(piece.data), static_cast<Py_ssize_t>(piece.bytes), 1, flags);
+}
+
+PyType_Slot message_slots[] = {{Py_bf_getbuffer, reinterpret_cast<void*>(message_buffer)}, {0, nullptr}};
 
 u64 copy_into(PyMessage& message, u32 index, nb::handle target) {
   const u8* data = nullptr;
@@ -91,7 +98,7 @@ void end_now_or_wait(Call&& call) {
 }
 
 void bind_message(nb::module_& module) {
-  nb::class_<PyMessage>(module, "Message",
+  nb::class_<PyMessage>(module, "Message", nb::type_slots(message_slots),
                         "A view of one message. Holds its slot until released, collected, or the port closes.")
       .def_prop_ro("meta", meta, "The packed scalar fields.")
       .def_prop_ro("key", key, nb::sig("def key(self) -> bytes | None"))
@@ -130,6 +137,12 @@ void bind_message(nb::module_& module) {
 }
 
 }  // namespace
+
+PyReceiver::PyReceiver(std::shared_ptr<Port> port, std::shared_ptr<ReceiverCore> receiver) {
+  using Both = std::pair<std::shared_ptr<Port>, std::shared_ptr<ReceiverCore>>;  // the core goes first
+  ReceiverCore* address = receiver.get();
+  core = std::shared_ptr<ReceiverCore>(std::make_shared<Both>(std::move(port), std::move(receiver)), address);
+}
 
 void bind_receiver(nb::module_& module) {
   bind_message(module);

@@ -48,6 +48,22 @@ void DoorbellRinger::wake() {
   wake_owner(layout_, event_.get());
 }
 
+// A bit that is still set after the fence will be taken by an owner that then sees our record, too:
+// most messages of a stream need no atomic write to the owner's cache line.
+void DoorbellRinger::ring(u32 lane) {
+  const u32 index = lane % kLanesPerPortMax;
+  const u64 bit = u64{1} << (index % 64);
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  auto& word = layout_->ready[index / 64];
+  if ((word.load(std::memory_order_relaxed) & bit) == 0) word.fetch_or(bit, std::memory_order_seq_cst);
+  wake_owner(layout_, event_.get());
+}
+
+bool DoorbellRinger::runs_elsewhere(u32 here) const {
+  const u32 cpu = layout_->cpu.load(std::memory_order_relaxed);
+  return cpu != 0 && cpu != here + 1 && layout_->state.load(std::memory_order_relaxed) == static_cast<u32>(Wake::awake);
+}
+
 void DoorbellRinger::forget() { mapping_.forget(); layout_ = nullptr; event_.reset(); }
 
 Status Doorbell::attach(int doorbell_fd, int event_fd) {
@@ -79,9 +95,13 @@ bool Doorbell::any_ready() const {
   return false;
 }
 
+void Doorbell::tell_cpu(u32 here) {
+  if (layout_->cpu.load(std::memory_order_relaxed) != here + 1) layout_->cpu.store(here + 1, std::memory_order_relaxed);
+}
+
 u64 Doorbell::take_ready(u32 index) {
   if (layout_->ready[index].load(std::memory_order_relaxed) == 0) return 0;
-  return layout_->ready[index].exchange(0, std::memory_order_acquire);
+  return layout_->ready[index].exchange(0, std::memory_order_seq_cst);  // before the rings are looked at: see ring()
 }
 
 void Doorbell::drain_event() {

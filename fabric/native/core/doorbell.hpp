@@ -14,7 +14,9 @@ class DoorbellRinger {
   Status attach(int doorbell_fd, int event_fd);  ///< fds are duplicated
   void mark(u32 lane);                ///< sets the lane's ready bit
   void wake();                        ///< wakes the owner if it sleeps; call after mark()
-  void ring(u32 lane) { mark(lane); wake(); }
+  void ring(u32 lane);                ///< mark and wake, for the price of one fence
+  /// Does the owner run, awake, on another CPU than `here`? Only then may news come while one spins.
+  bool runs_elsewhere(u32 here) const;
   void forget();                      ///< forked child: drops the mapping without touching it
 
  private:
@@ -36,6 +38,7 @@ class Doorbell {
   void cancel();                      ///< back to awake
   void wake_self();                   ///< another thread of the owner ends the sleep
   bool any_ready() const;
+  void tell_cpu(u32 here);            ///< for peers that may spin
   /// Takes the ready bits of word `index` (lane numbers index * 64 + bit).
   u64 take_ready(u32 index);
   int event_fd() const { return event_.get(); }

@@ -181,6 +181,7 @@ struct DoorbellLayout {
   alignas(kCacheLine) std::atomic<u32> state;   ///< Wake; also the futex word
   alignas(kCacheLine) std::atomic<u64> ready[kLanesPerPortMax / 64];  ///< bit = lane number mod kLanesPerPortMax
   alignas(kCacheLine) std::atomic<u32> freeze;  ///< written by the daemon only: audit cut in progress
+  alignas(kCacheLine) std::atomic<u32> cpu;     ///< 1 + where the owner ran last, by the owner; 0 unknown
 };
 
 // ------------------------------------------------------------------ state segment (one port writes)

@@ -195,6 +195,7 @@ Status Port::remove_lane(u32 lane) {
   LaneLink** at = &lanes_by_bit_[lane % kLanesPerPortMax];
   while (*at != link) at = &(*at)->next_same_bit;
   *at = link->next_same_bit;
+  if (last_lane_ != nullptr && last_lane_->number == lane) last_lane_ = nullptr;
   lanes_.erase(lane);
   settle_closing_flows();
   return Status::success();

@@ -29,6 +29,8 @@ inline constexpr u64 kHeartbeatNs = 250'000'000;
 inline constexpr u64 kServiceNs = 50'000'000;        ///< progress when no user thread made any
 inline constexpr u64 kFreezeParkNsMax = 900'000'000;  ///< an audit's cut lasts at most 500 ms
 inline constexpr u32 kWakesOwedMax = 64;
+inline constexpr u64 kSpinNs = 40'000;               ///< about what a sleep and a wake across CPUs cost
+inline constexpr u32 kSpinMissesMax = 10;            ///< back-off: 2^misses waits are not spun
 
 /// Inside: the mutex is held and busy is 1. Everything on a port happens in one of these.
 class Operation {
@@ -106,6 +108,7 @@ class Port : public std::enable_shared_from_this<Port> {
   /// Takes a view's reference: any thread, no Operation, also after close.
   void collect(MessageCore* message);
   void remove_flow_out(u64 flow);
+  void heard_of(LaneLink* lane) { last_lane_ = lane; }
   bool closed() const { return closed_.load(std::memory_order_relaxed); }
   bool forked() const { return forked_.load(std::memory_order_relaxed); }
   void on_fork_in_child();
@@ -141,6 +144,8 @@ class Port : public std::enable_shared_from_this<Port> {
   void stop_service();
   void service_loop();
   void service_tick(u64 now);
+  bool worth_spinning();
+  bool spin_for_news(Operation& operation, u64 deadline_ns);
 
   u64 number_ = 0, incarnation_ = 0;
   Mapping state_mapping_;
@@ -174,6 +179,9 @@ class Port : public std::enable_shared_from_this<Port> {
   // waiting
   bool leader_ = false, leader_asleep_ = false, armed_ = false, news_ = false;
   u32 followers_ = 0;
+  u64 news_count_ = 0;
+  LaneLink* last_lane_ = nullptr;     ///< whose peer was heard of or written to last
+  u32 spin_misses_ = 0, spin_skips_ = 0;
   std::atomic<u32> follow_word_{0};
 
   // service thread

@@ -42,8 +42,9 @@ u64 Port::progress_locked(bool all) {
 u64 Port::progress_lane(LaneLink& lane) {
   if (lane.broken) return 0;
   if (!lane.backlog.empty()) flush_backlog(lane);
-  const u64 returns = drain_returns(lane);
-  return returns + drain_records(lane);
+  const u64 taken = drain_returns(lane) + drain_records(lane);
+  if (taken != 0) heard_of(&lane);
+  return taken;
 }
 
 void Port::fail_lane(LaneLink& lane, const char* why) {

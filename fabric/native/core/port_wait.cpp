@@ -1,4 +1,7 @@
 // Waiting: the leader sleeps on the doorbell, followers on a private word, asyncio on the eventfd.
+#include <sched.h>
+
+#include <algorithm>
 #include <climits>
 
 #include "core/clock.hpp"
@@ -6,6 +9,47 @@
 #include "core/port.hpp"
 
 namespace fabric {
+namespace {
+
+void pause_cpu() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#else
+  asm volatile("yield");
+#endif
+}
+
+}  // namespace
+
+// Spinning pays only on a direct lane, while the peer is awake on another CPU, and as long as it paid lately.
+bool Port::worth_spinning() {
+  const u32 here = static_cast<u32>(sched_getcpu());
+  doorbell_.tell_cpu(here);
+  if (last_lane_ == nullptr || !last_lane_->peer.runs_elsewhere(here)) return false;
+  if (spin_skips_ != 0) {
+    --spin_skips_;
+    return false;
+  }
+  return true;
+}
+
+// True when there is news or `operation` ended; else nothing came and the lock is held as before.
+bool Port::spin_for_news(Operation& operation, u64 deadline_ns) {
+  if (!worth_spinning()) return false;
+  const u64 seen = news_count_, until = std::min(monotonic_ns() + kSpinNs, deadline_ns);
+  operation.leave();
+  bool ready = false;
+  do {
+    for (int i = 0; i < 64 && !ready; ++i) {
+      ready = doorbell_.any_ready();
+      if (!ready) pause_cpu();
+    }
+  } while (!ready && monotonic_ns() < until);
+  if (!operation.enter()) return true;
+  spin_misses_ = ready ? 0 : std::min(spin_misses_ + 1, kSpinMissesMax);
+  if (!ready) spin_skips_ = 1u << spin_misses_;
+  return ready || news_count_ != seen;
+}
 
 // The caller made progress inside `operation` and found nothing. It re-checks after this returns.
 void Port::wait_for_news(Operation& operation, u64 deadline_ns) {
@@ -22,8 +66,10 @@ void Port::wait_for_news(Operation& operation, u64 deadline_ns) {
   }
   leader_ = true;
   bool stop = false;
-  doorbell_.prepare(Wake::futex);
-  if (!doorbell_.any_ready()) {
+  const bool news = spin_for_news(operation, deadline_ns);
+  if (!operation.ok()) return;
+  if (!news) doorbell_.prepare(Wake::futex);
+  if (!news && !doorbell_.any_ready()) {
     leader_asleep_ = true;
     operation.leave();
     stop = doorbell_.sleep_until(deadline_ns) && interrupt_hook != nullptr && interrupt_hook();
@@ -47,6 +93,7 @@ void Port::wait_for_news(Operation& operation, u64 deadline_ns) {
 // Something may have become possible for a thread that sleeps, or for the event loop.
 void Port::notify_waiters() {
   news_ = true;
+  ++news_count_;
   if (leader_asleep_) doorbell_.wake_self();
   if (followers_ != 0) {
     follow_word_.fetch_add(1, std::memory_order_relaxed);

@@ -226,6 +226,7 @@ void SenderCore::seal(Batch& batch) {
   batch.lane->end.records_out.publish();
   ledger_.accept(batch.first, batch.last);
   port_.counters().records_out += batch.last - batch.first + 1;
+  port_.heard_of(batch.lane);
   batch.lane->peer.ring(batch.lane->number);
   batch = {nullptr, 0, batch.last};  // `last` is accepted now, and the next one follows it
 }
