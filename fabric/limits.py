@@ -99,7 +99,9 @@ CONTROL_MESSAGE_BYTES_MAX: Final = 8 << 20  # one gRPC request or answer
 CONTROL_ERROR_BYTES_MAX: Final = 8 << 10  # error detail, carried in trailing metadata
 CONTROL_S: Final = 30.0  # a verb of fabricctl, unless it says otherwise
 NODE_UP_S: Final = 30.0  # fabricctl up waits this long for the health service
-NODE_DOWN_S: Final = 20.0  # fabricctl down waits this long; the keeper kills what is left after 17 s
+NODE_DOWN_S: Final = (
+    20.0  # fabricctl down waits this long; the keeper kills what is left after 17 s
+)
 LOG_LINES_MAX: Final = 10_000
 
 # ---- plugins and stage hosts

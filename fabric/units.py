@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import re
 
-_SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_SIZES = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?B?)\s*", re.IGNORECASE)
 
 
@@ -19,7 +29,11 @@ def parse_bytes(text: str) -> int:
     match = _SIZE.fullmatch(text)
     if match is None or match[2].upper() not in _SIZES:
         raise ValueError(f"{text!r} is not a size; write for example 64MiB, 1.5GiB or 4096")
-    value = float(match[1]) * _SIZES[match[2].upper()] if "." in match[1] else int(match[1]) * _SIZES[match[2].upper()]
+    value = (
+        float(match[1]) * _SIZES[match[2].upper()]
+        if "." in match[1]
+        else int(match[1]) * _SIZES[match[2].upper()]
+    )
     if value != int(value):
         raise ValueError(f"{text!r} names a part of a byte")
     return int(value)

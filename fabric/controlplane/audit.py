@@ -1,8 +1,9 @@
 """Compare what senders' ledgers say with what can be found walking lanes, held tables and return rings. Pure.
 
-A snapshot is what one node saw while all its ports were frozen: `{node, ports: [inspect_state + {is_alive, is_adopting}],
-lanes: [{lane, ports, directions: [inspect_lane(0), inspect_lane(1)]}]}`. Nothing here subtracts one counter from another
-to get a third: *in flight* is counted from the entries found, then compared with the ledger.
+A snapshot is what one node saw while all its ports were frozen:
+`{node, ports: [inspect_state + {is_alive, is_adopting}], lanes: [{lane, ports, directions: [inspect_lane(0),
+inspect_lane(1)]}]}`. Nothing here subtracts one counter from another to get a third: *in flight* is counted from the
+entries found, then compared with the ledger.
 """
 
 from __future__ import annotations
@@ -15,9 +16,22 @@ from fabric import limits
 
 END_NAMES = ("none", "delivered", "dropped", "failed")
 REASON_NAMES = (
-    "none", "expired", "overflow_oldest", "overflow_newest", "rejected", "consumer_error", "peer_lost",
-    "outcome_unknown", "path_broken", "cancelled", "closed", "corrupted", "no_target", "transform_drop",
-    "transform_error", "sender_lost",
+    "none",
+    "expired",
+    "overflow_oldest",
+    "overflow_newest",
+    "rejected",
+    "consumer_error",
+    "peer_lost",
+    "outcome_unknown",
+    "path_broken",
+    "cancelled",
+    "closed",
+    "corrupted",
+    "no_target",
+    "transform_drop",
+    "transform_error",
+    "sender_lost",
 )
 PENDING, ACCEPTED, ENDED, WAITING = "pending", "accepted", "ended", "waiting"  # OutState, in words
 HELD_QUEUED, HELD_HANDED, HELD_ENDED = "queued", "handed", "ended"  # HeldState, in words
@@ -33,7 +47,9 @@ class Walk:
     def __init__(self) -> None:
         self.in_lanes: set[Key] = set()
         self.held: set[Key] = set()
-        self.ended_here: set[Key] = set()  # ended, entry kept: a view still holds the slot, or the return ring was full
+        self.ended_here: set[Key] = (
+            set()
+        )  # ended, entry kept: a view still holds the slot, or the return ring was full
         self.returning: dict[int, list[tuple[int, int]]] = {}  # flow → ranges of ends under way
         self.drained: dict[int, int] = {}
         self.ended_upto: dict[int, int] = {}
@@ -50,7 +66,9 @@ class Walk:
 
 
 def compare(
-    snapshots: Sequence[Mapping[str, Any]], archived: Iterable[Mapping[str, Any]] = (), names: Mapping[int, str] | None = None
+    snapshots: Sequence[Mapping[str, Any]],
+    archived: Iterable[Mapping[str, Any]] = (),
+    names: Mapping[int, str] | None = None,
 ) -> dict[str, Any]:
     """Return the report: balanced or not, counts by channel, and every difference found.
 
@@ -87,7 +105,9 @@ def compare(
     called = names or {}
     return {
         "balanced": not walk.differences,
-        "channels": {called.get(number, f"#{number}"): counts for number, counts in sorted(channels.items())},
+        "channels": {
+            called.get(number, f"#{number}"): counts for number, counts in sorted(channels.items())
+        },
         "differences": walk.differences,
     }
 
@@ -157,7 +177,11 @@ def _check_receiver(walk: Walk, where: str, flow: Mapping[str, Any], live: int) 
 
 # -------------------------------------------------------------------- ledgers
 def _check_ledger(
-    walk: Walk, channels: dict[int, dict[str, Any]], port: Mapping[str, Any], ledger: Mapping[str, Any], outstanding: set[Key]
+    walk: Walk,
+    channels: dict[int, dict[str, Any]],
+    port: Mapping[str, Any],
+    ledger: Mapping[str, Any],
+    outstanding: set[Key],
 ) -> None:
     where = f"endpoint {ledger['endpoint']:#x}"
     folded = sum(ledger["counts"].values())
@@ -170,7 +194,9 @@ def _check_ledger(
         walk.differ(where, f"message {sequence} was accepted and has neither an entry nor an end")
     for sequence, times in found.items():
         if times > 1 or sequence not in expected:
-            walk.differ(where, f"message {sequence} has {times} entries outside what is outstanding")
+            walk.differ(
+                where, f"message {sequence} has {times} entries outside what is outstanding"
+            )
     in_flight = 0
     for row in entries:
         in_flight += _check_entry(walk, where, port, row, outstanding)
@@ -178,7 +204,9 @@ def _check_ledger(
     counts["accepted"] += ledger["accepted"]
     counts["in_flight"] += in_flight
     _add_counts(counts, ((end, reason, n) for (end, reason), n in ledger["counts"].items()))
-    _add_counts(counts, ((row["end"], row["reason"], 1) for row in entries if row["state"] == ENDED))
+    _add_counts(
+        counts, ((row["end"], row["reason"], 1) for row in entries if row["state"] == ENDED)
+    )
 
 
 def _check_entry(
@@ -191,13 +219,17 @@ def _check_entry(
         return 1
     key = (row["flow"], row["flow_seq"])
     if row["state"] != ACCEPTED:
-        walk.differ(where, f"message {row['sequence']} is in state {row['state']}, which does not exist")
+        walk.differ(
+            where, f"message {row['sequence']} is in state {row['state']}, which does not exist"
+        )
     if key in outstanding:
         walk.differ(where, f"flow {key[0]:#x} message {key[1]} belongs to two entries")
     outstanding.add(key)
     known = key in walk.in_lanes or key in walk.held or key in walk.ended_here
     if not known and not walk.is_returning(key):
-        walk.differ(where, f"flow {key[0]:#x} message {key[1]} is outstanding and nowhere to be found")
+        walk.differ(
+            where, f"flow {key[0]:#x} message {key[1]} is outstanding and nowhere to be found"
+        )
     return 1
 
 
@@ -211,14 +243,25 @@ def _check_strays(walk: Walk, outstanding: set[Key]) -> None:
     for key in sorted((walk.held | walk.in_lanes) - outstanding):
         flow, flow_seq = key
         repeat = key not in walk.held and flow_seq <= walk.drained.get(flow, 0)
-        if flow not in flows or repeat or walk.is_returning(key) or flow_seq <= walk.ended_upto.get(flow, 0):
+        if (
+            flow not in flows
+            or repeat
+            or walk.is_returning(key)
+            or flow_seq <= walk.ended_upto.get(flow, 0)
+        ):
             continue
         walk.differ(f"flow {flow:#x}", f"message {flow_seq} is found, and no sender knows it")
 
 
 # -------------------------------------------------------------------- sums
 def _channel(channels: dict[int, dict[str, Any]], number: int) -> dict[str, Any]:
-    empty: dict[str, Any] = {"accepted": 0, "delivered": 0, "dropped": {}, "failed": {}, "in_flight": 0}
+    empty: dict[str, Any] = {
+        "accepted": 0,
+        "delivered": 0,
+        "dropped": {},
+        "failed": {},
+        "in_flight": 0,
+    }
     return channels.setdefault(number, empty)
 
 
@@ -232,7 +275,9 @@ def _add_counts(counts: dict[str, Any], ends: Iterable[tuple[int, int, int]]) ->
             by_reason[name] = by_reason.get(name, 0) + number
 
 
-def _add_archived(walk: Walk, channels: dict[int, dict[str, Any]], final: Mapping[str, Any]) -> None:
+def _add_archived(
+    walk: Walk, channels: dict[int, dict[str, Any]], final: Mapping[str, Any]
+) -> None:
     ended = sum(n for _, _, n in final["counts"])
     if ended != final["accepted"]:
         where = f"archived endpoint {final['endpoint']:#x}"

@@ -34,7 +34,12 @@ class DeathHandler:
     """Belongs to the daemon's loop; each dead port is settled by a task of its own."""
 
     def __init__(
-        self, context: Context, ports: PortTable, lanes: LaneTable, segments: SegmentTable, wiring: Wiring
+        self,
+        context: Context,
+        ports: PortTable,
+        lanes: LaneTable,
+        segments: SegmentTable,
+        wiring: Wiring,
     ) -> None:
         self._context = context
         self._ports = ports
@@ -44,11 +49,15 @@ class DeathHandler:
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._adopters: dict[int, Any] = {}
 
-    def begin(self, port: Port, endpoints: EndpointTable, flows: FlowTable, registry: RegistryClient) -> None:
+    def begin(
+        self, port: Port, endpoints: EndpointTable, flows: FlowTable, registry: RegistryClient
+    ) -> None:
         """Settle a dead port in the background; asking again while it runs changes nothing."""
         if port.port in self._tasks:
             return
-        task = asyncio.get_running_loop().create_task(self._settle(port, endpoints, flows, registry))
+        task = asyncio.get_running_loop().create_task(
+            self._settle(port, endpoints, flows, registry)
+        )
         self._tasks[port.port] = task
         task.add_done_callback(lambda done: self._done(port, done))
 
@@ -79,7 +88,9 @@ class DeathHandler:
         self._tasks.pop(port.port, None)
         self._adopters.pop(port.port, None)
         if not task.cancelled() and task.exception() is not None:
-            log.error("a dead port is not settled", exc_info=task.exception(), extra={"port": port.port})
+            log.error(
+                "a dead port is not settled", exc_info=task.exception(), extra={"port": port.port}
+            )
 
     async def _settle(
         self, port: Port, endpoints: EndpointTable, flows: FlowTable, registry: RegistryClient
@@ -105,7 +116,9 @@ class DeathHandler:
         self._segments.drop_of(port)
         self._ports.forget(port)
         took_ms = round((time.monotonic() - started) * 1000, 1)
-        log.info("port settled", extra={"port": port.port, "port_name": port.name, "took_ms": took_ms})
+        log.info(
+            "port settled", extra={"port": port.port, "port_name": port.name, "took_ms": took_ms}
+        )
 
     # ---------------------------------------------------------------- as receiver
     async def _lose_inflows(self, port: Port, flows: FlowTable) -> None:
@@ -163,7 +176,9 @@ class DeathHandler:
             await asyncio.sleep(pause)
             pause = min(pause * 2, _POLL_S[1])
         if left:
-            self._context.events.add("messages of a dead sender given up", port_name=port.name, messages=left)
+            self._context.events.add(
+                "messages of a dead sender given up", port_name=port.name, messages=left
+            )
             adopter.finish(OUTCOME_UNKNOWN)
 
     def _final_counts(self, port: Port) -> list[ArchivedCounts]:
@@ -175,10 +190,14 @@ class DeathHandler:
                 if entry["state"] == "ended":  # ended behind one that has not: counted, not folded
                     key = (entry["end"], entry["reason"])
                     counts[key] = counts.get(key, 0) + 1
-                    delivered_bytes += entry["payload_bytes"] if entry["end"] == END_DELIVERED else 0
+                    delivered_bytes += (
+                        entry["payload_bytes"] if entry["end"] == END_DELIVERED else 0
+                    )
             finals.append(
                 ArchivedCounts(
-                    endpoint=row["endpoint"], channel=row["channel"], accepted=row["accepted"],
+                    endpoint=row["endpoint"],
+                    channel=row["channel"],
+                    accepted=row["accepted"],
                     counts=tuple((end, reason, n) for (end, reason), n in counts.items() if n),
                     delivered_bytes=delivered_bytes,
                 )
@@ -190,7 +209,9 @@ class DeathHandler:
         try:
             found: dict[str, Any] = self._context.native.inspect_state(port.state_fd)
         except errors.FabricError as error:
-            self._context.events.add("state of a dead port is unreadable", port_name=port.name, reason=str(error))
+            self._context.events.add(
+                "state of a dead port is unreadable", port_name=port.name, reason=str(error)
+            )
             return {}
         return found
 

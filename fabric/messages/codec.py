@@ -94,7 +94,9 @@ def make_encode(names: Sequence[str], specs: dict[str, TensorSpec], view: type) 
     only = names[0]
     fields = tensor_fields(names, specs)
     # With each tensor field what was seen and checked before: (numpy dtype, shape) → descriptor.
-    plan: list[tuple[int, dict[Any, tuple[int, ...]], TensorField]] = [(f.position, {}, f) for f in fields]
+    plan: list[tuple[int, dict[Any, tuple[int, ...]], TensorField]] = [
+        (f.position, {}, f) for f in fields
+    ]
     shared = shared_axes(fields)
     validate: Callable[[bytes], Any] = msgspec.msgpack.Decoder(view).decode
     scalars = _plain_scalars(names, specs, view)
@@ -110,7 +112,9 @@ def make_encode(names: Sequence[str], specs: dict[str, TensorSpec], view: type) 
         for position, known, field in plan:
             value = values[position]
             try:
-                descriptor = known.get((value.dtype, value.shape)) if value.flags.c_contiguous else None
+                descriptor = (
+                    known.get((value.dtype, value.shape)) if value.flags.c_contiguous else None
+                )
             except (AttributeError, TypeError):  # not a numpy array
                 descriptor = None
             if descriptor is None:
@@ -145,7 +149,9 @@ def make_encode(names: Sequence[str], specs: dict[str, TensorSpec], view: type) 
     return encode
 
 
-def _plain_scalars(names: Sequence[str], specs: dict[str, TensorSpec], view: type) -> list[tuple[int, type]] | None:
+def _plain_scalars(
+    names: Sequence[str], specs: dict[str, TensorSpec], view: type
+) -> list[tuple[int, type]] | None:
     """Return (position, type) of the scalar fields where looking at each is cheaper than decoding them all."""
     hints = {field.name: field.type for field in msgspec.structs.fields(view)}
     found = []
@@ -159,14 +165,14 @@ def _plain_scalars(names: Sequence[str], specs: dict[str, TensorSpec], view: typ
     return found if len(found) <= _SCALARS_LOOKED_AT_MAX else None
 
 
-def _hold(scalars: list[tuple[int, type]], values: list[Any]) -> bool:
+def _hold(scalars: list[tuple[int, Any]], values: list[Any]) -> bool:
     """Tell whether plain scalars are what the receiver's decoder would take; False: ask the decoder."""
     for position, kind in scalars:
         value = values[position]
         if type(value) is not kind:
             return False
         if kind is float:
-            if value - value != 0.0:  # infinite or NaN
+            if not math.isfinite(value):
                 return False
         elif kind in _LENGTHS and len(value) > limits.STRING_BYTES_MAX:
             return False

@@ -27,7 +27,8 @@ class ChannelRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One channel as declared; `transforms` are in order of hops.
 
     `schema` is the canonical text; empty while the channel is known only from fabric.yaml, until the first
-    endpoint brings it. `delivers` names the type after the last transform (empty: the same). `messages` and `bytes` are the credit a receiver grants (0: its own choice).
+    endpoint brings it. `delivers` names the type after the last transform (empty: the same). `messages` and `bytes` are
+    the credit a receiver grants (0: its own choice).
     """
 
     number: int = 0

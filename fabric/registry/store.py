@@ -41,7 +41,9 @@ class RegistryStore:
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.executescript(_SCHEMA)
         except sqlite3.Error as error:
-            raise ConfigError(f"cannot open the registry {path}: {error}; choose another --state") from error
+            raise ConfigError(
+                f"cannot open the registry {path}: {error}; choose another --state"
+            ) from error
 
     def next_epoch_base(self) -> int:
         """Return an epoch above every one used before, and remember it."""
@@ -58,7 +60,9 @@ class RegistryStore:
     def put_node(self, record: NodeRecord) -> None:
         """Keep a node under its number."""
         data = msgspec.msgpack.encode(record)
-        self._db.execute("INSERT OR REPLACE INTO nodes VALUES (?, ?, ?)", (record.number, record.name, data))
+        self._db.execute(
+            "INSERT OR REPLACE INTO nodes VALUES (?, ?, ?)", (record.number, record.name, data)
+        )
 
     def channels(self) -> list[ChannelRecord]:
         """Return every declared channel."""
@@ -68,7 +72,9 @@ class RegistryStore:
     def put_channel(self, record: ChannelRecord) -> None:
         """Keep a channel under its number."""
         data = msgspec.msgpack.encode(record)
-        self._db.execute("INSERT OR REPLACE INTO channels VALUES (?, ?, ?)", (record.number, record.name, data))
+        self._db.execute(
+            "INSERT OR REPLACE INTO channels VALUES (?, ?, ?)", (record.number, record.name, data)
+        )
 
     def archive(self, final: ArchivedCounts) -> None:
         """Keep the final counts of an endpoint; a repeat (after a crash) changes nothing."""
@@ -76,7 +82,8 @@ class RegistryStore:
         if rows >= limits.ARCHIVED_ENDPOINTS_MAX:
             self._compact()
         self._db.execute(
-            "INSERT OR IGNORE INTO archived VALUES (?, ?)", (final.endpoint, msgspec.msgpack.encode(final))
+            "INSERT OR IGNORE INTO archived VALUES (?, ?)",
+            (final.endpoint, msgspec.msgpack.encode(final)),
         )
 
     def archived(self) -> list[ArchivedCounts]:
@@ -91,15 +98,24 @@ class RegistryStore:
     def _compact(self) -> None:
         """Add the older half into one row per channel (endpoint = -channel): totals stay, rows shrink."""
         half = limits.ARCHIVED_ENDPOINTS_MAX // 2
-        rows = self._db.execute("SELECT record FROM archived ORDER BY endpoint LIMIT ?", (half,)).fetchall()
+        rows = self._db.execute(
+            "SELECT record FROM archived ORDER BY endpoint LIMIT ?", (half,)
+        ).fetchall()
         finals = [msgspec.msgpack.decode(row[0], type=ArchivedCounts) for row in rows]
         sums = _sum_by_channel(finals)
         if len(sums) >= half:
-            raise CapacityError("too many channels with archived counts", limit="ARCHIVED_ENDPOINTS_MAX")
+            raise CapacityError(
+                "too many channels with archived counts", limit="ARCHIVED_ENDPOINTS_MAX"
+            )
         self._db.execute("BEGIN")
-        self._db.executemany("DELETE FROM archived WHERE endpoint = ?", [(final.endpoint,) for final in finals])
+        self._db.executemany(
+            "DELETE FROM archived WHERE endpoint = ?", [(final.endpoint,) for final in finals]
+        )
         for total in sums:
-            self._db.execute("INSERT INTO archived VALUES (?, ?)", (total.endpoint, msgspec.msgpack.encode(total)))
+            self._db.execute(
+                "INSERT INTO archived VALUES (?, ?)",
+                (total.endpoint, msgspec.msgpack.encode(total)),
+            )
         self._db.execute("COMMIT")
 
 
@@ -115,7 +131,9 @@ def _sum_by_channel(finals: list[ArchivedCounts]) -> list[ArchivedCounts]:
                 counts[end, reason] += number
         sums.append(
             ArchivedCounts(
-                endpoint=-channel, channel=channel, accepted=sum(row.accepted for row in rows),
+                endpoint=-channel,
+                channel=channel,
+                accepted=sum(row.accepted for row in rows),
                 counts=tuple((end, reason, n) for (end, reason), n in counts.items()),
                 delivered_bytes=sum(row.delivered_bytes for row in rows),
             )
