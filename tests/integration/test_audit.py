@@ -3,15 +3,25 @@
 import os
 import signal
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
 import pytest
 
+import fabric
 from tests.integration.kill_nodes import balanced, clusters, wait_for
 
 cluster = pytest.fixture(clusters)
 JOB = {"channel": "far", "pattern": "queue"}
+
+
+@fabric.message("audit.note", version=1)
+class Note:
+    """Something to lose."""
+
+    number: int
 
 
 def two_nodes(cluster, monkeypatch, fault):
@@ -73,6 +83,45 @@ def test_repeated_record_is_found(cluster, monkeypatch):
     wait_for("the repeat", lambda: a.audit()["verdict"] == "unbalanced")
     assert "is twice in this lane" in differences(a)
     producer.kill()
+
+
+@pytest.mark.parametrize(
+    ("end", "fault", "found"),
+    [
+        ("consumer", "lose_drained", "drained,"),
+        ("consumer", "repeat_drained", "is held twice"),
+        ("producer", "miscount_fold", "ends are counted"),
+    ],
+)
+def test_fault_inside_a_process_makes_fabricctl_audit_fail(cluster, monkeypatch, end, fault, found):
+    monkeypatch.setenv("FABRIC_FAULTS", "1")
+    node = cluster.node()
+    socket = str(node.socket)
+    with (
+        fabric.attach("out", socket=socket) as producer,
+        fabric.attach("in", socket=socket) as consumer,
+    ):
+        consumer.declare("notes", Note, pattern="queue", delivery="at_least_once")
+        inn, out = consumer.receiver("notes", Note), producer.sender("notes", Note)
+        out.send(Note(number=1))
+        inn.receive(timeout=5.0).ack()
+        out.flush(5.0)
+        assert audit_command(socket).returncode == 0
+        (consumer if end == "consumer" else producer).native.inject(fault, 1)
+        out.send(Note(number=2))
+        message = inn.receive(timeout=0.2)
+        if end == "producer":
+            message.ack()
+            out.flush(5.0)
+            out.stats()
+        answer = audit_command(socket)
+    assert answer.returncode == 1
+    assert found in answer.stdout
+
+
+def audit_command(socket):
+    command = [sys.executable, "-m", "fabric.cli.main", "audit", "--socket", socket]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
 
 
 def test_corrupted_cursor_is_found(cluster):
