@@ -92,7 +92,7 @@ def test_messages_between_nodes_survive_the_death_of_either_daemon(cluster, side
 def test_record_delivered_before_its_daemon_died_is_not_handed_over_twice(cluster):
     """The sender's daemon is stopped, so that it misses the hop's acknowledgements, then killed.
 
-    Its successor finds those records in the lane, and sends them again.
+    What its successor finds in the lane and sends again must not be handed over a second time.
     """
     a = cluster.node("a")
     b = cluster.node("b", join=a)
