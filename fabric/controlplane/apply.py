@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -46,8 +48,28 @@ def replicas_of(spec: ModuleSpec) -> list[str]:
     )
 
 
-def problems_of(daemon: Daemon, spec: FabricSpec) -> list[dict[str, Any]]:
-    """Return what this cluster would refuse: nodes that are not there, channels declared otherwise."""
+class Extensions(NamedTuple):
+    """Names that channels can use: of plugins loaded anywhere in the cluster, and of installed ones."""
+
+    plugins: frozenset[str]
+    transforms: frozenset[str]
+    routes: frozenset[str]
+
+
+def extensions(plugin_rows: Iterable[dict[str, Any]]) -> Extensions:
+    """Return what the listed plugins export, and what is registered under the entry-point groups."""
+    rows = list(plugin_rows)
+    exports = [export for row in rows for export in row["exports"]]
+
+    def named(kind: str) -> frozenset[str]:
+        loaded = {str(export["name"]) for export in exports if export["kind"] == kind}
+        return frozenset(loaded | {point.name for point in entry_points(group=f"fabric.{kind}s")})
+
+    return Extensions(frozenset(row["name"] for row in rows), named("transform"), named("route"))
+
+
+def problems_of(daemon: Daemon, spec: FabricSpec, known: Extensions) -> list[dict[str, Any]]:
+    """Return what this cluster would refuse: nodes that are not there, channels declared otherwise, unknown names."""
     problems = []
     view = daemon.registry.view
     alive = [n.name for n in view.nodes if n.state == "alive"]
@@ -62,23 +84,50 @@ def problems_of(daemon: Daemon, spec: FabricSpec) -> list[dict[str, Any]]:
                 )
             )
     for name, channel in spec.channels.items():
-        known = view.channel(name)
-        error = conflict(known, channel_record(channel)) if known else None
+        declared = view.channel(name)
+        error = conflict(declared, channel_record(channel)) if declared else None
         if error is not None:
             problems.append(
                 _problem(
                     spec, f"channels.{name}", str(error), "use the same declaration or another name"
                 )
             )
+    # What a plugin exports is known once it was loaded; apply asks again then.
+    if all(Path(plugin.path).stem in known.plugins for plugin in spec.plugins):
+        problems += _unknown_names(spec, known)
     return problems
 
 
-async def apply_spec(daemon: Daemon, spec: FabricSpec) -> dict[str, Any]:
-    """Apply a checked file; raises at the first refusal, before anything of that kind was changed."""
-    problems = problems_of(daemon, spec)
+def _unknown_names(spec: FabricSpec, known: Extensions) -> list[dict[str, Any]]:
+    problems = []
+    for name, channel in spec.channels.items():
+        used = [("transforms", "transform", one, known.transforms) for one in channel.transforms]
+        if channel.route is not None:
+            used.append(("route", "routing policy", channel.route, known.routes))
+        for key, kind, one, names in used:
+            if one not in names:
+                problems.append(
+                    _problem(
+                        spec,
+                        f"channels.{name}.{key}",
+                        f"there is no {kind} {one!r}",
+                        f"load it (fabricctl plugin load FILE), or use one of: {', '.join(sorted(names))}",
+                    )
+                )
+    return problems
+
+
+def _refuse(problems: list[dict[str, Any]]) -> None:
     if problems:
         text = "\n".join(f"{p['place']}: {p['where']}: {p['what']}. {p['fix']}" for p in problems)
         raise errors.ConfigError(text, problems=problems)
+
+
+async def apply_spec(
+    daemon: Daemon, spec: FabricSpec, known: Callable[[], Awaitable[Extensions]]
+) -> dict[str, Any]:
+    """Apply a checked file; raises at the first refusal, before anything of that kind was changed."""
+    _refuse(problems_of(daemon, spec, await known()))
     changes = []
     for plugin in spec.plugins:
         path = Path(plugin.path)
@@ -91,10 +140,12 @@ async def apply_spec(daemon: Daemon, spec: FabricSpec) -> dict[str, Any]:
             ) from error
         await daemon.stages.load(path.stem, str(path), source)
         changes.append(_change("plugin", path.stem, "changed" if known_plugin else "added"))
+    if spec.plugins:
+        _refuse(problems_of(daemon, spec, await known()))
     for channel in spec.channels.values():
-        known = daemon.registry.view.channel(channel.name)
+        declared = daemon.registry.view.channel(channel.name)
         await daemon.registry.declare(channel_record(channel))
-        changes.append(_change("channel", channel.name, "unchanged" if known else "added"))
+        changes.append(_change("channel", channel.name, "unchanged" if declared else "added"))
     changes += await _apply_modules(daemon, list(spec.modules.values()))
     return {"generation": daemon.registry.view.epoch, "changes": changes}
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fabric import __version__, errors
 from fabric.config import FabricSpec, ModuleSpec
-from fabric.controlplane.apply import apply_spec, stop_module
+from fabric.controlplane.apply import Extensions, apply_spec, extensions, problems_of, stop_module
 from fabric.controlplane.auditor import Auditor
 from fabric.controlplane.listing import (
     channel_rows,
@@ -119,14 +119,12 @@ class Control:
         raise errors.ConfigError(f"there is no {kind} {name!r}; {hint}", kind=kind)
 
     async def validate(self, spec: FabricSpec) -> dict[str, Any]:
-        """Check a file against this cluster: nodes that exist, channels that would conflict."""
-        from fabric.controlplane.apply import problems_of
-
-        return {"problems": problems_of(self._daemon, spec)}
+        """Check a file against this cluster: nodes that exist, channels that would conflict, names that are known."""
+        return {"problems": problems_of(self._daemon, spec, await self._extensions())}
 
     async def apply(self, spec: FabricSpec) -> dict[str, Any]:
         """Declare the channels, load the plugins, start the modules of a file; what is there already stays."""
-        return await apply_spec(self._daemon, spec)
+        return await apply_spec(self._daemon, spec, self._extensions)
 
     async def plugin_load(
         self, path: str, source: str, channel: str | None = None, kind: str | None = None
@@ -187,6 +185,9 @@ class Control:
             return {"changes": await start_modules(daemon, specs)}
         kind = "stage" if op == "plugin_logs" else "module"
         return {"lines": daemon.modules.log_lines(kind, fields["name"], fields["lines"])}
+
+    async def _extensions(self) -> Extensions:
+        return extensions(await self.ls("plugin"))
 
     async def _summaries(self) -> dict[int, dict[str, Any]]:
         """Ask every node for its part; one that does not answer is left out and noted."""

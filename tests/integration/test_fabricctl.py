@@ -118,6 +118,23 @@ def test_messages_sent_by_fabricctl_arrive_and_the_audit_balances(node):
     ]
 
 
+@pytest.mark.parametrize("key", ["transforms: [nope]", "route: nope"])
+def test_a_name_that_no_plugin_exports_is_refused_before_anything_changes(node, key):
+    file = node.folder / "f.yaml"
+    file.write_text(f"version: 1\nchannels:\n  lines: {{type: demo.line, {key}}}\n")
+    for verb in ("validate", "apply"):
+        refused = node.ctl(verb, str(file))
+        assert refused.returncode == 1
+        assert "'nope'" in refused.stderr and "fabricctl plugin load" in refused.stderr
+    assert node.json("channel", "ls") == []
+
+
+def test_an_installed_plugin_is_known_by_its_name(node):
+    file = node.folder / "f.yaml"
+    file.write_text("version: 1\nchannels:\n  lines: {type: demo.line, transforms: [tap]}\n")
+    assert node.ctl("validate", str(file)).returncode == 0
+
+
 def test_a_second_node_in_the_same_state_folder_is_refused_with_its_reason(node):
     result = node.ctl(
         "up",
