@@ -22,8 +22,8 @@ KV_BYTES_PER_TOKEN = 30 * 2 * 3 * 64 * 4  # layers, K and V, heads, dim, float32
 pytestmark = [pytest.mark.models, pytest.mark.deadline(240)]
 
 
-def demo(report: Path, *words: str, fault: str = "") -> subprocess.Popen[str]:
-    environment = {**os.environ, "KEEP": "", "NETNS": ""}
+def demo(report: Path, *words: str, fault: str = "", netns: str = "") -> subprocess.Popen[str]:
+    environment = {**os.environ, "KEEP": "", "NETNS": netns}
     if fault:
         environment |= {"FABRIC_FAULTS": "1", "FABRIC_ENGINE_FAULT": fault}
     command = [sys.executable, str(ROOT / "examples" / "demo.py"), *words, "--report", str(report)]
@@ -53,6 +53,17 @@ def test_long_prompt_is_exact_balanced_clean_and_its_kv_is_hidden(tmp_path: Path
     assert facts["kv_bytes"] == sum(facts["prompt_tokens"]) * KV_BYTES_PER_TOKEN
     assert facts["kv_messages"] == 2 * 30
     assert facts["kv_hidden_fraction"] >= 0.95, output
+
+
+@pytest.mark.netns
+def test_nodes_in_two_network_namespaces_serve_exactly_and_leave_no_namespace(
+    tmp_path: Path,
+) -> None:
+    report = tmp_path / "report.json"
+    status, facts, output = finish(demo(report, "capital", "--tokens", "4", netns="1"), report)
+    assert status == 0, output
+    assert facts["token_exact"] and facts["audit_balanced"] and facts["leftovers"] == []
+    assert facts["kv_link"] == "tcp"
 
 
 @pytest.mark.parametrize("fault", ["flip_after_checksum:12", "zero_after_checksum:12"])
