@@ -157,11 +157,9 @@ class Sender(Generic[M]):
         expires_ns = deadline_ns if deadline is not None else 0
         meta, tensors = self.sync.type.encode(message)
         key_bytes = as_key(key)
-        flow = (
-            await asyncio.to_thread(self.sync.choose, message, key_bytes, meta, tensors)
-            if self.sync.has_policy
-            else 0
-        )
+        flow = self.sync.pinned(key_bytes)
+        if not flow and self.sync.has_policy:
+            flow = await asyncio.to_thread(self.sync.choose, message, key_bytes, meta, tensors)
 
         def attempt(flow: int) -> int:
             return int(

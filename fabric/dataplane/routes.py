@@ -33,13 +33,17 @@ class RoutePins:
         self.asked_count = 0
         self.fallback_count = 0
 
+    def pinned(self, key: bytes | None) -> int:
+        """Return the flow that `key` is pinned to; 0 when it would have to be asked."""
+        with self._lock:
+            flow, until_ns = self._pins.get(key, (0, 0))
+        return flow if until_ns > monotonic_ns() else 0
+
     def flow_for(self, key: bytes | None, header: Callable[[], dict[str, Any]]) -> int:
         """Return the flow pinned to `key`, asking on a miss; 0 when nobody answered."""
+        if flow := self.pinned(key):
+            return flow
         now = monotonic_ns()
-        with self._lock:
-            found = self._pins.get(key)
-            if found is not None and found[1] > now:
-                return found[0]
         self.asked_count += 1
         try:
             flow, ttl_s = self._ask(header())

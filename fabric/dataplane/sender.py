@@ -329,6 +329,10 @@ class Sender(Generic[M]):
         except self.need_segment as need:
             return self._send_again(need, meta, tensors, key, deadline_ns, 0, expires_ns)
 
+    def pinned(self, key: bytes | None) -> int:
+        """Return the flow that the channel's policy chose for `key` before; 0: `choose` has to ask."""
+        return self._pins.pinned(key) if self._pins is not None else 0
+
     def choose(self, message: Any, key: bytes | None, meta: bytes, tensors: list[Any]) -> int:
         """Return the flow that the channel's policy gives this message; 0 where it did not answer."""
         pins = self._pins

@@ -107,7 +107,9 @@ def test_pins_age_and_are_bounded_and_go_with_their_flow(monkeypatch):
         return 10 + len(asked), header["ttl"]
 
     pins = RoutePins(ask)
+    assert pins.pinned(b"a") == 0
     assert pins.flow_for(b"a", lambda: {"key": b"a", "ttl": 60}) == 11
+    assert pins.pinned(b"a") == 11 and len(asked) == 1
     assert pins.flow_for(b"a", lambda: {"key": b"a", "ttl": 60}) == 11
     assert pins.flow_for(b"b", lambda: {"key": b"b", "ttl": 0}) == 12
     assert pins.flow_for(b"b", lambda: {"key": b"b", "ttl": 0}) == 13
