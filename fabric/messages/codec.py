@@ -251,13 +251,16 @@ def make_decode(type_: MessageType) -> Decode:
     """Return `decode(native_message, endpoint) -> view`; `PeerProtocolError` on bytes that are not this type."""
     unpack: Callable[[bytes], Any] = msgspec.msgpack.Decoder(type_.view).decode
     label = type_.schema.label
+    names = type_.names
 
     def decode(native: Any, source: Any) -> Any:
         try:
             view = unpack(native.meta)
         except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
+            place = _PLACE.search(str(error))
+            field = f" ({names[int(place[1])]!r})" if place and int(place[1]) < len(names) else ""
             raise PeerProtocolError(
-                f"the fields of a {label} message do not decode: {error}"
+                f"the fields of a {label} message do not decode: {error}{field}"
             ) from error
         view._native = native
         view._source = source

@@ -311,7 +311,8 @@ def _tensor_spec(annotation: Any) -> TensorSpec | None:
 def _struct_field(
     field: FieldSchema, specs: dict[str, TensorSpec], defaults: dict[str, Any]
 ) -> tuple[Any, ...]:
-    wire = Any if field.name in specs else scalars.wire_type(field.type)
+    # A tensor stands for its descriptor on the wire: a tuple, so that it can be looked up as it is.
+    wire = (tuple[int, ...] | None) if field.name in specs else scalars.wire_type(field.type)
     if field.name not in defaults:
         return field.name, wire
     default = defaults[field.name]
@@ -364,7 +365,7 @@ def _show(value: Any, is_tensor: bool) -> str:
     if not is_tensor or value is None:
         text = repr(value)
         return text if len(text) <= 80 else text[:77] + "..."
-    if isinstance(value, list):
-        return f"{DTYPES.get(value[0], ('?',))[0]}{value[1:]}"
+    if isinstance(value, tuple):
+        return f"{DTYPES.get(value[0] if value else 0, ('?',))[0]}{list(value[1:])}"
     code = numpy_codes().get(getattr(value, "dtype", None))
     return f"{DTYPES[code][0] if code else getattr(value, 'dtype', '?')}{list(getattr(value, 'shape', ()))}"

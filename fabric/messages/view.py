@@ -120,7 +120,7 @@ def tensor_property(slot: Any, index: int, field: str, spec: TensorSpec) -> prop
 
     def read(self: Any) -> Any:
         raw = read_slot(self)
-        if type(raw) is not list:
+        if type(raw) is not tuple:
             if raw is None and spec.optional:
                 return None
             if hasattr(raw, "dtype"):
@@ -129,12 +129,12 @@ def tensor_property(slot: Any, index: int, field: str, spec: TensorSpec) -> prop
                 f"field {field!r}: the message holds {type(raw).__name__}, not a tensor"
             )
         try:
-            numpy_name, shape = checked[tuple(raw)]
+            numpy_name, shape = checked[raw]
         except (KeyError, TypeError):  # not seen before, or no flat list
             numpy_name, shape = check_descriptor(field, spec, allowed, raw)
             if len(checked) >= _CHECKED_MAX:
                 checked.clear()
-            checked[tuple(raw)] = numpy_name, shape
+            checked[raw] = numpy_name, shape
         try:
             array = self._native.tensor(index, numpy_name, shape)
         except Exception as first:
@@ -146,10 +146,10 @@ def tensor_property(slot: Any, index: int, field: str, spec: TensorSpec) -> prop
 
 
 def check_descriptor(
-    field: str, spec: TensorSpec, allowed: frozenset[str], raw: list[Any]
+    field: str, spec: TensorSpec, allowed: frozenset[str], raw: tuple[Any, ...]
 ) -> tuple[str, tuple[int, ...]]:
     """Range-check a descriptor from the wire; return (numpy dtype name, shape)."""
-    code, shape = (raw[0] if raw else None), tuple(raw[1:])
+    code, shape = (raw[0] if raw else None), raw[1:]
     known = DTYPES.get(code) if type(code) is int else None
     if known is None or known[0] not in allowed:
         raise PeerProtocolError(
