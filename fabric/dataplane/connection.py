@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -376,4 +378,19 @@ def connect(path: str) -> FrameSocket:
                 f"no fabricd at {path}; start one: fabricctl up", path=path
             ) from error
         raise errors.BrokenError(f"cannot connect to {path}: {error}", path=path) from error
+    owner = _owner_of(sock)
+    if owner not in (os.getuid(), 0):
+        sock.close()
+        raise errors.BrokenError(
+            f"the socket {path} is served by uid {owner}, not by you or root; "
+            "name your node's socket with FABRIC_SOCKET",
+            path=path,
+            owner=owner,
+        )
     return FrameSocket(sock)
+
+
+def _owner_of(sock: socket.socket) -> int:
+    """Return the uid of the process that listens: a folder in /tmp can be made by anybody."""
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", credentials)[1])

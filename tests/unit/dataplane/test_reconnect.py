@@ -7,6 +7,7 @@ import pytest
 
 import fabric
 from fabric import errors, limits
+from fabric.dataplane import connection
 from fabric.testing.local import LocalFabric
 
 
@@ -169,3 +170,9 @@ def test_forked_child_cannot_use_the_port(notes, types):
             os._exit(code)
     assert os.waitpid(child, 0)[1] == 0
     sender.send(types.note("parent"), deadline=5)
+
+
+def test_socket_served_by_another_user_is_not_trusted(node, monkeypatch):
+    monkeypatch.setattr(connection, "_owner_of", lambda sock: 12345)
+    with pytest.raises(errors.BrokenError, match="served by uid 12345"):
+        fabric.attach("me", socket=node.path)
