@@ -7,6 +7,7 @@ patch no longer applies. The copy lies in build/mutants; the working tree is nev
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 ROOT = Path(__file__).resolve().parent.parent
 COPY = ROOT / "build" / "mutants" / "tree"
@@ -167,6 +169,14 @@ def survives(mutant: Mutant) -> str:
     return f"not noticed by {', '.join(unnoticed)}" if unnoticed else ""
 
 
+def lock_copy() -> TextIO:
+    """Wait for another run: there is one copy."""
+    COPY.parent.mkdir(parents=True, exist_ok=True)
+    lock = (COPY.parent / "lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
+
+
 def main(names: Sequence[str]) -> int:
     """Try the named mutants."""
     paths = sorted(PATCHES.glob("*.patch"))
@@ -174,6 +184,7 @@ def main(names: Sequence[str]) -> int:
     unknown = set(names) - {path.stem for path in paths}
     if unknown or not mutants:
         sys.exit(f"no such mutant: {', '.join(sorted(unknown)) or '(none at all)'} in {PATCHES}")
+    lock = lock_copy()  # held until this process ends
     copy_tree()
     build()
     wanted = sorted({test for mutant in mutants for test in mutant.tests})
@@ -186,6 +197,7 @@ def main(names: Sequence[str]) -> int:
         failed += bool(reason)
         print(f"{'SURVIVED' if reason else 'noticed '} {mutant.name} {reason}", flush=True)
     print(f"{len(mutants) - failed} passed, {failed} failed")
+    lock.close()
     return 1 if failed else 0
 
 
