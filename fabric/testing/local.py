@@ -102,7 +102,11 @@ class LocalFabric(LocalWiring):
         """End everything; attached ports lose their connection. Idempotent."""
         self._is_closed = True
         self.stop_listening()
-        with self._lock:
+        for port in list(self.ports.values()):
+            for done, answers in list(port.pushes.values()):
+                answers.append({"error": errors.ClosedError("this local fabric closes").to_wire()})
+                done.set()
+        with self._wiring, self._lock:  # what is being wired still uses lanes and descriptors
             for port in self.ports.values():
                 port.is_alive = False
                 self._close_fds(port)
@@ -221,6 +225,8 @@ class LocalFabric(LocalWiring):
         answers: list[dict[str, Any]] = []
         port.pushes[number] = (done, answers)
         try:
+            if self._is_closed:  # looked at after `pushes` was filled: `close` sees one or the other
+                raise errors.ClosedError("this local fabric was closed")
             frames = port.frames
             if frames is None:
                 raise errors.PeerLostError(f"{port.name} has no connection")
@@ -342,7 +348,7 @@ class LocalFabric(LocalWiring):
     ) -> dict[str, Any]:
         flows = [
             f.flow
-            for f in self.flows.values()
+            for f in list(self.flows.values())
             if f.source.port is port and f.source.channel.name == fields["channel"]
         ]
         flow, ttl_s = self.routes[fields["channel"]](fields, flows)

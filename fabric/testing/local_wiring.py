@@ -90,7 +90,7 @@ class LocalWiring:
         with self._wiring:
             others = [
                 e
-                for e in self.endpoints.values()
+                for e in list(self.endpoints.values())
                 if e.channel is new.channel and (e.role in _SENDS) != (new.role in _SENDS)
             ]
             for other in others:
@@ -215,12 +215,12 @@ class LocalWiring:
             if not port.is_alive:
                 return
             port.is_alive = False
-            mine = [e for e in self.endpoints.values() if e.port is port]
+            mine = [e for e in list(self.endpoints.values()) if e.port is port]
             for endpoint in mine:
                 del self.endpoints[endpoint.endpoint]
         for endpoint in mine:
             self._unwire(endpoint, handed_upto, is_lost)
-        with self._lock:
+        with self._wiring, self._lock:  # a flow that is being made still uses lanes and descriptors
             for key in [key for key in self.lanes if port.port in key[:2]]:
                 lane, fd = self.lanes.pop(key)
                 peer = self.ports.get(key[0] if key[1] == port.port else key[1])

@@ -85,6 +85,29 @@ def test_daemon_gone_for_good_breaks_the_port_within_the_limit(monkeypatch, type
         port.close()
 
 
+def test_close_while_a_flow_is_made_waits_for_it(monkeypatch, types):
+    node = LocalFabric()
+    closing = threading.Thread(target=node.close)
+    push = node._push
+
+    def push_then_close(port, op, fields, fds=()):
+        answer = push(port, op, fields, fds)
+        if op == "lane" and fields["side"] == 1:
+            closing.start()
+            closing.join(0.2)  # a close that did not wait would have taken the lanes away by then
+            assert node.lanes
+        return answer
+
+    monkeypatch.setattr(node, "_push", push_then_close)
+    with fabric.attach("left", node.path) as left, fabric.attach("right", node.path) as right:
+        left.declare("notes", types.note, pattern="queue")
+        left.sender("notes", types.note)
+        right.receiver("notes", types.note)
+        until(lambda: closing.ident is not None)
+        closing.join(5)
+    assert not closing.is_alive() and not node.lanes
+
+
 def test_request_names_itself_at_its_deadline(node, ports, types, monkeypatch):
     monkeypatch.setattr(node, "_take", lambda *_: None)
     with pytest.raises(errors.DeadlineExceeded, match="route_ask"):

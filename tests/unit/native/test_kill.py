@@ -90,9 +90,11 @@ def test_killed_sender_is_settled_to_the_last_message(delivery: int, millisecond
         inn = victim.port.open_receiver(21, 7, 99, 0, delivery)
         victim.port.add_flow_in(21, 1, 1, 100, 64, 1 << 20)
         victim.wait_ready()
-        received, until = 0, time.monotonic() + milliseconds / 1e3
+        # A victim that got no processor yet has sent nothing: its first message is waited for.
+        received, until, wait_s = 0, time.monotonic() + milliseconds / 1e3, 20.0
         while time.monotonic() < until:
-            for message in inn.receive_many(64, soon(0.01)):
+            for message in inn.receive_many(64, soon(wait_s)):
+                wait_s = 0.01
                 received += 1
                 assert message.sequence == received
                 message.ack()

@@ -278,7 +278,7 @@ def test_port_close_wakes_every_waiter_at_once(joined: Pair) -> None:
     joined.b.port.close()
     for thread in threads:
         thread.join()
-    assert outcomes == ["closed"] * 4 and time.monotonic() - started < 1
+    assert outcomes == ["closed"] * 4 and time.monotonic() - started < 10, "not after its 30 s"
 
 
 def test_each_of_several_waiting_threads_gets_its_message(joined: Pair) -> None:
@@ -373,7 +373,7 @@ def test_service_thread_drains_and_beats_without_user_calls() -> None:
         out, inn = joined.sender(), joined.receiver()
         joined.flow()
         out.send(b"x", [], None, soon())
-        deadline = time.monotonic() + 2
+        deadline = time.monotonic() + 20
         while joined.b.port.stats()["records_in"] == 0 and time.monotonic() < deadline:
             time.sleep(0.01)
         assert joined.b.port.stats()["records_in"] == 1
