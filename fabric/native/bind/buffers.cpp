@@ -98,22 +98,24 @@ nb::object memory_view(nb::handle owner, u8* data, u64 bytes, bool writable) {
   return nb::steal(view);
 }
 
-nb::object array_over(nb::handle owner, u64 bytes, nb::handle dtype, nb::handle shape) {
+nb::object array_over(nb::handle owner, Piece& exported, const Piece& piece, nb::handle dtype, nb::handle shape) {
   const DType& type = find_dtype(dtype);
   u64 need = type.item_bytes;
-  PyObject* sizes = PySequence_Fast(shape.ptr(), "shape must be a sequence");
+  PyObject* sizes = PySequence_Tuple(shape.ptr());
   if (sizes == nullptr) throw nb::python_error();
   nb::object keep = nb::steal(sizes);
-  for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(sizes); ++i) {
-    const u64 size = PyLong_AsUnsignedLongLong(PySequence_Fast_GET_ITEM(sizes, i));
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(sizes); ++i) {
+    const u64 size = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(sizes, i));
     if (PyErr_Occurred() != nullptr) throw nb::python_error();
     if (__builtin_mul_overflow(need, size, &need)) need = ~u64{0};
   }
-  if (need != bytes) {
-    raise(Status::fail(Code::protocol, "a tensor has " + std::to_string(bytes) + " bytes, dtype and shape need " +
+  if (need != piece.bytes) {
+    raise(Status::fail(Code::protocol, "a tensor has " + std::to_string(piece.bytes) + " bytes, dtype and shape need " +
                                            std::to_string(need)));
   }
-  PyObject* arguments[4] = {nullptr, shape.ptr(), type.dtype, owner.ptr()};
+  // From here to numpy's look at the buffer no Python code runs: shape is a tuple of integers by now.
+  exported = piece;
+  PyObject* arguments[4] = {nullptr, sizes, type.dtype, owner.ptr()};
   PyObject* array = PyObject_Vectorcall(ndarray_type(), arguments + 1, 3 | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr);
   if (array == nullptr) throw nb::python_error();
   return nb::steal(array);

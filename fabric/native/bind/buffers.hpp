@@ -39,8 +39,10 @@ struct Window {
 };
 
 nanobind::object memory_view(nanobind::handle owner, u8* data, u64 bytes, bool writable);
-/// numpy array over the `bytes` that `owner` exports; raises PeerProtocolError unless shape and dtype need just those.
-nanobind::object array_over(nanobind::handle owner, u64 bytes, nanobind::handle dtype, nanobind::handle shape);
+/// numpy array over `piece`, which `owner` keeps alive and its buffer protocol gives while `exported` says so;
+/// raises PeerProtocolError unless shape and dtype need just its bytes.
+nanobind::object array_over(nanobind::handle owner, Piece& exported, const Piece& piece, nanobind::handle dtype,
+                            nanobind::handle shape);
 void bind_buffers(nanobind::module_& module);
 
 }  // namespace fabric

@@ -55,8 +55,7 @@ nb::object tensor(nb::handle self, u32 index, nb::str dtype, nb::handle shape) {
   u64 bytes = 0;
   check(message.receiver->tensor(*message.core, index, data, bytes));
   // numpy asks for the buffer inside this call, keeps the address, and holds the message as the array's base.
-  message.exported = {data, bytes};
-  return array_over(self, bytes, dtype, shape);
+  return array_over(self, message.exported, {data, bytes}, dtype, shape);
 }
 
 int message_buffer(PyObject* self, Py_buffer* view, int flags) {

@@ -117,11 +117,12 @@ Status SenderCore::prepare(Operation& operation, const SendRequest& request, boo
   out.payload = out.inline_size;
   for (u32 i = 0; i < out.segments; ++i) out.payload += out.table[i].length;
   if (meta_at == nullptr && area_at == nullptr) return status;
-  operation.leave();  // The slot is ours alone: large copies keep nobody waiting.
+  // The slot is ours alone: large copies keep nobody waiting. A call that may not wait copies inside, for
+  // it could not come back in, not even to free the slot, if an audit froze the port meanwhile.
+  if (may_wait) operation.leave();
   if (meta_at != nullptr) write_head(meta_at, request);
   if (area_at != nullptr) copy_tensors(area_at, request.tensors);
-  if (!operation.enter()) return operation.status();
-  (void)may_wait;
+  if (may_wait && !operation.enter()) return operation.status();
   return status;
 }
 
@@ -272,7 +273,7 @@ Status SenderCore::send_many(std::span<const SendRequest> requests, u64 deadline
       if (!status.ok()) break;
     }
     if (!status.ok()) {
-      if (operation.ok()) give_up(request, prepared);
+      if (operation.ok() || operation.enter()) give_up(request, prepared);  // after a signal: in again
       break;
     }
     ++accepted;
