@@ -225,7 +225,7 @@ class LocalFabric(LocalWiring):
         answers: list[dict[str, Any]] = []
         port.pushes[number] = (done, answers)
         try:
-            if self._is_closed:  # looked at after `pushes` was filled: `close` sees one or the other
+            if self._is_closed:  # set before `close` looks at `pushes`, read after we are in there
                 raise errors.ClosedError("this local fabric was closed")
             frames = port.frames
             if frames is None:

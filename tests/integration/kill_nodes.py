@@ -23,9 +23,10 @@ from fabric.controlplane.api.client import ControlClient
 ROLES = Path(__file__).with_name("kill_roles.py")
 START_S = 20.0
 STOP_S = 15.0
+PROMPT_S = 2.5  # "at once" on a busy machine; sooner than a lease or a deadline acts
 
 
-def wait_for(what: str, condition: Callable[[], Any], seconds: float = 10.0) -> Any:
+def wait_for(what: str, condition: Callable[[], Any], seconds: float = 20.0) -> Any:
     """Return the first true value of `condition`; fail naming `what` after `seconds`."""
     deadline = time.monotonic() + seconds
     while True:
@@ -182,7 +183,7 @@ class Worker:
     def values(self, key: str) -> list[Any]:
         return [r[key] for r in self.reports(key)]
 
-    def wait_for(self, key: str, count: int = 1, seconds: float = 10.0) -> list[dict[str, Any]]:
+    def wait_for(self, key: str, count: int = 1, seconds: float = 20.0) -> list[dict[str, Any]]:
         def enough() -> list[dict[str, Any]] | None:
             assert self.killed or self.process.poll() in (None, 0), self.trouble()
             found = self.reports(key)
@@ -236,7 +237,7 @@ class Cluster:
             node.stop()
 
 
-def balanced(node: Node, seconds: float = 5.0) -> dict[str, Any]:
+def balanced(node: Node, seconds: float = 20.0) -> dict[str, Any]:
     """Return the first balanced audit; fails with its differences after `seconds`.
 
     A verdict that was never balanced cannot pass: an unbalanced one is final.
@@ -253,7 +254,7 @@ def balanced(node: Node, seconds: float = 5.0) -> dict[str, Any]:
     return last
 
 
-def settled(node: Node, channel: str, seconds: float = 10.0) -> dict[str, Any]:
+def settled(node: Node, channel: str, seconds: float = 20.0) -> dict[str, Any]:
     """Wait until nothing of `channel` is in flight, and return its row of a balanced audit."""
 
     def row() -> dict[str, Any] | None:
@@ -266,7 +267,7 @@ def settled(node: Node, channel: str, seconds: float = 10.0) -> dict[str, Any]:
     return result
 
 
-def returned(node: Node, before: Footprint, seconds: float = 10.0) -> None:
+def returned(node: Node, before: Footprint, seconds: float = 20.0) -> None:
     """Wait until the node holds no more than before."""
     last: list[Footprint] = []
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.integration.kill_nodes import balanced, clusters, returned, wait_for
+from tests.integration.kill_nodes import PROMPT_S, balanced, clusters, returned, wait_for
 
 cluster = pytest.fixture(clusters)
 
@@ -18,11 +18,11 @@ def test_killed_client_frees_its_request_and_others_are_answered_on(cluster):
     victim.wait_for("step", 5)
     killed_at = victim.kill()
     done = steady.wait_for("done", len(steady.values("done")) + 3)
-    assert next(r["at"] for r in done if r["at"] > killed_at) - killed_at < 1.0
+    assert next(r["at"] for r in done if r["at"] > killed_at) - killed_at < PROMPT_S
     # The reply stream to nobody ends as an error at the responder, long before its 1000 steps.
-    error = responder.wait_for("error", seconds=5)[0]
+    error = responder.wait_for("error")[0]
     assert error["error"] in ("peer_lost", "cancelled", "closed", "broken")
-    assert error["at"] - killed_at < 3.0
+    assert error["at"] - killed_at < 5.0
     returned(node, before)
     balanced(node)
 
@@ -34,9 +34,9 @@ def test_killed_responder_is_a_typed_error_at_once_and_a_new_one_serves(cluster)
     client = cluster.worker(node, "ask", "client", channel="ask", count=2, steps=400)
     client.wait_for("step", 5)
     killed_at = victim.kill()
-    error = client.wait_for("error", seconds=5)[0]
+    error = client.wait_for("error")[0]
     assert error["error"] in ("peer_lost", "path_broken")
-    assert error["at"] - killed_at < 1.0, "long before its deadline of 15 s"
+    assert error["at"] - killed_at < PROMPT_S, "long before its deadline of 15 s"
     successor = cluster.worker(node, "respond", "server", channel="ask", interval_s=0.0)
     successor.wait_for("ready")
     done = wait_for("the second request", lambda: client.reports("done"), 15.0)

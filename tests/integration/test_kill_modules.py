@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from tests.integration.kill_nodes import balanced, clusters, returned, wait_for
+from tests.integration.kill_nodes import PROMPT_S, balanced, clusters, returned, wait_for
 
 pytestmark = [pytest.mark.models, pytest.mark.slow, pytest.mark.deadline(150)]
 cluster = pytest.fixture(clusters)
@@ -89,10 +89,10 @@ def finished(worker, number, seconds=60.0):
 
 
 def flows_on(other, killed):
-    """The other channel's messages came without a pause of a second around the kill."""
+    """The other channel's messages came without a long pause around the kill."""
     after = other.wait_for("got", len(other.values("got")) + 20)
     times = [r["at"] for r in after if r["at"] >= killed - 0.5]
-    assert max(b - a for a, b in itertools.pairwise(times)) < 1.0
+    assert max(b - a for a, b in itertools.pairwise(times)) < PROMPT_S
 
 
 def test_prompt_of_a_killed_prefill_is_prefilled_again_to_the_same_tokens(cluster, pair):
@@ -129,7 +129,7 @@ def test_request_of_a_killed_decode_ends_typed_and_the_next_is_served(cluster, p
     os.kill(pid, signal.SIGKILL)
     flows_on(other, killed)
     end = finished(victim, 0)
-    assert end["error"] in ("peer_lost", "path_broken") and end["at"] - killed < 2.0
+    assert end["error"] in ("peer_lost", "path_broken") and end["at"] - killed < PROMPT_S
     assert len(finished(victim, 1)["tokens"]) == 5, "served by the restarted module"
     wait_for("a restarted decode", lambda: pid_of(a, "decode") not in (None, pid), 60.0)
     balanced(a)

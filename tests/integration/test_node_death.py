@@ -39,8 +39,8 @@ def test_work_for_a_node_killed_whole_is_redone_elsewhere(cluster):
     b.wait_ended()
     there.kill()
     killed_at = time.monotonic()
-    wait_for("redelivery", lambda: any(r.get("redelivered") for r in here.reports("got")), 10.0)
-    assert time.monotonic() - killed_at < 6.0, "the lease of 3 s and a tick"
+    wait_for("redelivery", lambda: any(r.get("redelivered") for r in here.reports("got")), 20.0)
+    assert time.monotonic() - killed_at < 10.0, "the lease of 3 s, a tick, and a busy machine"
     producer.finish(40.0)
     acked = {n for w in (there, here) for n in w.values("acked")}
     assert acked == set(range(300))
@@ -84,9 +84,9 @@ def test_node_that_slept_past_its_lease_joins_again_and_nothing_is_delivered_twi
     def state():
         return a.call("ls", "node")[1]["state"]
 
-    wait_for("the lease's end", lambda: state() == "dead", 8.0)
+    wait_for("the lease's end", lambda: state() == "dead", 15.0)
     sleeping.resume()
-    wait_for("the node back", lambda: state() == "serving", 8.0)
+    wait_for("the node back", lambda: state() == "serving", 15.0)
     producer.finish(40.0)
     row = settled(a, "far")
     assert row["delivered"] == 400
@@ -104,9 +104,9 @@ def test_stopped_process_is_suspect_and_recovers_when_it_goes_on(cluster):
 
     wait_for("its heartbeat", lambda: state() == "ready")
     worker.process.send_signal(signal.SIGSTOP)
-    wait_for("suspicion", lambda: state() == "suspect", 4.0)
+    wait_for("suspicion", lambda: state() == "suspect", 10.0)
     worker.process.send_signal(signal.SIGCONT)
-    wait_for("recovery", lambda: state() == "ready", 4.0)
+    wait_for("recovery", lambda: state() == "ready", 10.0)
 
 
 def test_stranger_without_the_secret_is_refused_and_the_node_serves_on(cluster):

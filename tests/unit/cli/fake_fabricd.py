@@ -9,11 +9,12 @@ import os
 import signal
 import sys
 
-from fabric.controlplane.api import server
-from fabric.testing.fake_control import STATUS, FakeControl
-
 
 async def run(options):
+    # Only who serves pays for these imports: the others are there at once, also on a busy machine.
+    from fabric.controlplane.api import server
+    from fabric.testing.fake_control import STATUS, FakeControl
+
     control = FakeControl()
     control.status_answer = STATUS | {
         "node": options.name, "pid": os.getpid(), "keeper_pid": os.getpid(), "log": "the log", "listen": options.listen,
@@ -21,14 +22,9 @@ async def run(options):
     control.down_answer = {"pids": [os.getpid()]}
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    mode = os.environ["FAKE_FABRICD"]
-    if mode == "hang":
-        print("waiting for nothing", flush=True)
-        await stop.wait()
-        return
     serving = await server.serve(control, f"{options.socket}.ctl")
     while not stop.is_set():
-        if mode != "linger" and ("down",) in control.calls:
+        if os.environ["FAKE_FABRICD"] != "linger" and ("down",) in control.calls:
             break
         await asyncio.sleep(0.01)
     await serving.close(0.1)
@@ -42,6 +38,10 @@ def main():
     if os.environ["FAKE_FABRICD"] == "die":
         print(f"the address {options.listen} is taken", file=sys.stderr)
         sys.exit(78)
+    if os.environ["FAKE_FABRICD"] == "hang":
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        print("waiting for nothing", flush=True)
+        signal.pause()
     asyncio.run(run(options))
 
 

@@ -81,10 +81,10 @@ def test_up_shows_only_what_this_start_wrote(fabricctl, fake):
 
 def test_up_ends_a_node_that_never_serves_and_says_so(fabricctl, fake, monkeypatch):
     started = fake("hang")
-    monkeypatch.setattr(limits, "NODE_UP_S", 1.0)
+    monkeypatch.setattr(limits, "NODE_UP_S", 2.0)
     result = fabricctl("up")
     assert result.status == 1
-    assert "did not serve within 1 s, and was ended" in result.err
+    assert "did not serve within 2 s, and was ended" in result.err
     assert "why: waiting for nothing" in result.err
     assert [process.poll() for process in started] == [0]
 

@@ -152,7 +152,7 @@ def test_modules_end_when_no_daemon_serves_for_too_long(start):
     )
     pid = int(running.note("pid"))
     kill_daemon(running)
-    wait_until_gone(pid, seconds=5.0)
+    wait_until_gone(pid)
     assert running.process.poll() is None, "the keeper itself goes on trying"
 
 

@@ -23,6 +23,14 @@ async def pair(loops, types, name="notes", **options):
     return await left.sender(name, types.note), await right.receiver(name, types.note)
 
 
+async def flow_made(node):
+    """Wait until sender and receiver are connected, before a short deadline counts."""
+    deadline = time.monotonic() + 5
+    while not node.flows:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.005)
+
+
 async def test_messages_arrive_in_order(loops, types):
     sender, receiver = await pair(loops, types)
     for number in range(50):
@@ -65,11 +73,12 @@ async def test_cancelled_receive_loses_no_message(loops, types):
     assert (await receiver.receive(5)).text == "kept"
 
 
-async def test_sender_waits_for_credit_and_names_what_was_full(loops, types):
+async def test_sender_waits_for_credit_and_names_what_was_full(node, loops, types):
     left, right = loops
     await left.declare("few", types.note, pattern="queue")
     sender = await left.sender("few", types.note)
     receiver = await right.receiver("few", types.note, messages=4)
+    await flow_made(node)
     with pytest.raises(errors.DeadlineExceeded, match="few"):
         for _ in range(1000):
             await sender.send(types.note("x"), deadline=0.1)
@@ -160,13 +169,14 @@ async def test_cancelled_task_cancels_the_request(loops, types):
         await request.reply(types.answer(1))
 
 
-async def test_call_ends_at_its_deadline(loops, types):
+async def test_call_ends_at_its_deadline(node, loops, types):
     left, right = loops
     await left.declare("embed", types.query, reply=types.answer)
     requester = await left.requester("embed", types.query, types.answer)
     with pytest.raises(errors.DeadlineExceeded, match="no responder"):
         await requester.call(types.query(1), deadline=0.1)
     await right.responder("embed", types.query, types.answer)
+    await flow_made(node)
     with pytest.raises(errors.DeadlineExceeded, match="answer request"):
         await requester.call(types.query(1), deadline=0.2)
 
@@ -180,7 +190,7 @@ async def test_lost_responder_fails_its_calls(node, loops, types):
     assert await responder.receive(5) is not None
     await asyncio.to_thread(node.lose, "right")
     with pytest.raises(errors.PeerLostError):
-        await asyncio.wait_for(asking, 3)
+        await asyncio.wait_for(asking, 8)
 
 
 async def test_iteration_ends_when_the_endpoint_closes(loops, types):

@@ -115,10 +115,13 @@ def test_keys_reach_the_receiver(notes, types):
         sender.send(types.note("x"), key=b"k" * (limits.KEY_BYTES_MAX + 1))
 
 
-def test_sender_waits_when_credit_is_zero_and_names_what_was_full(ports, types):
+def test_sender_waits_when_credit_is_zero_and_names_what_was_full(node, ports, types):
     left, right = ports
     left.declare("few", types.note, pattern="queue")
     sender, receiver = left.sender("few", types.note), right.receiver("few", types.note, messages=4)
+    deadline = time.monotonic() + 5
+    while not node.flows and time.monotonic() < deadline:
+        time.sleep(0.005)
     with pytest.raises(errors.DeadlineExceeded) as info:
         for _ in range(1000):
             sender.send(types.note("x"), deadline=0.1)
@@ -136,14 +139,14 @@ def test_sender_without_receiver_waits_until_its_deadline(ports, types):
     started = time.monotonic()
     with pytest.raises(errors.DeadlineExceeded):
         left.sender("lonely", types.note).send(types.note("x"), deadline=0.1)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10, "not the default of 30 s"
 
 
 def test_receive_returns_none_at_its_timeout(notes):
     started = time.monotonic()
     assert notes[1].receive(0.05) is None
     assert notes[1].receive(0) is None
-    assert 0.04 < time.monotonic() - started < 2
+    assert 0.04 < time.monotonic() - started < 10
 
 
 @pytest.mark.parametrize("bad", [-1, float("nan"), limits.DEADLINE_S_MAX + 1, "soon"])

@@ -106,8 +106,9 @@ def test_request_left_unanswered_is_an_error_not_silence(embed, types):
         requester.call(types.query(0), deadline=5)
 
 
-def test_call_names_what_it_waited_for_at_its_deadline(embed, types):
+def test_call_names_what_it_waited_for_at_its_deadline(node, embed, types):
     requester, _ = embed
+    until(lambda: node.flows)
     with pytest.raises(errors.DeadlineExceeded, match="to answer request"):
         requester.call(types.query(1), deadline=0.1)
 
@@ -207,12 +208,12 @@ def test_lost_responder_fails_its_calls_and_the_next_goes_elsewhere(node, types)
         assert responder.receive(5) is not None
         started = time.monotonic()
         node.lose("first")
-        thread.join(5)
+        thread.join(10)
         assert (
             isinstance(caught[0], errors.PeerLostError)
             and caught[0].context["outcome"] == "unknown"
         )
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 10, "not at its deadline of 20 s"
         with fabric.attach("second", node.path) as second:
             serve(second.responder("embed", types.query, types.answer), lambda q: types.answer(q.n))
             assert requester.call(types.query(5), deadline=5).value == 5
