@@ -9,6 +9,7 @@
 #include <cstring>
 #include <functional>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "core/clock.hpp"
@@ -31,7 +32,14 @@ inline void must(const Status& status) {
   std::exit(1);
 }
 
-inline bool eventually(const std::function<bool()>& done, u64 seconds = 20) {
+// A sanitizer on a busy machine is that much slower; a deadline only ends what hangs.
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+inline constexpr u64 kSlower = 3;
+#else
+inline constexpr u64 kSlower = 1;
+#endif
+
+inline bool eventually(const std::function<bool()>& done, u64 seconds = 20 * kSlower) {
   const u64 deadline = monotonic_ns() + seconds * 1'000'000'000;
   while (!done()) {
     if (monotonic_ns() > deadline) return false;
