@@ -13,7 +13,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 import fabric
-from fabric import limits
+from fabric import errors, limits
 from fabric.cli import places
 from fabric.cli.failure import Failure, failing
 from fabric.cli.listing import kind_app
@@ -50,11 +50,14 @@ def send(
     with failing(what):
         channel = _describe(name, socket)
         lines = _lines(messages)
-        with _attach(socket) as port:
-            if channel.get("pattern") == "request":
-                count = _request(port, channel, lines, key, deadline)
-            else:
-                count = _send(port, channel, lines, key, deadline)
+        transmit = _request if channel.get("pattern") == "request" else _send
+        try:
+            with _attach(socket) as port:
+                count = transmit(port, channel, lines, key, deadline)
+        except errors.TypeMismatchError as error:
+            # The type is the channel's own, so it is the json that is wrong.
+            fix = f"correct the json; its type: fabricctl channel show {name}"
+            raise Failure(what, error.message, fix) from error
     sys.stderr.write(f"{count} sent\n")
 
 

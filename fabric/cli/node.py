@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import subprocess
 import sys
@@ -166,7 +167,15 @@ def _readable(answer: Mapping[str, Any]) -> dict[str, Any]:
     values = dict(answer)
     if isinstance(values.get("uptime_s"), float):
         values["uptime"] = units.format_seconds(values.pop("uptime_s"))
+    if values.get("events"):
+        values["events"] = [_timed(event) for event in values["events"]]
     return values
+
+
+def _timed(event: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an event with its local time of day instead of seconds since 1970."""
+    moment = datetime.datetime.fromtimestamp(event["at_s"]).strftime("%Y-%m-%d %H:%M:%S")
+    return {"at": moment, **{key: item for key, item in event.items() if key != "at_s"}}
 
 
 def down(socket: Socket = None) -> None:

@@ -153,6 +153,7 @@ def test_a_line_that_is_no_message_names_place_and_field(fabricctl, port, line, 
     result = fabricctl("channel", "send", "c", line)
     assert result.status == 1
     assert said in result.err
+    assert "do:  correct the json; its type: fabricctl channel show c" in result.err
     assert port.end.sent == []
 
 

@@ -1,6 +1,7 @@
 """What fabricctl prints about a node, compared as whole text."""
 
 import json
+import re
 
 import pytest
 import yaml
@@ -168,3 +169,10 @@ def test_the_socket_option_works_before_and_after_the_verb(
 
 def test_an_unknown_verb_is_wrong_usage(fabricctl):
     assert fabricctl("nonsense").status == 2
+
+
+def test_status_shows_when_an_event_was_as_a_time_of_day(fabricctl, control):
+    control.status_answer["events"] = [{"at_s": 1_763_000_000.5, "event": "process ended"}]
+    out = fabricctl("status").out
+    assert re.search(r"  - at=2025-11-1\d \d\d:\d\d:\d\d, event=process ended", out), out
+    assert json.loads(fabricctl("status", "-o", "json").out)["events"][0]["at_s"] == 1_763_000_000.5
