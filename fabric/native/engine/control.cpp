@@ -204,6 +204,10 @@ Status Engine::add_forward(u64 flow_id, u32 lane, u64 session) {
   if (found == lanes_.end()) return Status::fail(Code::invalid, "no such lane");
   removed_flows_.erase(flow_id);
   Forward& flow = flow_out(flow_id);
+  if (flow.lane != nullptr && flow.lane != found->second.get()) {  // what came over another lane is not this flow's
+    blame(*flow.lane, "a record names a flow of another lane");
+    acknowledge(flow, ~u64{0});
+  }
   flow.lane = found->second.get();
   flow.group = flow.lane->klass <= u32(Class::token) ? 0 : 1;
   if (flow.session != session) {  // a new peer: nothing of this flow was taken over by it

@@ -149,6 +149,11 @@ void Engine::retry_blocked(u64) {
   }
 }
 
+void Engine::blame(EngineLane& lane, const char* why) {
+  if (!lane.broken) emit(EngineEvent::Kind::lane_corrupt, lane.number, 0, why);
+  lane.broken = true;
+}
+
 void Engine::mark_dirty(EngineLane& lane) {
   if (lane.dirty) return;
   lane.dirty = true;

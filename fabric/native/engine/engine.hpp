@@ -76,6 +76,7 @@ class Engine {
   void handle_tag(u64 tag);
   bool operate(u64 now);                // one step as an operation of this port; parks while frozen
   void kick();
+  void blame(EngineLane& lane, const char* why);  // nothing more is read from this lane
   void mark_dirty(EngineLane& lane);    // its peer's doorbell rings at the end of the step
   void ring_dirty();
   void retry_blocked(u64 now);
@@ -83,7 +84,7 @@ class Engine {
 
   // outgoing.cpp — lane → session
   void read_lane(EngineLane& lane, u64 now);
-  void take_record(EngineLane& lane, const RecordSpan& span, u64 now);
+  bool take_record(EngineLane& lane, const RecordSpan& span, u64 now);
   Forward& flow_out(u64 flow);
   void pump_flow(Forward& flow, u64 now);
   void post_entry(Session& session, Forward& flow, Outgoing& entry, u64 now);
@@ -148,7 +149,7 @@ class Engine {
   void send_acks(Session& session);
   void send_reports(Session& session);
   void on_refuse(Session& session, const wire::FrameHeader& header);
-  void on_resume(const wire::FrameHeader& header, u64 now);
+  void on_resume(Session& session, const wire::FrameHeader& header, u64 now);
   void pump_session(Session& session, u64 now);
 
   std::mutex lock_;

@@ -323,8 +323,7 @@ void Engine::read_returns(EngineLane& lane) {
     const Peek peek = lane.end.returns_in.next(entry);
     if (peek == Peek::empty) break;
     if (peek == Peek::corrupt) {
-      if (!lane.broken) emit(EngineEvent::Kind::lane_corrupt, lane.number, 0, "return ring cursor cannot be true");
-      lane.broken = true;
+      blame(lane, "return ring cursor cannot be true");
       return;
     }
     lane.readings.push_back({lane.end.returns_in.read_cursor(), false, entry});
@@ -344,6 +343,11 @@ void Engine::take_return(EngineLane& lane, u64 reading) {
     // A flow not known yet keeps its entry in the ring: an end is never thrown away.
     if (removed_flows_.count(entry.flow) != 0) finish_reading(lane.number, reading);
     else emit(EngineEvent::Kind::flow_unknown, entry.flow, 0, "return entry");
+    return;
+  }
+  if (flow->second.lane != &lane) {  // not its reader: the entry goes nowhere
+    blame(lane, "a return entry names a flow of another lane");
+    finish_reading(lane.number, reading);
     return;
   }
   Session* session = find_session(flow->second.session);

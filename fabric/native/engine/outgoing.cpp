@@ -41,16 +41,15 @@ void Engine::read_lane(EngineLane& lane, u64 now) {
     const Peek peek = lane.end.records_in.peek(span);
     if (peek == Peek::empty) break;
     if (peek == Peek::corrupt) {
-      lane.broken = true;
-      emit(EngineEvent::Kind::lane_corrupt, lane.number, 0, lane.end.records_in.fault());
+      blame(lane, lane.end.records_in.fault());
       return;
     }
-    take_record(lane, span, now);
+    if (!take_record(lane, span, now)) return;
     lane.end.records_in.advance(span);
   }
 }
 
-void Engine::take_record(EngineLane& lane, const RecordSpan& span, u64 now) {
+bool Engine::take_record(EngineLane& lane, const RecordSpan& span, u64 now) {
   Outgoing& entry = lane.outgoing.emplace_back();
   entry.lane = &lane;
   entry.cursor_end = span.end;
@@ -61,6 +60,11 @@ void Engine::take_record(EngineLane& lane, const RecordSpan& span, u64 now) {
   entry.flow_seq = span.header.flow_seq;
   entry.deadline_ns = span.header.deadline_ns;
   Forward& flow = flow_out(entry.flow_id);
+  if (flow.lane != nullptr && flow.lane != &lane) {  // only the port that sends on a flow may name it
+    lane.outgoing.pop_back();
+    blame(lane, "a record names a flow of another lane");
+    return false;
+  }
   entry.flow = &flow;
   flow.group = group_of(lane.klass);
   if (flow.lane == nullptr) flow.lane = &lane;
@@ -77,13 +81,14 @@ void Engine::take_record(EngineLane& lane, const RecordSpan& span, u64 now) {
     flows_out_.erase(entry.flow_id);
     entry.flow = nullptr;
     release_front(lane);
-    return;
+    return true;
   }
   flow.unacked.push_back(&entry);
   if (!known) end_here(entry, End::failed, Reason::corrupted, now);
   if (flow.session == 0) emit(EngineEvent::Kind::flow_unknown, entry.flow_id, 0, "lane record");
   pump_flow(flow, now);
   if (!entry.acked && !entry.sent) watch_deadline(entry);
+  return true;
 }
 
 Forward& Engine::flow_out(u64 flow) {

@@ -184,7 +184,7 @@ bool Engine::on_frame(Session& session, const wire::FrameHeader& header, const u
     case wire::FrameType::grant: on_grant(session, header, bytes, now); return true;
     case wire::FrameType::chunk_ack: on_chunk_acks(session, bytes, now); return true;
     case wire::FrameType::refuse: on_refuse(session, header); return true;
-    case wire::FrameType::resume: on_resume(header, now); return true;
+    case wire::FrameType::resume: on_resume(session, header, now); return true;
     case wire::FrameType::report: on_report(session, header, bytes); return true;
     case wire::FrameType::hop_ack: on_hop_ack(session, header, bytes); return true;
     case wire::FrameType::ping: {
@@ -201,14 +201,15 @@ bool Engine::on_frame(Session& session, const wire::FrameHeader& header, const u
   return false;
 }
 
-void Engine::on_refuse(Session&, const wire::FrameHeader& header) {
+// A session answers for its own flows only; what an older one still says of a flow is void.
+void Engine::on_refuse(Session& session, const wire::FrameHeader& header) {
   const auto flow = flows_out_.find(header.a);
-  if (flow != flows_out_.end()) flow->second.refused = true;
+  if (flow != flows_out_.end() && flow->second.session == session.id) flow->second.refused = true;
 }
 
-void Engine::on_resume(const wire::FrameHeader& header, u64 now) {
+void Engine::on_resume(Session& session, const wire::FrameHeader& header, u64 now) {
   const auto found = flows_out_.find(header.a);
-  if (found == flows_out_.end()) return;
+  if (found == flows_out_.end() || found->second.session != session.id) return;
   Forward& flow = found->second;
   acknowledge(flow, header.b);
   flow.next = 0;

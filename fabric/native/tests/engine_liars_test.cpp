@@ -1,0 +1,165 @@
+// One port or node that names the flows of another: it harms neither their messages nor the engine.
+#include <unistd.h>
+
+#include "tests/engine_fixture.hpp"
+
+using namespace fabric;
+using namespace fabric::test;
+
+namespace {
+
+/// A second local port of a node, on lane 2.
+struct Intruder {
+  Node& node;
+  PortFds fds;
+  Fd pair;
+  LaneEnd end;
+
+  explicit Intruder(Node& of) : node(of), fds(of.local.port + 1, of.local.incarnation + 1) {
+    const u64 ports[2] = {node.gateway.port, fds.port}, lives[2] = {node.gateway.incarnation, fds.incarnation};
+    must(create_lane_pair(3, ports, lives, pair));
+    must(end.attach(pair.get(), 1));
+    must(node.engine.add_lane({2, pair.get(), 0, 3, fds.port, fds.incarnation, fds.bell.get(), fds.event.get()}));
+  }
+  void send(u64 flow, u64 seq, const std::vector<u8>& bytes) {
+    RecordParts parts;
+    parts.header.flow = flow;
+    parts.header.flow_seq = parts.header.sequence = seq;
+    parts.header.payload_bytes = bytes.size();
+    parts.header.klass = 3;
+    parts.producer = {fds.port, fds.incarnation};
+    u8* room = end.records_out.reserve(record_prefix_bytes(parts) + u32(bytes.size()));
+    CHECK(room != nullptr);
+    std::memcpy(write_record_prefix(room, parts, u32(bytes.size())), bytes.data(), bytes.size());
+    end.records_out.commit();
+    end.records_out.publish();
+    node.to_engine.ring(2);
+  }
+};
+
+bool blamed(Node& node, u32 lane) {
+  return eventually([&] {
+    node.serve();
+    for (const EngineEvent& event : node.seen)
+      if (event.kind == EngineEvent::Kind::lane_corrupt && event.a == lane) return true;
+    return false;
+  }, 5);
+}
+
+void a_record_in_the_flow_of_another_port_is_not_sent() {
+  Pair pair(Transport::tcp);
+  Intruder intruder(pair.a);
+  intruder.send(kFlow, 1, pattern(10, 99));
+  CHECK(blamed(pair.a, 2));
+  pair.a.engine.remove_lane(2);
+  CHECK(pair.a.send(kFlow, 1, pattern(10, 1), false));
+  pair.connect();
+  Got got;
+  CHECK(eventually([&] { return pair.b.receive(got); }));
+  CHECK(got.payload == pattern(10, 1));
+  pair.b.finish(got);
+}
+
+void a_record_in_a_flow_that_another_port_is_given_later_is_not_sent() {
+  constexpr u64 later = kFlow + 1;
+  Pair pair(Transport::tcp);
+  Intruder intruder(pair.a);
+  intruder.send(later, 1, pattern(10, 99));
+  CHECK(eventually([&] {
+    pair.serve();
+    for (const EngineEvent& event : pair.a.seen)
+      if (event.kind == EngineEvent::Kind::flow_unknown && event.a == later) return true;
+    return false;
+  }));
+  must(pair.a.engine.add_forward(later, 1, kSession));
+  must(pair.b.engine.add_deliver(later, 1, kSession, 0));
+  CHECK(blamed(pair.a, 2));
+  pair.a.engine.remove_lane(2);
+  CHECK(pair.a.send(later, 1, pattern(10, 1), false));
+  pair.connect();
+  Got got;
+  CHECK(eventually([&] { return pair.b.receive(got); }));
+  CHECK(got.payload == pattern(10, 1));
+}
+
+void an_end_from_a_port_that_did_not_get_the_message_counts_for_nothing() {
+  Pair pair(Transport::tcp);
+  pair.connect();
+  Intruder intruder(pair.b);
+  CHECK(pair.a.send(kFlow, 1, pattern(10, 1), false));
+  Got got;
+  CHECK(eventually([&] { return pair.b.receive(got); }));
+  CHECK(intruder.end.returns_out.push({kFlow, 1, 1, u8(ReturnKind::end), u8(End::delivered), 0, 0, 0}));
+  intruder.end.returns_out.publish();
+  pair.b.to_engine.ring(2);
+  CHECK(blamed(pair.b, 2));
+  pair.b.give({kFlow, 1, 1, u8(ReturnKind::end), u8(End::failed), u8(Reason::consumer_error), 0, 0});
+  std::vector<ReturnEntry> ends;
+  CHECK(eventually([&] { ends = pair.a.returns(); return !ends.empty(); }));
+  CHECK(ends.size() == 1 && ends[0].end == u8(End::failed));
+}
+
+/// A third node's control connection, played by hand.
+struct OtherNode {
+  static constexpr u64 kOther = kSession + 100;
+  int fd = -1;
+  u64 sequence = 0;
+
+  explicit OtherNode(Engine& engine) {
+    int fds[2];
+    CHECK(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) == 0);
+    must(engine.open_session(kOther, 3, 301));
+    must(engine.add_connection(kOther, fds[0], 0));
+    fd = fds[1];
+  }
+  ~OtherNode() { ::close(fd); }
+  void post(wire::FrameType type, u64 a, u64 b) {
+    wire::FrameHeader header{};
+    header.type = u8(type);
+    header.session = kOther;
+    header.sequence = ++sequence;
+    header.a = a;
+    header.b = b;
+    wire::seal_header(header);
+    CHECK(::write(fd, &header, sizeof header) == sizeof header);
+  }
+  /// What was posted before has been taken.
+  void settle() {
+    post(wire::FrameType::ping, 1, 0);
+    wire::FrameHeader header{};
+    do {
+      CHECK(::recv(fd, &header, sizeof header, MSG_WAITALL) == sizeof header);
+      std::vector<u8> body(header.body_len);
+      if (!body.empty()) CHECK(::recv(fd, body.data(), body.size(), MSG_WAITALL) == ssize_t(body.size()));
+    } while (header.type != u8(wire::FrameType::pong));
+  }
+};
+
+void another_node_can_neither_acknowledge_nor_refuse() {
+  Pair pair(Transport::tcp);
+  OtherNode other(pair.a.engine);
+  CHECK(pair.a.send(kFlow, 1, pattern(10, 1), false));
+  other.settle();
+  other.post(wire::FrameType::resume, kFlow, 1);
+  other.settle();
+  pair.connect();
+  Got got;
+  CHECK(eventually([&] { return pair.b.receive(got); }, 5));
+  CHECK(got.seq == 1);
+  other.post(wire::FrameType::refuse, kFlow, 2);
+  other.settle();
+  CHECK(pair.a.send(kFlow, 2, pattern(10, 2), false));
+  CHECK(eventually([&] { return pair.b.receive(got); }, 5));
+  CHECK(got.seq == 2 && got.payload == pattern(10, 2));
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  const auto wanted = [&](int test) { return count < 2 || std::atoi(arguments[1]) == test; };
+  if (wanted(1)) a_record_in_the_flow_of_another_port_is_not_sent();
+  if (wanted(2)) a_record_in_a_flow_that_another_port_is_given_later_is_not_sent();
+  if (wanted(3)) an_end_from_a_port_that_did_not_get_the_message_counts_for_nothing();
+  if (wanted(4)) another_node_can_neither_acknowledge_nor_refuse();
+  std::puts("engine_liars_test: ok");
+}
