@@ -220,11 +220,15 @@ def socket_path(path: str) -> Check:
 
 def daemon(path: str) -> Check:
     """Whether a node serves on that socket."""
+    from fabric.cli.failure import Failure
     from fabric.cli.options import connect
 
-    with connect(path, deadline_s=limits.CLOSE_S) as client:
-        if client.is_serving():
-            return Check("daemon", "ok", f"serves on {path}")
+    try:
+        with connect(path, deadline_s=limits.CLOSE_S) as client:
+            if client.is_serving():
+                return Check("daemon", "ok", f"serves on {path}")
+    except Failure as too_long:
+        return Check("daemon", "note", too_long.what, too_long.fix)
     return Check("daemon", "note", f"none on {path}", "start one: fabricctl up")
 
 

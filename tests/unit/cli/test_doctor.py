@@ -46,6 +46,7 @@ def test_doctor_fails_when_a_node_cannot_run(fabricctl, monkeypatch):
 def test_a_socket_path_is_judged_with_its_longest_neighbour():
     assert checks.socket_path("/tmp/" + "x" * 98).state == "ok"
     assert checks.socket_path("/tmp/" + "x" * 99).state == "fail"
+    assert checks.daemon("/tmp/" + "x" * 99).found == "no node can be there"
 
 
 def test_missing_packages_are_named_with_the_command_that_installs_them():

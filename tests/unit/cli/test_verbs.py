@@ -180,3 +180,12 @@ def test_logs_are_printed_as_they_are(fabricctl, control):
 
 def test_module_stop_says_what_became_of_it(fabricctl, control):
     assert fabricctl("module", "stop", "prefill").out == "module prefill is stopped\n"
+
+
+@pytest.mark.parametrize("verb", ["status", "up", "audit", "topology", "down"])
+def test_a_socket_path_that_is_too_long_is_refused_before_anything_is_tried(fabricctl, verb):
+    result = fabricctl(verb, "--socket", "/tmp/" + "x" * 110)
+    assert result.status == 1
+    assert "has 119 bytes, the system allows 107" in result.err
+    assert "do:  choose a shorter one" in result.err
+    assert result.out == ""
