@@ -168,7 +168,8 @@ Status ReceiverCore::nack(MessageCore& message, Reason reason) {
   Operation operation(port_);
   if (!operation.ok()) return operation.status();
   if (message.ended) return Status::fail(Code::invalid, "the message has ended already");
-  port_.end_message(message, End::failed, reason);
+  const bool is_drop = reason == Reason::expired || reason == Reason::transform_drop;
+  port_.end_message(message, is_drop ? End::dropped : End::failed, reason);
   if (message.flow->row != nullptr) grant(*message.flow, false);
   return Status::success();
 }

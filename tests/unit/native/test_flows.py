@@ -43,6 +43,21 @@ def test_acknowledgement_ends_an_at_least_once_message(joined: Pair) -> None:
     assert out.flush(soon()) and out.counts() == {(DELIVERED, 0): 2, (FAILED, 5): 1}
 
 
+def test_refusal_for_a_reason_of_dropping_counts_as_dropped(joined: Pair) -> None:
+    out, inn = joined.sender(delivery=AT_LEAST_ONCE), joined.receiver(delivery=AT_LEAST_ONCE)
+    joined.flow()
+    expired, transform_drop, transform_error = 1, 13, 14
+    for reason in (expired, transform_drop, transform_error):
+        out.send(b"m", [], None, soon())
+        inn.receive_many(1, soon())[0].nack(reason)
+    assert out.flush(soon())
+    assert out.counts() == {
+        (DROPPED, expired): 1,
+        (DROPPED, transform_drop): 1,
+        (FAILED, transform_error): 1,
+    }
+
+
 def test_lost_flow_redelivers_unacknowledged_messages_in_order_before_new_ones(
     joined: Pair,
 ) -> None:
