@@ -177,7 +177,10 @@ void Engine::end_here(Outgoing& entry, End end, Reason reason, u64 now) {
   header.total_len = u32{header.header_len8} * 8;
   entry.record.resize(header.total_len);
   std::memcpy(entry.record.data(), &header, sizeof header);
-  if (!publish_end(entry)) entry.lane->ends_due.push_back(&entry);
+  if (!publish_end(entry)) {
+    entry.lane->ends_due.push_back(&entry);
+    blocked_retry_ = true;  // a reader that makes room does not ring
+  }
   Session* session = find_session(entry.flow->session);
   const bool announced = entry.transfer != nullptr;
   if (announced && session != nullptr) {
