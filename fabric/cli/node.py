@@ -65,7 +65,11 @@ def up(
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, start_new_session=True
         )
-    _await_serving(process, socket_path, name, log, offset)
+    try:
+        _await_serving(process, socket_path, name, log, offset)
+    except KeyboardInterrupt:
+        processes.end(process, STOP_S)  # it is in a session of its own, where Ctrl-C does not reach
+        raise
     with failing(f"node {name} started but does not answer"), connect(socket_path) as client:
         answer = client.status()
     sys.stdout.write(_summary(answer, socket_path) + "\n")

@@ -158,3 +158,17 @@ def test_a_process_that_ignores_the_request_is_killed():
         process.stdout.readline()
         processes.end(process, 0.05)
     assert process.returncode == -signal.SIGKILL
+
+
+def test_interrupted_up_ends_what_it_started(socket_path, fake, monkeypatch):
+    fake("hang")
+    started = []
+
+    def interrupt(process, *_):
+        started.append(process)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(node, "_await_serving", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        node.up()
+    assert started[0].returncode is not None
