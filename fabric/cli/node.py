@@ -157,7 +157,11 @@ def _summary(answer: Mapping[str, Any], socket_path: str) -> str:
         f"pid {answer.get('pid')}",
     ]
     words += [f"listens on {answer['listen']}"] if answer.get("listen") else []
-    return f"{', '.join(words)}\n  socket: {socket_path}\n  look around: fabricctl topology --socket {socket_path}"
+    trouble = f"\n  {answer['trouble']}" if answer.get("trouble") else ""
+    return (
+        f"{', '.join(words)}{trouble}\n  socket: {socket_path}"
+        f"\n  look around: fabricctl topology --socket {socket_path}"
+    )
 
 
 def status(socket: Socket = None, output: Output = Format.table) -> None:

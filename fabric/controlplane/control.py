@@ -58,6 +58,7 @@ class Control:
             "log": str(daemon.context.state_dir / "logs" / "fabricd.log"),
             "listen": f"{listen[0]}:{listen[1]}" if listen else None,
             "registry": registry.name if registry else None,
+            "trouble": daemon.membership.trouble or None,
             "generation": view.epoch,
             "uptime_s": daemon.uptime_s(),
             "ports": sum(p.is_alive and p.kind != "gateway" for p in daemon.ports),

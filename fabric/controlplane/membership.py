@@ -39,6 +39,7 @@ class Membership:
         self._store: RegistryStore | None = None
         self.links = PeerLinks(daemon)
         self._joined = asyncio.Event()
+        self.trouble = ""  #: why the registry has not been joined, while that is so
         self._is_pushing = False
 
     # ---------------------------------------------------------------- life
@@ -191,6 +192,7 @@ class Membership:
             except (errors.FabricError, OSError) as error:
                 extra = {"address": f"{address[0]}:{address[1]}", "reason": str(error)}
                 log.info("registry not joined", extra=extra)
+                self.trouble = f"registry {extra['address']} not joined: {error}"
             self._joined.clear()
             await asyncio.sleep(pause)
             pause = min(pause * 2, BACKOFF_S[1])
@@ -208,6 +210,7 @@ class Membership:
         self._daemon.registry.request = self._request_registry
         self._daemon.on_view(view_from(answer["view"]))
         self._joined.set()
+        self.trouble = ""
         self.links.dial_data(answer["registry"])
         log.info("joined", extra={"number": answer["number"], "registry": answer["registry"]})
 

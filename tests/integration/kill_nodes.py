@@ -23,7 +23,7 @@ from fabric.controlplane.api.client import ControlClient
 ROLES = Path(__file__).with_name("kill_roles.py")
 START_S = 20.0
 STOP_S = 15.0
-PROMPT_S = 2.5  # "at once" on a busy machine; sooner than a lease or a deadline acts
+PROMPT_S = 1.0  #: within this, what was not touched goes on and what was is redone or ends typed
 
 
 def wait_for(what: str, condition: Callable[[], Any], seconds: float = 20.0) -> Any:

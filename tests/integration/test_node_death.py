@@ -119,6 +119,16 @@ def test_stranger_without_the_secret_is_refused_and_the_node_serves_on(cluster):
     assert node.call("status")["state"] == "serving"
 
 
+def test_node_that_cannot_join_says_in_its_status_why(cluster):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and is no fabricd
+        nobody = type("Address", (), {"listen": f"127.0.0.1:{silent.getsockname()[1]}"})()
+        node = cluster.node("b", join=nobody)
+        silent.close()
+        trouble = wait_for("the reason", lambda: node.call("status").get("trouble"))
+        assert nobody.listen in trouble
+        assert node.call("status")["state"] == "joining"
+
+
 def test_node_of_a_taken_name_is_refused_while_the_first_lives(cluster):
     a = cluster.node("a")
     b = cluster.node("b", join=a)
