@@ -13,6 +13,8 @@ from typing import Any
 
 from fabric import limits
 
+NAME_CHARACTERS = 80  # of a command line, when a process is named
+
 
 class Deadline:
     """A point in monotonic time."""
@@ -68,10 +70,12 @@ class Watched:
 def _name(pid: int) -> str:
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
-            words = file.read().replace(b"\0", b" ").decode(errors="replace").strip()
+            words = file.read().decode(errors="replace").strip("\0").split("\0")
     except OSError:
         return "unknown"
-    return words[:80] or "unknown"
+    # Program and script by their last part: a long install path must not push out what tells them apart.
+    words[:2] = [os.path.basename(word) or word for word in words[:2]]
+    return " ".join(words)[:NAME_CHARACTERS] or "unknown"
 
 
 def end(process: subprocess.Popen[bytes], seconds: float) -> None:

@@ -136,6 +136,18 @@ def test_down_while_a_keeper_starts_its_daemon_again_is_not_called_done(fabricct
     assert f"a keeper holds {socket_path}" in result.err
 
 
+def test_process_is_named_by_its_script_however_long_the_path_of_its_interpreter_is(tmp_path):
+    deep = tmp_path / ("d" * 90)
+    deep.mkdir()
+    (deep / "python3").symlink_to(sys.executable)
+    (deep / "worker.py").write_text("import sys\nprint(flush=True)\nsys.stdin.read()\n")
+    command = [str(deep / "python3"), str(deep / "worker.py")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        assert processes.Watched([process.pid]).wait(0) == [(process.pid, "python3 worker.py")]
+        process.stdin.close()
+
+
 def test_a_process_that_ends_is_noticed_and_one_that_does_not_is_named():
     process = subprocess.Popen(["sleep", "60"])
     try:
