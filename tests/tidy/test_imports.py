@@ -9,7 +9,7 @@ from source import ROOT, imports, python_files, short, tree
 
 # A layer may import the layers before it and itself. `links` … `paths` are peers of one layer that may use one another.
 LAYERS: list[set[str]] = [
-    {"errors", "limits", "units", "config"},
+    {"errors", "limits", "units", "steps", "config"},
     {"abc"},
     {"messages"},
     {"telemetry"},
