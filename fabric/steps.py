@@ -1,40 +1,61 @@
 """Named steps of the protocols, at which a test can kill, stop or end the process that reaches them.
 
-Nothing happens unless ``FABRIC_FAULTS=1`` and ``FABRIC_STEP=NAME:ACTION[:NTH]``: the first process that reaches
-step NAME for the NTH time gets the signal of ACTION (kill, stop, term). ``FABRIC_STEP_MARK=FILE`` makes it happen once in
-all processes together: who creates FILE does it, and leaves its pid there. The native core has the same steps in
-`core/steps.hpp`; names are unique over both, and a test finds all of them in the source.
+Nothing happens unless ``FABRIC_FAULTS=1`` and a step is armed: by ``FABRIC_STEP=NAME:ACTION[:NTH]`` for the life of
+a process, or by ``FABRIC_STEP_PAGE=FILE``, a file of `PAGE_BYTES` bytes that begins with the same text and may be
+written again at any time. The process that reaches step NAME for the NTH time gets the signal of ACTION (kill, stop,
+term); with a page, or with ``FABRIC_STEP_MARK=FILE``, once in all processes together: who creates FILE (the page's name
+and ``.done``) does it, and leaves its pid there. `core/steps.hpp` does the same; names are unique over both.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
-from dataclasses import dataclass
 
+PAGE_BYTES = 256
 ACTIONS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}
 
 
-@dataclass(slots=True)
-class Armed:
-    """The one step that is waited for, and how often it is still to be passed."""
+def parse(text: str) -> tuple[str, signal.Signals, int] | None:
+    """Return (name, signal, nth) of an armed step; None for text that names no known action."""
+    name, _, rest = text.partition(":")
+    action, _, count = rest.partition(":")
+    if not name or action not in ACTIONS or not (count or "1").isdigit():
+        return None
+    return name, ACTIONS[action], max(1, int(count or "1"))
 
-    name: str
-    action: signal.Signals
-    left: int
-    mark: str
 
-    def reach(self) -> None:
-        """Count one pass; the last one signals the own process, if no other process did before."""
-        self.left -= 1
-        if self.left == 0 and self._is_first():
-            os.kill(os.getpid(), self.action)
+class Trap:
+    """What is armed for this process, and how often it was passed."""
+
+    def __init__(self, text: str, mark: str, page: mmap.mmap | None) -> None:
+        self._text = text
+        self._mark = mark
+        self._page = page
+        self._passed = 0
+
+    def reach(self, name: str) -> None:
+        """Count a pass of the armed step; the last one signals the own process, unless another was first."""
+        if self._page is not None:
+            self._read(self._page)
+        armed = parse(self._text)
+        if armed is None or armed[0] != name:
+            return
+        self._passed += 1
+        if self._passed == armed[2] and self._is_first():
+            os.kill(os.getpid(), armed[1])
+
+    def _read(self, page: mmap.mmap) -> None:
+        text = page[:PAGE_BYTES].split(b"\0", 1)[0].decode(errors="replace")
+        if text != self._text:
+            self._text, self._passed = text, 0
 
     def _is_first(self) -> bool:
-        if not self.mark:
+        if not self._mark:
             return True
         try:
-            fd = os.open(self.mark, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            fd = os.open(self._mark, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError:
             return False
         os.write(fd, str(os.getpid()).encode())
@@ -42,25 +63,23 @@ class Armed:
         return True
 
 
-def parse(text: str, mark: str = "") -> Armed | None:
-    """Return what ``FABRIC_STEP`` asks for; None for text that names no known action."""
-    name, _, rest = text.partition(":")
-    action, _, count = rest.partition(":")
-    if not name or action not in ACTIONS or not (count or "1").isdigit():
-        return None
-    return Armed(name, ACTIONS[action], max(1, int(count or "1")), mark)
-
-
-def _from_environment() -> Armed | None:
+def _from_environment() -> Trap | None:
     if os.environ.get("FABRIC_FAULTS") != "1":
         return None
-    return parse(os.environ.get("FABRIC_STEP", ""), os.environ.get("FABRIC_STEP_MARK", ""))
+    path = os.environ.get("FABRIC_STEP_PAGE", "")
+    if path:
+        with open(path, "rb") as file:
+            return Trap(
+                "", path + ".done", mmap.mmap(file.fileno(), PAGE_BYTES, prot=mmap.PROT_READ)
+            )
+    text = os.environ.get("FABRIC_STEP", "")
+    return Trap(text, os.environ.get("FABRIC_STEP_MARK", ""), None) if text else None
 
 
-_armed = _from_environment()
+_trap = _from_environment()
 
 
 def at(name: str) -> None:
     """Say that the step `name` is reached: the effects before it are done, those behind it are not."""
-    if _armed is not None and _armed.name == name:
-        _armed.reach()
+    if _trap is not None:
+        _trap.reach(name)

@@ -1,51 +1,75 @@
 // What happens at an armed step: the process signals itself, once in all processes that share the mark.
 #include "core/steps.hpp"
 
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
-#include <atomic>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <fcntl.h>
+#include <mutex>
 #include <string>
-#include <unistd.h>
 
 namespace fabric {
 namespace {
 
-struct Armed {
-  std::string name;
+constexpr std::size_t kPageBytes = 256;  // PAGE_BYTES of fabric/steps.py
+
+struct Trap {
+  std::mutex mutex;
+  std::string text, name, mark;
+  const char* page = nullptr;
   int signal = 0;
-  std::atomic<long> left{1};
+  long left = 0;
+
+  void arm(std::string to) {
+    text = std::move(to);
+    const auto colon = text.find(':');
+    name = text.substr(0, colon);
+    signal = 0;
+    if (colon == std::string::npos) return;
+    const std::string rest = text.substr(colon + 1);
+    const auto second = rest.find(':');
+    const std::string action = rest.substr(0, second);
+    signal = action == "kill" ? SIGKILL : action == "stop" ? SIGSTOP : action == "term" ? SIGTERM : 0;
+    left = second == std::string::npos ? 1 : std::max(1L, std::strtol(rest.c_str() + second + 1, nullptr, 10));
+  }
 };
 
-Armed& armed() {
-  static Armed step;
-  return step;
+Trap& trap() {
+  static Trap it;
+  return it;
 }
 
-bool arm() {
-  const char* allowed = std::getenv("FABRIC_FAULTS");
-  const char* text = std::getenv("FABRIC_STEP");
-  if (allowed == nullptr || std::strcmp(allowed, "1") != 0 || text == nullptr) return false;
-  const std::string whole = text;
-  const auto colon = whole.find(':');
-  if (colon == std::string::npos) return false;
-  const std::string rest = whole.substr(colon + 1);
-  const auto second = rest.find(':');
-  const std::string action = rest.substr(0, second);
-  Armed& step = armed();
-  step.name = whole.substr(0, colon);
-  step.signal = action == "kill" ? SIGKILL : action == "stop" ? SIGSTOP : action == "term" ? SIGTERM : 0;
-  if (second != std::string::npos) step.left = std::max(1L, std::strtol(rest.c_str() + second + 1, nullptr, 10));
-  return step.signal != 0;
+std::string variable(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? std::string() : std::string(value);
 }
 
-bool is_first() {
-  const char* mark = std::getenv("FABRIC_STEP_MARK");
-  if (mark == nullptr || *mark == 0) return true;
-  const int fd = ::open(mark, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+bool set_up() {
+  if (variable("FABRIC_FAULTS") != "1") return false;
+  const std::string path = variable("FABRIC_STEP_PAGE");
+  if (path.empty()) {
+    trap().mark = variable("FABRIC_STEP_MARK");
+    trap().arm(variable("FABRIC_STEP"));
+    return trap().signal != 0;
+  }
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return false;
+  void* page = ::mmap(nullptr, kPageBytes, PROT_READ, MAP_SHARED, fd, 0);
+  ::close(fd);
+  if (page == MAP_FAILED) return false;
+  trap().page = static_cast<const char*>(page);
+  trap().mark = path + ".done";
+  return true;
+}
+
+bool is_first(const std::string& mark) {
+  if (mark.empty()) return true;
+  const int fd = ::open(mark.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
   if (fd < 0) return false;
   char pid[16];
   const int bytes = std::snprintf(pid, sizeof pid, "%d", static_cast<int>(::getpid()));
@@ -56,12 +80,17 @@ bool is_first() {
 
 }  // namespace
 
-const bool steps_armed = arm();
+const bool steps_armed = set_up();
 
 void reach_step(const char* name) {
-  Armed& step = armed();
-  if (step.name != name || step.left.fetch_sub(1) != 1) return;
-  if (is_first()) ::kill(::getpid(), step.signal);
+  Trap& it = trap();
+  std::lock_guard lock(it.mutex);
+  if (it.page != nullptr) {
+    const std::string text(it.page, ::strnlen(it.page, kPageBytes));
+    if (text != it.text) it.arm(text);
+  }
+  if (it.signal == 0 || it.name != name || --it.left != 0) return;
+  if (is_first(it.mark)) ::kill(::getpid(), it.signal);
 }
 
 }  // namespace fabric

@@ -1,6 +1,6 @@
 // Named steps of the native protocols, at which a test can kill or stop the process (fabric/steps.py).
 //
-// `step("name")` costs one predictable branch unless FABRIC_FAULTS=1 and FABRIC_STEP names a step.
+// `step("name")` costs one predictable branch unless FABRIC_FAULTS=1 and a step is armed.
 #pragma once
 
 namespace fabric {
