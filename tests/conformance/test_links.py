@@ -8,6 +8,8 @@ from fabric import _native
 from fabric.testing.link_conformance import LinkConformance, payload_of, take
 from fabric.testing.rigs import EngineRig, Rig, rig
 
+pytestmark = pytest.mark.promise("P2", "P6")
+
 
 class TestShm(LinkConformance):
     rig_name = "shm"

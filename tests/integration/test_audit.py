@@ -13,6 +13,8 @@ import pytest
 import fabric
 from tests.integration.kill_nodes import balanced, clusters, wait_for
 
+pytestmark = pytest.mark.promise("P1")
+
 cluster = pytest.fixture(clusters)
 JOB = {"channel": "far", "pattern": "queue"}
 

@@ -5,6 +5,8 @@ import pytest
 import fabric
 from tests.integration.kill_nodes import balanced, clusters, wait_for
 
+pytestmark = pytest.mark.promise("P9")
+
 cluster = pytest.fixture(clusters)
 
 

@@ -4,6 +4,8 @@ import pytest
 
 from tests.integration.kill_nodes import PROMPT_S, balanced, clusters, returned, wait_for
 
+pytestmark = pytest.mark.promise("P3", "P4")
+
 cluster = pytest.fixture(clusters)
 
 

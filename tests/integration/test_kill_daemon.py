@@ -9,6 +9,8 @@ import pytest
 
 from tests.integration.kill_nodes import PROMPT_S, balanced, clusters, returned, settled, wait_for
 
+pytestmark = pytest.mark.promise("P1", "P9")
+
 cluster = pytest.fixture(clusters)
 
 

@@ -8,7 +8,12 @@ import pytest
 
 from tests.integration.kill_nodes import PROMPT_S, balanced, clusters, returned, wait_for
 
-pytestmark = [pytest.mark.models, pytest.mark.slow, pytest.mark.deadline(150)]
+pytestmark = [
+    pytest.mark.models,
+    pytest.mark.slow,
+    pytest.mark.deadline(150),
+    pytest.mark.promise("P1", "P4"),
+]
 cluster = pytest.fixture(clusters)
 LONG = {"prompt": 1200, "new": 20}
 KV_MESSAGES = 1200 // 8 * 3  # of one LONG prompt: chunks of 8 tokens, 3 layers

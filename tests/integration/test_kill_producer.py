@@ -4,6 +4,8 @@ import pytest
 
 from tests.integration.kill_nodes import PROMPT_S, balanced, clusters, returned, settled, wait_for
 
+pytestmark = pytest.mark.promise("P4", "P9")
+
 cluster = pytest.fixture(clusters)
 
 

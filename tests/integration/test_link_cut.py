@@ -11,6 +11,8 @@ import pytest
 
 from tests.integration.kill_nodes import balanced, clusters, settled, wait_for
 
+pytestmark = pytest.mark.promise("P2", "P6")
+
 cluster = pytest.fixture(clusters)
 JOB = {"channel": "far", "pattern": "stream"}
 PIDFD_GETFD = 438

@@ -10,6 +10,8 @@ import pytest
 
 from tests.integration.kill_nodes import balanced, clusters, settled, wait_for
 
+pytestmark = pytest.mark.promise("P3", "P9")
+
 cluster = pytest.fixture(clusters)
 
 

@@ -10,6 +10,8 @@ import pytest
 
 from tests.integration.kill_nodes import PROMPT_S, balanced, clusters, returned, settled, wait_for
 
+pytestmark = pytest.mark.promise("P7")
+
 cluster = pytest.fixture(clusters)
 PLUGIN = Path(__file__).with_name("plugin_shift.py")
 

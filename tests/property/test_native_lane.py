@@ -14,6 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from fabric import _native, errors
 from tests.unit.native.pair import AT_LEAST_ONCE, DELIVERED, FAILED, Pair, pair, soon
 
+pytestmark = pytest.mark.promise("P1")
+
 WINDOW = 8
 LANE_BYTES = 256 * 1024
 SLOTS = 6

@@ -5,7 +5,10 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+import pytest
 from source import ROOT, imports, python_files, short, tree
+
+pytestmark = pytest.mark.promise("P10")
 
 # A layer may import the layers before it and itself. `links` … `paths` are peers of one layer that may use one another.
 LAYERS: list[set[str]] = [

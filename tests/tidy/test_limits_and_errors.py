@@ -5,9 +5,12 @@ from __future__ import annotations
 import inspect
 import re
 
+import pytest
 from source import ROOT, native_files, python_files
 
 from fabric import errors, limits
+
+pytestmark = pytest.mark.promise("P8")
 
 LAYOUT = ROOT / "fabric/native/core/layout.hpp"
 CONSTANT = re.compile(r"inline constexpr u(?:8|16|32|64) k(\w+) = ([^;]+);")

@@ -10,6 +10,8 @@ import pytest
 from fabric.controlplane.audit import compare
 from fabric.controlplane.auditor import decode_snapshot, encode_snapshot
 
+pytestmark = pytest.mark.promise("P1")
+
 FLOW = 1 << 48 | 1
 DELIVERED, DROPPED, FAILED = 1, 2, 3
 EXPIRED, OUTCOME_UNKNOWN = 1, 7

@@ -12,6 +12,8 @@ from fabric.controlplane import options
 from fabric.controlplane.main import check_exposure, main
 from fabric.errors import BusyError, ConfigError
 
+pytestmark = pytest.mark.promise("P10")
+
 
 def test_socket_path_at_the_limit_is_taken_and_one_byte_more_is_refused(short_dir):
     room = limits.SOCKET_PATH_BYTES_MAX - len(str(short_dir)) - 1 - len(".ctl")

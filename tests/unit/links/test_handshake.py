@@ -13,6 +13,8 @@ from fabric.errors import BrokenError, DeadlineExceeded, PeerProtocolError, Peer
 from fabric.links import handshake as module
 from fabric.links.handshake import GROUP_CONTROL, Handshake, NodeInfo, State, accept, connect
 
+pytestmark = pytest.mark.promise("P10")
+
 A = NodeInfo("a", 1, 1001, 0, features=0b11)
 B = NodeInfo("b", 2, 2002, 0, features=0b01)
 SECRET = b"correct horse"

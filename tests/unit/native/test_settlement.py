@@ -14,6 +14,8 @@ import pytest
 from fabric import _native, errors
 from tests.unit.native.pair import AT_LEAST_ONCE, DELIVERED, FAILED, Pair, pair, send_each, soon
 
+pytestmark = pytest.mark.promise("P1")
+
 ROOT = Path(__file__).parents[3]
 
 
