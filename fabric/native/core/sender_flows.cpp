@@ -45,7 +45,8 @@ Full SenderCore::choose(u64 explicit_flow, bool has_key, u64 key_hash, u64 bytes
   return room(*out, bytes);
 }
 
-// A key stays on its flow while the flow lives; messages without a key all go to one flow.
+// A key stays on its flow while the flow lives, and until what it carries has ended: while targets change, a flow
+// beside the closed one may be open already. Messages without a key all go to one flow.
 Full SenderCore::choose_stream(bool has_key, u64 key_hash, FlowOut*& out) {
   u64* pinned = &keyless_flow_;
   if (has_key) {
@@ -57,6 +58,7 @@ Full SenderCore::choose_stream(bool has_key, u64 key_hash, FlowOut*& out) {
   if (*pinned != 0) {
     out = find(*pinned);
     if (out != nullptr && !out->closed) return Full::none;
+    if (out != nullptr && out->outstanding != 0) return Full::drain;
   }
   std::size_t open = 0;
   for (const FlowOut* flow : flows_) open += !flow->closed;
@@ -111,7 +113,9 @@ Status SenderCore::explain(Full full, const FlowOut* blocked, Code code) const {
       return Status::fail(code, channel + "outstanding table full: " + text(kOutstandingPerEndpoint) +
                                     " messages since the oldest that has not ended");
     case Full::drain:
-      return Status::fail(code, channel + "flow " + text(blocked->id) + " waits until older flows have drained");
+      return Status::fail(code, channel + "flow " + text(blocked->id) +
+                                    (blocked->closed ? ": the key waits until older flows have drained"
+                                                     : " waits until older flows have drained"));
     case Full::redelivery:
       return Status::fail(code, channel + text(waiting_.size()) + " messages wait for redelivery");
     default: return Status::fail(code, channel + "no room");

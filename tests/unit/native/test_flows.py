@@ -15,6 +15,7 @@ from tests.unit.native.pair import (
     DROPPED,
     FAILED,
     QUEUE,
+    STREAM,
     Pair,
     pair,
     send_each,
@@ -87,6 +88,23 @@ def test_lost_flow_redelivers_unacknowledged_messages_in_order_before_new_ones(
     del again, taken, message
     joined.b.port.progress()
     assert joined.a.port.idle_segments() == [1]
+
+
+def test_key_of_a_closed_flow_waits_for_its_messages_though_another_flow_is_open(
+    joined: Pair,
+) -> None:
+    out, inn = joined.sender(delivery=AT_LEAST_ONCE), joined.receiver(delivery=AT_LEAST_ONCE)
+    flow = joined.flow()
+    out.send(b"first", [], b"key", soon())
+    other = joined.b.port.open_receiver(22, 7, 99, STREAM, AT_LEAST_ONCE)
+    joined.flow(receiver=22)
+    joined.a.port.close_flow_out(flow)
+    with pytest.raises(errors.DeadlineExceeded, match="the key waits until older flows"):
+        out.send(b"second", [], b"key", soon(0.02))
+    assert other.pending() == 0
+    inn.receive(soon()).ack()
+    out.send(b"second", [], b"key", soon())
+    assert other.receive(soon()).meta == b"second"
 
 
 def test_lost_flow_at_most_once_splits_at_what_was_handed_over(joined: Pair) -> None:
