@@ -34,6 +34,12 @@ Listen = Annotated[
 Join = Annotated[
     _TEXT, typer.Option("--join", help="HOST:PORT of a node to join.", show_default=False)
 ]
+Links = Annotated[
+    _TEXT,
+    typer.Option(
+        "--links", help="Links to other nodes, the preferred first: ucx,tcp.", show_default=False
+    ),
+]
 Secret = Annotated[
     _TEXT, typer.Option("--secret-file", help="Shared secret of the nodes.", show_default=False)
 ]
@@ -46,6 +52,7 @@ def up(
     listen: Listen = None,
     join: Join = None,
     secret_file: Secret = None,
+    links: Links = None,
 ) -> None:
     """Start a node in the background and wait until it serves."""
     socket_path = os.path.abspath(socket or places.default_socket(name))
@@ -56,7 +63,8 @@ def up(
     log = places.daemon_log(folder)
     command = [*DAEMON, "--name", name, "--socket", socket_path]
     command += ["--state", str(folder)]
-    for flag, value in (("--listen", listen), ("--join", join), ("--secret-file", secret_file)):
+    given = {"--listen": listen, "--join": join, "--secret-file": secret_file, "--links": links}
+    for flag, value in given.items():
         command += [flag, value] if value else []
     sys.stdout.write(f"starting node {name}; its log: {log}\n")
     sys.stdout.flush()

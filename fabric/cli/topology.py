@@ -15,6 +15,13 @@ def _rtt(row: Mapping[str, Any]) -> str | None:
     return None if row.get("rtt_us") is None else units.format_seconds(row["rtt_us"] / 1e6)
 
 
+def _path(row: Mapping[str, Any]) -> str:
+    taken, preferred = str(row.get("path") or ABSENT), row.get("path_preferred")
+    if not preferred or preferred == taken:
+        return taken
+    return f"{taken} instead of {preferred}: {row.get('path_reason')}"
+
+
 _NODES = (
     Column("node", lambda row: f"{row.get('name')}{' (this)' if row.get('local') else ''}"),
     Column("number", "number", True),
@@ -48,7 +55,7 @@ _ENDPOINTS = (
 _FLOWS = (
     Column("  from", lambda row: f"  {row.get('source')}"),
     Column("to", "target"),
-    Column("path", "path"),
+    Column("path", _path),
     Column("messages", "messages", True),
     Column("bytes", size_of("bytes"), True),
     Column("outstanding", "outstanding", True),

@@ -61,6 +61,7 @@ class Control:
             "trouble": daemon.membership.trouble or None,
             "generation": view.epoch,
             "uptime_s": daemon.uptime_s(),
+            "downgrades": daemon.paths.downgrades,
             "ports": sum(p.is_alive and p.kind != "gateway" for p in daemon.ports),
             "channels": len(view.channels),
             "modules": len(daemon.modules.all("module")),

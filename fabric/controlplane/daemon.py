@@ -27,19 +27,24 @@ from fabric.controlplane.gateway import NodeGateway
 from fabric.controlplane.keeper import REFUSED
 from fabric.controlplane.keeper_client import KeeperLink, Loaded
 from fabric.controlplane.lanes import LaneTable
+from fabric.controlplane.liveness import Liveness
 from fabric.controlplane.membership import Membership
 from fabric.controlplane.modules import ModuleTable
 from fabric.controlplane.node_calls import NodeCalls
+from fabric.controlplane.node_paths import NodePaths
 from fabric.controlplane.options import Options, parse
 from fabric.controlplane.ports import Port, PortTable
 from fabric.controlplane.reconcile import Reconciler
 from fabric.controlplane.segments import SegmentTable
 from fabric.controlplane.stages import StageTable
+from fabric.controlplane.suspects import Suspects
 from fabric.controlplane.wiring import Wiring
 from fabric.registry.client import RegistryClient
 from fabric.registry.records import EndpointRecord, View
 
 log = logging.getLogger("fabricd.daemon")
+
+TICK_LOOKS = 4  #: what need not be prompt is looked at every so many looks of `limits.LIVENESS_MS`
 
 
 class Daemon:
@@ -67,6 +72,8 @@ class Daemon:
         self.lanes = LaneTable(self.context, self.ports)
         self.endpoints = EndpointTable(self.context)
         self.flows = FlowTable(self.context)
+        self.liveness = Liveness(self.context, self.ports)
+        self.suspects = Suspects(self.context, self.ports, self.flows)
         self.wiring = Wiring(self.context, self.ports, self.lanes, self.endpoints, self.flows)
         self.reconciler = Reconciler(
             lambda: self.registry.view, self.ports, self.endpoints, self.flows, self.wiring
@@ -80,6 +87,7 @@ class Daemon:
         self.stages = StageTable(
             self.context, self.ports, self.flows, self.endpoints, self.registry, self.modules
         )
+        self.paths = NodePaths(self.context)
         self.membership = Membership(self)
         self.calls = NodeCalls(self)
         self.control = Control(self)
@@ -94,6 +102,11 @@ class Daemon:
         self.wiring.node_is = lambda node, incarnation: self.membership.node_is(node, incarnation)
         self.wiring.call = self.calls.call
         self.wiring.lose_for_dead = self.death.lose
+        self.wiring.opened_out = self.suspects.look_out
+        self.wiring.opened_in = self.suspects.look_in
+        self.suspects.call = self.calls.call
+        self.suspects.node_is = self.wiring.node_is
+        self.liveness.on_change = self._on_suspicion
         self.ports.on_death = self._on_death
         self.lanes.add_to_gateway = self.gateway.add_lane
         self.lanes.remove_from_gateway = self.gateway.remove_lane
@@ -154,6 +167,7 @@ class Daemon:
         await self.modules.stop_all(limits.DRAIN_S)
         await self.membership.stop()
         self.reconciler.stop()
+        self.suspects.stop()
         self.death.stop()
         self.attach.stop()
         if self._server is not None:
@@ -183,9 +197,14 @@ class Daemon:
         for out in list(self.flows.outs.values()):
             if out.state == "opening" and not out.is_reply:
                 self._spawn(self.wiring.take_back(out))
+        self.suspects.restore(self.loaded.items)
         self.reconciler.look()
 
     # ---------------------------------------------------------------- what happened
+    def _on_suspicion(self, port: Port) -> None:
+        self.ports.keep(port)
+        self.suspects.port_changed(port)
+
     def _on_death(self, port: Port) -> None:
         if not self.is_stopping:
             self.modules.on_port_gone(port)
@@ -236,6 +255,7 @@ class Daemon:
         if view.epoch <= self.registry.view.epoch:
             return
         self.registry.view = view
+        self.paths.on_view(view)
         alive = {n.number: n.incarnation for n in view.nodes if n.state != "dead"}
         for out in list(self.flows.outs.values()):
             if alive.get(out.target_node) != out.target_incarnation and not self.wiring.is_losing(
@@ -245,6 +265,7 @@ class Daemon:
         for half in list(self.flows.ins.values()):
             if alive.get(half.producer_node) != half.producer_incarnation:
                 self._spawn(self.wiring.serve_flow_in_close({"flow": half.flow}))
+        self.suspects.nodes_are({n.number for n in view.nodes if n.state == "silent"})
         self.membership.on_view(view)
         self.stages.on_view(view)
         self.reconciler.look()
@@ -261,12 +282,16 @@ class Daemon:
 
     # ---------------------------------------------------------------- the one timer
     async def _tick(self) -> None:
+        looks = 0
         while True:
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(limits.LIVENESS_MS / 1000)
+            looks += 1
             try:
-                self.ports.look_for_suspects()
-                self.membership.tick(time.monotonic())
-                await self._retire_flows()
+                if not self.liveness.look(time.monotonic_ns()):
+                    self.membership.pardon(time.monotonic())
+                self.membership.tick(time.monotonic(), looks)
+                if looks % TICK_LOOKS == 0:
+                    await self._retire_flows()
             except (errors.FabricError, OSError):
                 log.exception("tick failed")
 

@@ -181,14 +181,13 @@ def _flow_rows(daemon: Daemon, outstanding: Counter[int]) -> list[dict[str, Any]
     rows = []
     for out in daemon.flows.outs.values():
         port = daemon.ports.get(out.port)
-        local = out.target_node == daemon.context.number
         rows.append(
             {
                 "channel": out.channel,
                 "flow": out.flow,
                 "source": port.name if port else "",
                 "target": owners.get(out.target_endpoint, ""),
-                "path": "shm" if local else "tcp",
+                **daemon.paths.row(out.target_node),
                 "generation": out.generation,
                 "state": out.state,
                 "is_reply": out.is_reply,
@@ -210,7 +209,9 @@ def _link_rows(daemon: Daemon) -> list[dict[str, Any]]:
             {
                 "source": daemon.context.name,
                 "target": node.name if node else str(number),
-                "link": "tcp",
+                "link": daemon.paths.to(number).taken,
+                "preferred": daemon.paths.to(number).preferred,
+                "reason": daemon.paths.to(number).reason,
                 "state": "up" if connections == 2 else "down",
                 "connections": connections,
                 "bytes_sent": sum(g["bytes_out"] for g in groups),

@@ -18,6 +18,7 @@ from fabric.controlplane.calls import ControlConnection
 from fabric.controlplane.death import OUTCOME_UNKNOWN
 from fabric.controlplane.node_calls import plain
 from fabric.controlplane.peer_links import BACKOFF_S, Peer, PeerLinks
+from fabric.paths.choice import offered_links
 from fabric.registry.cluster import Registry
 from fabric.registry.records import EndpointRecord, NodeRecord, View, view_from
 from fabric.registry.store import RegistryStore
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fabricd.membership")
 
+LEASE_LOOKS = 2  #: a lease is prolonged every so many looks: twice within `limits.SUSPECT_MS`
 JOIN_WAIT_S = 10.0  #: how long a start waits for the registry before it serves without
 
 
@@ -169,14 +171,19 @@ class Membership:
             "was_dead": was_dead,
         }
 
-    def tick(self, now_s: float) -> None:
-        """Once a second: end leases (registry) or prolong ours."""
+    def tick(self, now_s: float, looks: int) -> None:
+        """Judge leases (registry), or prolong ours every second look of `limits.LIVENESS_MS`."""
         registry = self._daemon.registry.local
         if registry is not None:
             registry.lease(self._context.number, self._context.incarnation, now_s)
             registry.tick(now_s)
-        elif self._joined.is_set():
+        elif self._joined.is_set() and looks % LEASE_LOOKS == 0:
             self.links.spawn(self._prolong())
+
+    def pardon(self, now_s: float) -> None:
+        """This daemon stood still: what it did not hear meanwhile says nothing about the others."""
+        if self._daemon.registry.local is not None:
+            self._daemon.registry.local.pardon(now_s)
 
     # ---------------------------------------------------------------- joined node
     async def _keep_joined(self, address: tuple[str, int]) -> None:
@@ -262,6 +269,8 @@ class Membership:
             incarnation=self._context.incarnation,
             host=host,
             port=port,
+            links=offered_links(self._daemon.options.links),
+            links_wanted=self._daemon.options.links,
         )
 
     def _take_number(self, number: int) -> None:

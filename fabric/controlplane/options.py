@@ -15,6 +15,7 @@ from pathlib import Path
 
 from fabric import limits
 from fabric.errors import BusyError, ConfigError
+from fabric.paths.choice import BETWEEN_NODES, available_links, offered_links
 
 SECRET_BYTES_MIN = 8
 
@@ -30,6 +31,7 @@ class Options:
     join: tuple[str, int] | None
     secret_file: Path | None
     log_level: str = "info"
+    links: tuple[str, ...] = ()  #: between nodes, in the operator's order; empty: all that work
 
 
 def default_socket(name: str) -> str:
@@ -67,6 +69,11 @@ def parse(argv: list[str] | None = None) -> Options:
         "--secret-file", type=Path, help="file with the cluster's shared secret (0600)"
     )
     parser.add_argument(
+        "--links",
+        metavar="NAME[,NAME]",
+        help="links to use between nodes, the preferred first (default: all that work here)",
+    )
+    parser.add_argument(
         "--log-level", default="info", choices=("debug", "info", "warning", "error")
     )
     args = parser.parse_args(argv)
@@ -84,7 +91,27 @@ def parse(argv: list[str] | None = None) -> Options:
         _address("--join", args.join),
         args.secret_file.absolute() if args.secret_file else None,
         args.log_level,
+        _links(args.links),
     )
+
+
+def _links(text: str | None) -> tuple[str, ...]:
+    wanted = tuple(dict.fromkeys(name.strip() for name in (text or "").split(",") if name.strip()))
+    unknown = [name for name in wanted if name not in BETWEEN_NODES]
+    if unknown:
+        raise ConfigError(
+            f"--links {text!r}: there is no link {unknown[0]!r} between nodes; use {' or '.join(BETWEEN_NODES)}",
+            key="--links",
+            found=text,
+        )
+    if wanted and not offered_links(wanted):
+        raise ConfigError(
+            f"--links {text!r}: none of them works here (this installation has {', '.join(available_links())}); "
+            "add tcp to the list, or install what is missing",
+            key="--links",
+            found=text,
+        )
+    return wanted
 
 
 def _address(key: str, text: str | None) -> tuple[str, int] | None:

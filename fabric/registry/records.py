@@ -21,6 +21,8 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     host: str = ""
     port: int = 0
     state: NodeState = "alive"
+    links: tuple[str, ...] = ("tcp",)  #: that work there, the better first
+    links_wanted: tuple[str, ...] = ()  #: that its operator asked for
 
 
 class ChannelRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -54,8 +54,11 @@ class Footprint:
 class Node:
     """A keeper and a daemon, `python -m fabric.controlplane.main`."""
 
-    def __init__(self, folder: Path, name: str, join: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, name: str, join: str | None = None, options: tuple[str, ...] = ()
+    ) -> None:
         self.name = name
+        self._options = options
         self.folder = folder / name
         self.folder.mkdir()
         self.socket = str(self.folder / "s")
@@ -72,6 +75,7 @@ class Node:
         command += ["--socket", self.socket, "--state", str(self.folder / "state")]
         command += ["--listen", "127.0.0.1:0", "--secret-file", str(self._secret)]
         command += ["--join", self._join] if self._join else []
+        command += self._options
         with (self.folder / "log").open("wb") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
         wait_for(f"node {self.name} serving ({self.folder}/log)", self._is_serving, START_S)
@@ -215,8 +219,8 @@ class Cluster:
         self.nodes: list[Node] = []
         self.workers: list[Worker] = []
 
-    def node(self, name: str = "a", join: Node | None = None) -> Node:
-        node = Node(self._folder, name, join.listen if join else None)
+    def node(self, name: str = "a", join: Node | None = None, *options: str) -> Node:
+        node = Node(self._folder, name, join.listen if join else None, options)
         self.nodes.append(node)
         return node.start()
 

@@ -121,3 +121,13 @@ def test_refusal_is_one_line_on_stderr_and_status_2(short_dir, capsys):
         assert main(["--socket", path, "--state", str(short_dir / "state")]) == 2
     said = capsys.readouterr().err
     assert said.startswith("fabricd: a live daemon serves on") and said.count("\n") == 1
+
+
+def test_links_that_are_unknown_or_do_not_work_here_are_refused_with_what_does():
+    with pytest.raises(
+        ConfigError, match="there is no link 'pigeon' between nodes; use ucx or tcp"
+    ):
+        options.parse(["--links", "pigeon"])
+    with pytest.raises(ConfigError, match="add tcp to the list"):
+        options.parse(["--links", "ucx"])
+    assert options.parse(["--links", "ucx, tcp"]).links == ("ucx", "tcp")

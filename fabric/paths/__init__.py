@@ -1,0 +1,1 @@
+"""How the bytes go between two places: which link is taken, which would be preferred, and why."""
