@@ -22,6 +22,14 @@ FLOWS_IN_PER_PORT_MAX: Final = 1024
 OUTSTANDING_PER_ENDPOINT: Final = 2048
 HELD_PER_PORT: Final = 8192
 SLOTS_PER_SEGMENT_MAX: Final = 1024
+LINK_PING_MS: Final = 1000  # a data connection on which nothing was heard this long is asked
+LINK_SILENT_MS: Final = 2500  # and broken when it is silent this long; below LEASE_MS
+TRANSFER_STALL_MS: Final = 2000  # chunks that left and are not acknowledged go again
+TRANSFER_STALLS_MAX: Final = 3  # in a row, then the connections of the session are broken
+TRANSFER_SILENT_MS: Final = 10000  # a granted transfer without chunks breaks the connection
+UNKNOWN_FLOWS_MAX: Final = 4096  # flows that a peer names before they are set up, per session
+REPORTS_UNACKED_MAX: Final = 16384  # return entries on their way, per session and direction
+CHUNKS_BAD_MAX: Final = 16  # corrupted chunks of one transfer, then it has failed
 CACHE_LINE: Final = 64
 KEY_BYTES_MAX: Final = 512  # routing key of a message
 TENSORS_PER_MESSAGE_MAX: Final = 64
@@ -83,6 +91,7 @@ CLOSE_S: Final = 1.0
 HEARTBEAT_MS: Final = 100
 SUSPECT_MS: Final = 1000
 LEASE_MS: Final = 3000
+LIVENESS_MS: Final = 250  # heartbeats are looked at this often
 
 # ---- fabric.yaml
 CONFIG_BYTES_MAX: Final = 1 << 20

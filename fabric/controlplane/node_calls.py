@@ -61,6 +61,8 @@ class NodeCalls:
             return await wiring.serve_flow_in_close(fields)
         if op == "flow_lost":
             return await wiring.serve_flow_lost(fields)
+        if op == "flow_suspect":
+            return daemon.suspects.serve(fields)
         if op == "endpoints":
             daemon.on_view(view_from(fields["view"]))
             return {}

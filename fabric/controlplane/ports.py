@@ -83,9 +83,14 @@ class Port:
             self.connection = None
             self.connected.clear()
 
-    def heartbeat_age_ns(self) -> int:
-        """Return nanoseconds since the port's native thread last wrote its heartbeat; 0 before the first."""
+    def heartbeat_ns(self) -> int:
+        """Return when the port's native thread last wrote its heartbeat (CLOCK_MONOTONIC); 0 before the first."""
         (beat,) = struct.unpack("<Q", os.pread(self.state_fd, 8, _HEARTBEAT_OFFSET))
+        return int(beat)
+
+    def heartbeat_age_ns(self) -> int:
+        """Return nanoseconds since the last heartbeat; 0 before the first."""
+        beat = self.heartbeat_ns()
         return time.monotonic_ns() - beat if beat else 0
 
 
@@ -161,17 +166,6 @@ class PortTable:
             if fd >= 0:
                 os.close(fd)
                 setattr(port, part, -1)
-
-    def look_for_suspects(self) -> None:
-        """Compare heartbeats with `limits.SUSPECT_MS`; called about once a second."""
-        for port in self:
-            if not port.is_alive or port.kind == "gateway":
-                continue
-            silent = port.heartbeat_age_ns() > limits.SUSPECT_MS * 1_000_000
-            if silent != port.is_suspect:
-                port.is_suspect = silent
-                event = "port suspect" if silent else "port back"
-                self._context.events.add(event, port=port.port, port_name=port.name, pid=port.pid)
 
     def _on_exit(self, port: Port) -> None:
         self._context.events.add("process ended", port=port.port, port_name=port.name, pid=port.pid)

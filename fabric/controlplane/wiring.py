@@ -54,6 +54,8 @@ class Wiring:
         self.gateway: Gateway | None = None
         self._leaving: set[int] = set()
         self.call: Call = self._no_peers
+        self.opened_out: Callable[[int], None] = lambda flow: None
+        self.opened_in: Callable[[int], None] = lambda flow: None
         self.node_is: Callable[[int, int], bool] = lambda node, incarnation: False
         self.lose_for_dead: Callable[[int, int, int, int], bool] = (
             lambda port, flow, handed, reason: False
@@ -117,6 +119,7 @@ class Wiring:
             raise
         out.state = "open"
         self._flows.keep(out)
+        self.opened_out(out.flow)
         log.info(
             "flow open",
             extra={"flow": out.flow, "channel": channel.name, "target": out.target_endpoint},
@@ -227,6 +230,7 @@ class Wiring:
             answer["reply_flow"] = half.reply_flow
         self._flows.keep(half)
         await self._push_flow_in(target, half, half.endpoint)
+        self.opened_in(half.flow)
         return answer
 
     async def serve_flow_start(self, fields: dict[str, Any]) -> dict[str, Any]:
@@ -255,6 +259,7 @@ class Wiring:
         )
         out.state = "open"
         self._flows.keep(out)
+        self.opened_out(out.flow)
         return {}
 
     async def serve_flow_in_close(self, fields: dict[str, Any]) -> dict[str, Any]:

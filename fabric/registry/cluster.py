@@ -14,7 +14,14 @@ import msgspec
 from fabric import limits
 from fabric.errors import BusyError, CapacityError, ConfigError, StaleHandleError
 from fabric.registry.declare import conflict, schema_conflict, type_conflict, unknown_channel
-from fabric.registry.records import ArchivedCounts, ChannelRecord, EndpointRecord, NodeRecord, View
+from fabric.registry.records import (
+    ArchivedCounts,
+    ChannelRecord,
+    EndpointRecord,
+    NodeRecord,
+    NodeState,
+    View,
+)
 from fabric.registry.store import RegistryStore
 
 
@@ -28,6 +35,7 @@ class Registry:
         self._channels = {c.number: c for c in store.channels()}
         self._endpoints: dict[int, EndpointRecord] = {}
         self._leases: dict[int, float] = {}
+        self._joined: set[int] = set()  # in this life of the registry
         for number, node in self._nodes.items():
             if node.state != "dead":
                 self._nodes[number] = msgspec.structs.replace(node, state="silent")
@@ -53,7 +61,8 @@ class Registry:
             A living node of another incarnation has this name.
         """
         known = next((n for n in self._nodes.values() if n.name == node.name), None)
-        if known and known.incarnation != node.incarnation and known.state == "alive":
+        is_there = known is not None and known.state != "dead" and known.number in self._joined
+        if known and is_there and known.incarnation != node.incarnation:
             raise BusyError(
                 f"a node named {node.name!r} is already in the cluster; choose another --name or stop that one",
                 name=node.name,
@@ -68,6 +77,7 @@ class Registry:
         self._nodes[number] = record
         self._store.put_node(record)
         self._leases[number] = now_s + limits.LEASE_MS / 1000
+        self._joined.add(number)
         for endpoint in endpoints:
             self._endpoints[endpoint.endpoint] = endpoint
         self._changed()
@@ -76,11 +86,13 @@ class Registry:
     def lease(self, number: int, incarnation: int, now_s: float) -> None:
         """Prolong a node's lease; raises `StaleHandleError` when it must join again."""
         node = self._nodes.get(number)
-        if node is None or node.incarnation != incarnation or node.state != "alive":
+        is_member = node is not None and node.state != "dead" and number in self._joined
+        if node is None or node.incarnation != incarnation or not is_member:
             raise StaleHandleError(
                 "the lease ended; join again", number=number, incarnation=incarnation
             )
         self._leases[number] = now_s + limits.LEASE_MS / 1000
+        self._become(node, "alive")
 
     def leave(self, number: int, incarnation: int) -> None:
         """Take a node out at once (orderly stop)."""
@@ -89,10 +101,23 @@ class Registry:
             self._end(number)
 
     def tick(self, now_s: float) -> None:
-        """End the leases that ran out."""
+        """End the leases that ran out; a node that was not heard of for `SUSPECT_MS` is silent."""
+        suspect_s = (limits.LEASE_MS - limits.SUSPECT_MS) / 1000
         for number, until in list(self._leases.items()):
             if now_s >= until:
                 self._end(number)
+            elif now_s >= until - suspect_s:
+                self._become(self._nodes[number], "silent")
+
+    def pardon(self, now_s: float) -> None:
+        """Begin every lease anew: the registry itself did not listen for a while."""
+        until = now_s + limits.LEASE_MS / 1000
+        self._leases = {number: max(until, old) for number, old in self._leases.items()}
+
+    def _become(self, node: NodeRecord, state: NodeState) -> None:
+        if node.state != state:
+            self._nodes[node.number] = msgspec.structs.replace(node, state=state)
+            self._changed()
 
     def next_lease_end(self) -> float | None:
         """Return when the next lease ends, in the caller's seconds; None without leases."""
@@ -100,6 +125,7 @@ class Registry:
 
     def _end(self, number: int) -> None:
         self._leases.pop(number, None)
+        self._joined.discard(number)
         record = msgspec.structs.replace(self._nodes[number], state="dead")
         self._nodes[number] = record
         self._store.put_node(record)

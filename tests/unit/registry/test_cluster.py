@@ -21,6 +21,7 @@ from fabric.registry.records import (
 from fabric.registry.store import RegistryStore
 
 LEASE_S = limits.LEASE_MS / 1000
+SUSPECT_S = limits.SUSPECT_MS / 1000
 TEXT = Schema("t.text", 1, [FieldSchema("text", "str")])
 OTHER = Schema("t.text", 1, [FieldSchema("text", "int")])
 FOREIGN = Schema("t.other", 1, [FieldSchema("text", "str")])
@@ -72,12 +73,41 @@ def test_name_of_a_living_node_is_refused_to_another_incarnation(registry):
     assert registry.join(node("a"), (), 0.0) == 1, "the same one may come again"
 
 
-@pytest.mark.parametrize(("after_s", "state"), [(LEASE_S - 0.01, "alive"), (LEASE_S, "dead")])
-def test_lease_ends_exactly_when_it_is_over(registry, after_s, state):
+@pytest.mark.parametrize(
+    ("after_s", "state"),
+    [
+        (SUSPECT_S - 0.01, "alive"),
+        (SUSPECT_S, "silent"),
+        (LEASE_S - 0.01, "silent"),
+        (LEASE_S, "dead"),
+    ],
+)
+def test_silent_node_is_suspect_and_dead_exactly_when_its_lease_is_over(registry, after_s, state):
     registry.join(node("a"), (end(5),), 0.0)
     registry.tick(after_s)
     assert states(registry) == {"a": state}
-    assert bool(registry.view().endpoints) == (state == "alive")
+    assert bool(registry.view().endpoints) == (state != "dead")
+
+
+def test_silent_node_that_is_heard_of_again_is_alive_with_what_it_had(registry):
+    registry.join(node("a"), (end(5),), 0.0)
+    registry.tick(SUSPECT_S)
+    registry.lease(1, 1, SUSPECT_S + 0.1)
+    assert states(registry) == {"a": "alive"} and registry.view().endpoints
+
+
+def test_name_of_a_silent_node_is_still_its_own(registry):
+    registry.join(node("a"), (), 0.0)
+    registry.tick(SUSPECT_S)
+    with pytest.raises(BusyError, match="choose another --name"):
+        registry.join(node("a", 2), (), SUSPECT_S)
+
+
+def test_registry_that_stood_still_ends_no_lease(registry):
+    registry.join(node("a"), (), 0.0)
+    registry.pardon(2 * LEASE_S)
+    registry.tick(2 * LEASE_S + SUSPECT_S - 0.01)
+    assert states(registry) == {"a": "alive"}
 
 
 def test_node_whose_lease_ended_must_join_again(registry):
@@ -144,7 +174,7 @@ def test_epochs_grow_over_a_restart_and_nodes_are_silent_until_they_are_back(sto
     assert again.view().channels == before.channels
     again.join(node("b"), (end(5, 2),), 100.1)
     again.tick(100.0 + LEASE_S)
-    assert states(again) == {"a": "dead", "b": "alive"}
+    assert states(again) == {"a": "dead", "b": "silent"}, "each from its own last sign"
     assert [e.endpoint for e in again.view().endpoints] == [5]
 
 
