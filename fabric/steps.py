@@ -4,7 +4,8 @@ Nothing happens unless ``FABRIC_FAULTS=1`` and a step is armed: by ``FABRIC_STEP
 a process, or by ``FABRIC_STEP_PAGE=FILE``, a file of `PAGE_BYTES` bytes that begins with the same text and may be
 written again at any time. The process that reaches step NAME for the NTH time gets the signal of ACTION (kill, stop,
 term); with a page, or with ``FABRIC_STEP_MARK=FILE``, once in all processes together: who creates FILE (the page's name
-and ``.done``) does it, and leaves its pid there. `core/steps.hpp` does the same; names are unique over both.
+and ``.done``) does it, and leaves its pid there. A page that says ``*`` has every process add the names of the steps it
+reaches to the page's name and ``.seen``. `core/steps.hpp` does the same; names are unique over both.
 """
 
 from __future__ import annotations
@@ -34,11 +35,14 @@ class Trap:
         self._mark = mark
         self._page = page
         self._passed = 0
+        self._seen: set[str] = set()
 
     def reach(self, name: str) -> None:
         """Count a pass of the armed step; the last one signals the own process, unless another was first."""
         if self._page is not None:
             self._read(self._page)
+            if self._text == "*":
+                self._record(name)
         armed = parse(self._text)
         if armed is None or armed[0] != name:
             return
@@ -46,10 +50,23 @@ class Trap:
         if self._passed == armed[2] and self._is_first():
             os.kill(os.getpid(), armed[1])
 
+    def _record(self, name: str) -> None:
+        if name in self._seen:
+            return
+        self._seen.add(name)
+        fd = os.open(
+            self._mark.removesuffix(".done") + ".seen",
+            os.O_WRONLY | os.O_CREAT | os.O_APPEND,
+            0o600,
+        )
+        os.write(fd, f"{name}\n".encode())
+        os.close(fd)
+
     def _read(self, page: mmap.mmap) -> None:
         text = page[:PAGE_BYTES].split(b"\0", 1)[0].decode(errors="replace")
         if text != self._text:
             self._text, self._passed = text, 0
+            self._seen.clear()
 
     def _is_first(self) -> bool:
         if not self._mark:

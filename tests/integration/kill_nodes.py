@@ -90,6 +90,10 @@ class Node:
     def control(self) -> ControlClient:
         return ControlClient(self.socket + ".ctl", deadline_s=10.0)
 
+    def is_running(self) -> bool:
+        """Tell whether its keeper lives."""
+        return self._process is not None and self._process.poll() is None
+
     def call(self, verb: str, *arguments: Any, **options: Any) -> Any:
         """Call one control verb on a fresh connection."""
         with self.control() as control:

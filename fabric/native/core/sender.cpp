@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "core/clock.hpp"
+#include "core/steps.hpp"
 
 namespace fabric {
 namespace {
@@ -174,6 +175,7 @@ Full SenderCore::write_record(const SendRequest& request, Prepared& prepared, Fl
   }
   const u64 flow_seq = flow.last_seq + 1;
   ledger_.begin(sequence, flow.id, flow_seq, writer.reserved_at(), prepared.payload);
+  step("send.pending");
   RecordHeader& header = parts.header;
   header.flags = static_cast<u16>(request.flags | (prepared.meta_inline ? 0 : kFlagMetaInSegment));
   header.flow = flow.id;
@@ -225,7 +227,9 @@ Full SenderCore::write_record(const SendRequest& request, Prepared& prepared, Fl
 void SenderCore::seal(Batch& batch) {
   if (batch.lane == nullptr) return;
   batch.lane->end.records_out.publish();
+  step("send.published");
   ledger_.accept(batch.first, batch.last);
+  step("send.accepted");
   port_.counters().records_out += batch.last - batch.first + 1;
   port_.heard_of(batch.lane);
   batch.lane->peer.ring(batch.lane->number);

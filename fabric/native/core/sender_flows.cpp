@@ -4,6 +4,7 @@
 
 #include "core/clock.hpp"
 #include "core/sender.hpp"
+#include "core/steps.hpp"
 
 namespace fabric {
 namespace {
@@ -232,8 +233,10 @@ Full SenderCore::resend(u64 sequence, FlowOut*& blocked) {
   entry.position = static_cast<u32>(writer.reserved_at());
   entry.flow_seq = header.flow_seq;
   entry.flow = flow->id;
+  step("resend.assigned");
   writer.commit();
   writer.publish();
+  step("resend.published");
   entry.word.store(out_word(OutState::accepted), std::memory_order_release);
   flow->last_seq = header.flow_seq;
   flow->sequences.put(header.flow_seq, sequence);

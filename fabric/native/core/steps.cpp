@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
+#include <set>
 #include <string>
 
 namespace fabric {
@@ -24,11 +25,13 @@ struct Trap {
   const char* page = nullptr;
   int signal = 0;
   long left = 0;
+  std::set<std::string> seen;
 
   void arm(std::string to) {
     text = std::move(to);
     const auto colon = text.find(':');
     name = text.substr(0, colon);
+    seen.clear();
     signal = 0;
     if (colon == std::string::npos) return;
     const std::string rest = text.substr(colon + 1);
@@ -78,6 +81,16 @@ bool is_first(const std::string& mark) {
   return true;
 }
 
+void record(Trap& it, const char* name) {
+  if (!it.seen.insert(name).second) return;
+  const std::string path = it.mark.substr(0, it.mark.size() - std::strlen(".done")) + ".seen";
+  const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+  if (fd < 0) return;
+  const std::string line = std::string(name) + "\n";
+  [[maybe_unused]] const auto written = ::write(fd, line.data(), line.size());
+  ::close(fd);
+}
+
 }  // namespace
 
 const bool steps_armed = set_up();
@@ -88,6 +101,7 @@ void reach_step(const char* name) {
   if (it.page != nullptr) {
     const std::string text(it.page, ::strnlen(it.page, kPageBytes));
     if (text != it.text) it.arm(text);
+    if (text == "*") record(it, name);
   }
   if (it.signal == 0 || it.name != name || --it.left != 0) return;
   if (is_first(it.mark)) ::kill(::getpid(), it.signal);
