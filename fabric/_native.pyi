@@ -128,7 +128,8 @@ class Port:
         Free the ledger row of a closed sender with nothing outstanding, once its counts are archived.
         """
 
-    def open_receiver(self, endpoint: int, channel: int, type: int, pattern: int, delivery: int) -> Receiver: ...
+    def open_receiver(self, endpoint: int, channel: int, type: int, pattern: int, delivery: int, *, overflow: int = 0) -> Receiver:
+        """`overflow`: 0 block, 1 drop_oldest, 2 drop_newest, 3 reject."""
 
 class Loan:
     """The right to write a slot before it is sent. Not thread-safe."""
@@ -287,9 +288,11 @@ class Receiver:
     def pending(self) -> int:
         """Messages drained and not handed over."""
 
-    def close(self) -> None:
+    def close(self, hand_back: bool = False) -> None:
         """
-        What is queued ends as failed(closed); waiters get ClosedError. Idempotent.
+        Waiters get ClosedError; what is queued ends as failed(closed). With `hand_back`, at_least_once: what is
+        queued or still comes is neither handed nor ended here, its slots are given back; its senders have it
+        until they are told that the flow is lost. What was handed may still be acknowledged. Idempotent.
         """
 
 def inspect_state(fd: int) -> dict[str, Any]:

@@ -53,11 +53,19 @@ class Walk:
         self.returning: dict[int, list[tuple[int, int]]] = {}  # flow → ranges of ends under way
         self.drained: dict[int, int] = {}
         self.ended_upto: dict[int, int] = {}
+        self.handed_back: dict[
+            int, tuple[int, int]
+        ] = {}  # flow → (after, upto): its sender has these
         self.differences: list[dict[str, str]] = []
 
     def is_returning(self, key: Key) -> bool:
         """Tell whether the end of a message is in a return ring."""
         return any(first <= key[1] <= last for first, last in self.returning.get(key[0], ()))
+
+    def is_handed_back(self, key: Key) -> bool:
+        """Tell whether its receiver closed and left a message, unended, to its sender."""
+        after, upto = self.handed_back.get(key[0], (0, 0))
+        return after < key[1] <= upto
 
     def differ(self, where: str, what: str) -> None:
         """Note a difference, at most AUDIT_DIFFERENCES_MAX."""
@@ -130,6 +138,8 @@ def _walk_node(walk: Walk, snapshot: Mapping[str, Any]) -> None:
             number = flow["flow"]
             walk.drained[number] = max(walk.drained.get(number, 0), flow["drained"])
             walk.ended_upto[number] = max(walk.ended_upto.get(number, 0), flow["ended_upto"])
+            if flow.get("returned"):
+                walk.handed_back[number] = (flow["handed"], flow["drained"])
             if port.get("is_alive", True):
                 _check_receiver(walk, where, flow, live[number])
 
@@ -166,12 +176,13 @@ def _walk_held(walk: Walk, where: str, port: Mapping[str, Any]) -> Counter[int]:
 
 
 def _check_receiver(walk: Walk, where: str, flow: Mapping[str, Any], live: int) -> None:
-    """Everything drained from a flow was reported or is held: a loss or a repeat shows for ever after."""
-    reported = sum(flow["reported"])
-    if reported + live != flow["drained"]:
+    """Everything drained was reported, handed back or is held: a loss or a repeat shows for ever after."""
+    reported, returned = sum(flow["reported"]), flow.get("returned", 0)
+    if reported + returned + live != flow["drained"]:
         walk.differ(
             where,
-            f"flow {flow['flow']:#x}: {flow['drained']} messages drained, {reported} ends reported and {live} held",
+            f"flow {flow['flow']:#x}: {flow['drained']} messages drained, {reported} ends reported and {live} held, "
+            f"{returned} handed back",
         )
 
 
@@ -226,7 +237,7 @@ def _check_entry(
         walk.differ(where, f"flow {key[0]:#x} message {key[1]} belongs to two entries")
     outstanding.add(key)
     known = key in walk.in_lanes or key in walk.held or key in walk.ended_here
-    if not known and not walk.is_returning(key):
+    if not known and not walk.is_returning(key) and not walk.is_handed_back(key):
         walk.differ(
             where, f"flow {key[0]:#x} message {key[1]} is outstanding and nowhere to be found"
         )

@@ -33,6 +33,7 @@ nb::dict flow_row(const InspectedFlow& flow) {
   nb::list reported;
   for (u64 count : flow.reported) reported.append(count);
   row["reported"] = reported;
+  row["returned"] = flow.returned;
   row["payload_bytes"] = flow.payload_bytes;
   return row;
 }
@@ -46,6 +47,8 @@ nb::dict held_row(const InspectedHeld& held) {
   row["slot"] = held.slot;
   row["generation"] = held.generation;
   row["since_ns"] = held.since_ns;
+  row["payload_bytes"] = held.payload_bytes;
+  row["segments"] = held.segments;
   row["channel"] = held.channel;
   return row;
 }

@@ -23,7 +23,7 @@ nb::dict stats(PyPort& port) {
   check(released([&] { return port.core->stats(s); }));
   nb::dict out;
   const std::pair<const char*, u64> rows[] = {
-      {"lanes", s.lanes}, {"flows_in", s.flows_in}, {"flows_out", s.flows_out}, {"held", s.held},
+      {"lanes", s.lanes}, {"flows_in", s.flows_in}, {"flows_out", s.flows_out}, {"receivers", s.receivers}, {"held", s.held},
       {"slots_taken", s.slots_taken}, {"segments", s.segments}, {"readers", s.readers},
       {"records_in", s.records_in}, {"records_out", s.records_out}, {"returns_in", s.returns_in},
       {"repeats", s.repeats}, {"strays", s.strays}, {"lying", s.lying}, {"expired", s.expired},
@@ -51,11 +51,17 @@ PySender open_sender(PyPort& port, u64 endpoint, u32 channel, u32 type, u32 patt
   return sender;
 }
 
-PyReceiver open_receiver(PyPort& port, u64 endpoint, u32 channel, u32 type, u32 pattern, u32 delivery) {
+Overflow overflow_of(u32 value) {
+  if (value > static_cast<u32>(Overflow::reject)) throw nb::value_error("overflow is 0 .. 3");
+  return static_cast<Overflow>(value);
+}
+
+PyReceiver open_receiver(PyPort& port, u64 endpoint, u32 channel, u32 type, u32 pattern, u32 delivery, u32 overflow) {
   std::shared_ptr<ReceiverCore> receiver;
   const Pattern p = pattern_of(pattern);
   const Delivery d = delivery_of(delivery);
-  check(released([&] { return port.core->open_receiver(endpoint, channel, type, p, d, receiver); }));
+  const Overflow o = overflow_of(overflow);
+  check(released([&] { return port.core->open_receiver(endpoint, channel, type, p, d, o, receiver); }));
   return PyReceiver(port.core, std::move(receiver));
 }
 
@@ -140,7 +146,8 @@ void bind_port(nb::module_& module) {
       .def("forget_sender", [](PyPort& p, u64 endpoint) {
         check(released([&] { return p.core->forget_sender(endpoint); }));
       }, "endpoint"_a, "Free the ledger row of a closed sender with nothing outstanding, once its counts are archived.")
-      .def("open_receiver", open_receiver, "endpoint"_a, "channel"_a, "type"_a, "pattern"_a, "delivery"_a);
+      .def("open_receiver", open_receiver, "endpoint"_a, "channel"_a, "type"_a, "pattern"_a, "delivery"_a,
+           nb::kw_only(), "overflow"_a = 0, "`overflow`: 0 block, 1 drop_oldest, 2 drop_newest, 3 reject.");
 }
 
 }  // namespace fabric

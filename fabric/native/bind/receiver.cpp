@@ -157,10 +157,13 @@ void bind_receiver(nb::module_& module) {
         check(released([&] { return receiver.core->pending(out); }));
         return out;
       }, "Messages drained and not handed over.")
-      .def("close", [](PyReceiver& receiver) {
-        Status status = released([&] { return receiver.core->close(); });
+      .def("close", [](PyReceiver& receiver, bool hand_back) {
+        Status status = released([&] { return receiver.core->close(hand_back); });
         if (status.code != Code::closed) check(status);
-      }, "What is queued ends as failed(closed); waiters get ClosedError. Idempotent.");
+      }, "hand_back"_a = false,
+           "Waiters get ClosedError; what is queued ends as failed(closed). With `hand_back`, at_least_once: what is\n"
+           "queued or still comes is neither handed nor ended here, its slots are given back; its senders have it\n"
+           "until they are told that the flow is lost. What was handed may still be acknowledged. Idempotent.");
 }
 
 }  // namespace fabric

@@ -110,12 +110,16 @@ class EndedRange {
   std::vector<bool> bits_ = std::vector<bool>(64);
 };
 
+/// What becomes of a record that nobody will be handed: its receiver has closed.
+enum class Refusal : u8 { none, end, hand_back };
+
 struct FlowInState {
   u64 id = 0;
   u64 producer_port = 0;
   FlowIn* row = nullptr;
   LaneLink* lane = nullptr;           ///< nullptr once the lane is gone
-  ReceiverCore* receiver = nullptr;
+  ReceiverCore* receiver = nullptr;   ///< nullptr before it opened and after it closed
+  Refusal refusal = Refusal::none;    ///< set when the receiver closed
   CreditIn credit;
   EndedRange ended;
   u64 live = 0;                       ///< drained, and not ended or its slots still read

@@ -32,6 +32,7 @@ class HeldTable {
     entry.slot = first != nullptr ? first->slot : 0;
     entry.generation = first != nullptr ? first->generation : 0;
     entry.since_ns = now_ns;
+    entry.payload_bytes = header.payload_bytes;
     entry.channel = header.channel;
     set(index, HeldState::queued, header.segment_count);
     ++used_;

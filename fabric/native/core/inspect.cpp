@@ -16,7 +16,7 @@ Status read_flows(StateLayout* state, InspectedState& out) {
     if (flow == 0) continue;
     InspectedFlow seen{flow, row.endpoint, row.drained.load(), row.handed.load(), row.ended_upto.load(),
                        {row.reported[0].load(), row.reported[1].load(), row.reported[2].load(), row.reported[3].load()},
-                       row.payload_bytes.load(), row.channel, row.lane};
+                       row.returned.load(), row.payload_bytes.load(), row.channel, row.lane};
     if (seen.handed > seen.drained || seen.ended_upto > seen.drained) {
       return impossible("flow " + text(flow) + " handed " + text(seen.handed) + " and ended up to " +
                         text(seen.ended_upto) + " of " + text(seen.drained) + " drained");
@@ -35,8 +35,8 @@ Status read_held(StateLayout* state, InspectedState& out) {
     const auto held = static_cast<HeldState>(word & 0xff);
     if (held == HeldState::free) continue;
     if (held > HeldState::releasing) return impossible("held entry " + text(i) + " is in state " + text(word & 0xff));
-    out.held.push_back({entry.flow, entry.flow_seq, entry.since_ns, entry.channel, entry.segment, entry.slot,
-                        entry.generation, held});
+    out.held.push_back({entry.flow, entry.flow_seq, entry.since_ns, entry.payload_bytes, entry.channel, word >> 8,
+                        entry.segment, entry.slot, entry.generation, held});
   }
   return Status::success();
 }

@@ -11,8 +11,8 @@
 
 namespace fabric {
 
-struct InspectedFlow { u64 flow, endpoint, drained, handed, ended_upto, reported[4], payload_bytes; u32 channel, lane; };
-struct InspectedHeld { u64 flow, flow_seq, since_ns, channel; u32 segment, slot, generation; HeldState state; };
+struct InspectedFlow { u64 flow, endpoint, drained, handed, ended_upto, reported[4], returned, payload_bytes; u32 channel, lane; };
+struct InspectedHeld { u64 flow, flow_seq, since_ns, payload_bytes; u32 channel, segments, segment, slot, generation; HeldState state; };
 struct InspectedOut { u64 sequence, flow, flow_seq, payload_bytes; OutState state; End end; Reason reason; };
 struct InspectedLedger {
   u64 endpoint, accepted, tail;

@@ -33,12 +33,21 @@ inline constexpr u32 kSlotsPerSegmentMax = 1024;
 inline constexpr u32 kTensorsPerMessageMax = 64;
 inline constexpr u32 kKeyBytesMax = 512;
 inline constexpr u32 kPinsPerSenderMax = 65536;   ///< keys that a stream sender remembers
+inline constexpr u32 kLinkPingMs = 1000;          ///< a connection on which nothing was heard this long is asked
+inline constexpr u32 kLinkSilentMs = 2500;        ///< and broken when it is silent this long; below the lease
+inline constexpr u32 kTransferStallMs = 2000;     ///< chunks that left and are not acknowledged go again
+inline constexpr u32 kTransferStallsMax = 3;      ///< in a row, then the connections of the session are broken
+inline constexpr u32 kTransferSilentMs = 10000;   ///< a granted transfer without chunks breaks the connection
+inline constexpr u32 kUnknownFlowsMax = 4096;     ///< flows that a peer names before they are set up, per session
+inline constexpr u32 kReportsUnackedMax = 16384;  ///< return entries on their way, per session and direction
+inline constexpr u32 kChunksBadMax = 16;          ///< corrupted chunks of one transfer, then it has failed
 inline constexpr u32 kCacheLine = 64;
 
 // ------------------------------------------------------------------ words
 enum class Class : u8 { control = 0, token = 1, embedding = 2, bulk = 3 };
 enum class Pattern : u8 { stream = 0, queue = 1, broadcast = 2, request = 3, reply = 4 };
 enum class Delivery : u8 { at_most_once = 0, at_least_once = 1 };
+enum class Overflow : u8 { block = 0, drop_oldest = 1, drop_newest = 2, reject = 3 };
 enum class MemoryKind : u8 { host = 0, pinned = 1, cuda = 2, foreign = 3 };
 
 /// How a message ended. The pair (end, reason) is what the ledger counts.
@@ -237,7 +246,9 @@ struct FlowIn {
   std::atomic<u64> handed;             ///< last flow_seq handed to the endpoint
   std::atomic<u64> ended_upto;         ///< every flow_seq <= this was reported in the return ring
   std::atomic<u64> reported[4];        ///< ends reported, by End; [none] = ended at an earlier hop
-                                       ///< Σ reported + held (queued, handed) == drained, at every cut
+                                       ///< Σ reported + returned + held (queued, handed) == drained, at every cut
+  std::atomic<u64> returned;           ///< handed back, neither handed nor ended: (handed, drained] of a flow whose
+                                       ///< receiver closed so; its sender has them still
   std::atomic<u64> payload_bytes;      ///< of what was drained
 };
 
@@ -250,10 +261,12 @@ struct HeldEntry {
   u32 slot;
   u32 generation;
   std::atomic<u32> word;               ///< HeldState | segment_count << 8
-  u64 since_ns;
-  u64 channel;
+  u64 since_ns;                        ///< CLOCK_MONOTONIC: queued, later handed (to some milliseconds)
+  u64 payload_bytes;
+  u32 channel;
+  u32 pad[3];
 };
-static_assert(sizeof(HeldEntry) == 48);
+static_assert(sizeof(HeldEntry) == kCacheLine);
 
 struct StateLayout {
   alignas(4096) StateHead head;

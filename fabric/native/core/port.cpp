@@ -333,13 +333,17 @@ Status Port::add_flow_in(u64 endpoint, u64 flow, u32 lane, u64 producer_port, u6
   row->endpoint = endpoint;
   row->channel = 0;
   row->lane = lane;
-  row->drained = row->handed = row->ended_upto = 0;
+  row->drained = row->handed = row->ended_upto = row->returned = 0;
   for (auto& count : row->reported) count = 0;
   row->payload_bytes = 0;
   row->flow.store(flow, std::memory_order_release);
   flows_in_.emplace(flow, added);
   auto receiver = receivers_.find(endpoint);
-  if (receiver == receivers_.end()) {
+  const auto closed = std::find_if(closed_ends_.begin(), closed_ends_.end(),
+                                   [endpoint](const ClosedEnd& end) { return end.endpoint == endpoint; });
+  if (closed != closed_ends_.end()) {
+    added->refusal = closed->refusal;
+  } else if (receiver == receivers_.end()) {
     early_in_[endpoint].push_back(added);
   } else {
     added->receiver = receiver->second.get();
@@ -356,7 +360,8 @@ Status Port::close_flow_in(u64 flow, bool drain) {
   if (it == flows_in_.end()) return Status::success();
   std::shared_ptr<FlowInState> state = it->second;
   if (state->lane != nullptr) progress_lane(*state->lane);
-  if (!drain && state->receiver != nullptr) state->receiver->drop_queue(state.get(), Reason::closed);
+  if (!drain && state->receiver != nullptr) state->receiver->drop_queue(state.get(), Refusal::end);
+  if (!drain && state->receiver == nullptr) drop_early_messages(*state);
   state->closing = true;
   closing_.push_back(flow);
   settle_closing_flows();
@@ -379,6 +384,10 @@ void Port::settle_closing_flows() {
 
 void Port::forget_flow_in(FlowInState& flow) {
   if (flow.receiver != nullptr) flow.receiver->remove_flow(&flow);
+  if (auto early = early_in_.find(flow.row->endpoint); early != early_in_.end()) {
+    std::erase_if(early->second, [&](const auto& waiting) { return waiting.get() == &flow; });
+    if (early->second.empty()) early_in_.erase(early);
+  }
   flow.gone = true;
   flow.row->flow.store(0, std::memory_order_release);
   flow.row = nullptr;
@@ -438,18 +447,17 @@ Status Port::forget_sender(u64 endpoint) {
   return Status::success();
 }
 
-Status Port::open_receiver(u64 endpoint, u32 channel, u32 type, Pattern pattern, Delivery delivery,
+Status Port::open_receiver(u64 endpoint, u32 channel, u32 type, Pattern pattern, Delivery delivery, Overflow overflow,
                            std::shared_ptr<ReceiverCore>& out) {
   Operation operation(*this);
   if (!operation.ok()) return operation.status();
   if (endpoint == 0 || receivers_.count(endpoint) != 0) {
     return Status::fail(Code::invalid, "endpoint " + text(endpoint) + " is open already");
   }
-  out = std::make_shared<ReceiverCore>(*this, endpoint, channel, type, pattern, delivery);
+  out = std::make_shared<ReceiverCore>(*this, endpoint, channel, type, pattern, delivery, overflow);
   receivers_.emplace(endpoint, out);
   if (auto early = early_in_.find(endpoint); early != early_in_.end()) {
     for (const auto& flow : early->second) {
-      if (flow->gone) continue;
       flow->receiver = out.get();
       flow->row->channel = channel;
       out->add_flow(flow.get());
@@ -464,6 +472,20 @@ Status Port::open_receiver(u64 endpoint, u32 channel, u32 type, Pattern pattern,
   return Status::success();
 }
 
+void Port::retire_receiver(u64 endpoint, Refusal how) {
+  receivers_.erase(endpoint);
+  closed_ends_.push_back({endpoint, how});
+  if (closed_ends_.size() > kFlowsInPerPortMax) closed_ends_.pop_front();
+}
+
+void Port::drop_early_messages(const FlowInState& flow) {
+  std::erase_if(early_messages_, [&](MessageCore* message) {
+    if (message->flow.get() != &flow) return false;
+    refuse_message(message, Refusal::end);
+    return true;
+  });
+}
+
 Status Port::stats(PortStats& out) {
   Operation operation(*this);
   if (!operation.ok()) return operation.status();
@@ -471,6 +493,7 @@ Status Port::stats(PortStats& out) {
   out.lanes = lanes_.size();
   out.flows_in = flows_in_.size();
   out.flows_out = flows_out_.size();
+  out.receivers = receivers_.size();
   out.held = held_.used();
   out.slots_taken = arena_.taken_slots();
   out.segments = arena_.segment_count();

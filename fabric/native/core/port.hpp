@@ -8,6 +8,7 @@
 
 #include <pthread.h>
 
+#include <deque>
 #include <mutex>
 #include <string>
 #include <unordered_map>
@@ -54,7 +55,7 @@ class Operation {
 };
 
 struct PortStats {
-  u64 lanes = 0, flows_in = 0, flows_out = 0, held = 0, slots_taken = 0, segments = 0, readers = 0;
+  u64 lanes = 0, flows_in = 0, flows_out = 0, receivers = 0, held = 0, slots_taken = 0, segments = 0, readers = 0;
   u64 records_in = 0, records_out = 0, repeats = 0, strays = 0, lying = 0, returns_in = 0, expired = 0,
       redelivered = 0, wakes = 0, freeze_overruns = 0;
 };
@@ -88,7 +89,7 @@ class Port : public std::enable_shared_from_this<Port> {
   Status open_sender(u64 endpoint, u32 channel, u32 type, Pattern pattern, Delivery delivery, u8 klass,
                      std::shared_ptr<SenderCore>& out);
   Status forget_sender(u64 endpoint);  ///< frees its ledger row: the daemon has archived the counts
-  Status open_receiver(u64 endpoint, u32 channel, u32 type, Pattern pattern, Delivery delivery,
+  Status open_receiver(u64 endpoint, u32 channel, u32 type, Pattern pattern, Delivery delivery, Overflow overflow,
                        std::shared_ptr<ReceiverCore>& out);
 
   // ---- inside an Operation
@@ -102,6 +103,10 @@ class Port : public std::enable_shared_from_this<Port> {
   void flush_wakes();
   void end_message(MessageCore& message, End end, Reason reason);
   void release_slots(MessageCore& message);
+  /// Takes a queued message that nobody will be handed: ended as failed(closed), or handed back.
+  void refuse_message(MessageCore* message, Refusal how);
+  /// Forgets a receiver that has closed; what still comes for it is refused as `how` says.
+  void retire_receiver(u64 endpoint, Refusal how);
   void forget_flow_in(FlowInState& flow);
   void fail_lane(LaneLink& lane, const char* why);
   void drop_message(MessageCore* message) { pool_.put(message); }
@@ -138,6 +143,7 @@ class Port : public std::enable_shared_from_this<Port> {
   void publish_returns();
   void flush_backlog(LaneLink& lane);
   FlowIn* free_flow_row();
+  void drop_early_messages(const FlowInState& flow);
   void settle_closing_flows();
   void collect_late();
   void start_service();
@@ -173,6 +179,8 @@ class Port : public std::enable_shared_from_this<Port> {
   std::vector<EarlyOut> early_out_;   ///< flows that came before their sender was opened
   std::unordered_map<u64, std::vector<std::shared_ptr<FlowInState>>> early_in_;
   std::vector<MessageCore*> early_messages_;  ///< drained before their receiver was opened
+  struct ClosedEnd { u64 endpoint; Refusal refusal; };
+  std::deque<ClosedEnd> closed_ends_; ///< the last that closed: a flow for one may be on its way
   PortStats counters_;
   Faults faults_;
 

@@ -5,6 +5,7 @@
 #include "core/port.hpp"
 #include "core/receiver.hpp"
 #include "core/sender.hpp"
+#include "core/steps.hpp"
 
 namespace fabric {
 
@@ -146,20 +147,21 @@ void Port::queue_record(FlowInState& flow, MessageCore* message) {
   }
   const SegmentEntry* first = message->segments.empty() ? nullptr : message->segments.data();
   message->held = held_.take(header, first, monotonic_ns());
+  step("drain.held");
   if (Faults::take(faults_.repeat_drained)) held_.take(header, first, monotonic_ns());
   message->slots_held = first != nullptr;
   auto& bytes = flow.row->payload_bytes;
   bytes.store(bytes.load(std::memory_order_relaxed) + header.payload_bytes, std::memory_order_relaxed);
   flow.row->drained.store(header.flow_seq, std::memory_order_release);  // after the held entry
+  step("drain.drained");
   ++flow.live;
-  if (flow.receiver == nullptr) {
-    early_messages_.push_back(message);
-  } else if (flow.receiver->is_closed()) {
-    end_message(*message, End::failed, Reason::closed);
-    release_slots(*message);
-    pool_.put(message);
-  } else {
+  if (flow.receiver != nullptr) {
     flow.receiver->push(message);
+  } else if (flow.refusal != Refusal::none) {
+    refuse_message(message, flow.refusal);
+    wake_owed(*flow.lane, true);
+  } else {
+    early_messages_.push_back(message);
   }
 }
 
@@ -321,6 +323,7 @@ void Port::end_message(MessageCore& message, End end, Reason reason) {
   if (free_held) message.held = kNotHeld;
   auto& reported = flow.row->reported[static_cast<int>(end)];
   reported.store(reported.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+  step("end.counted");
   if (flow.lane == nullptr) {
     if (held != kNotHeld) held_.free(held);
     return;
@@ -350,6 +353,25 @@ void Port::release_slots(MessageCore& message) {
     message.held = kNotHeld;
     --flow.live;
   }
+}
+
+// Handed back: its sender sends it to another consumer once it learns that this flow is lost. Counted before the
+// held entry goes, so that an audit finds the message in one of the two places.
+void Port::refuse_message(MessageCore* message, Refusal how) {
+  if (how == Refusal::hand_back) {
+    FlowInState& flow = *message->flow;
+    auto& returned = flow.row->returned;
+    returned.store(returned.load(std::memory_order_relaxed) + 1, std::memory_order_release);
+    message->ended = true;            // here nothing more is to be said about it
+    if (!message->slots_held) {
+      held_.free(message->held);
+      --flow.live;
+    }
+  } else {
+    end_message(*message, End::failed, Reason::closed);
+  }
+  release_slots(*message);
+  pool_.put(message);
 }
 
 // A destructor may run on any thread and with the interpreter's lock held: it never parks.

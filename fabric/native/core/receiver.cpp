@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "core/clock.hpp"
+#include "core/steps.hpp"
 
 namespace fabric {
 namespace {
@@ -39,6 +40,7 @@ MessageCore* ReceiverCore::hand_next() {
       continue;
     }
     flow.row->handed.store(seq, std::memory_order_release);
+    step("receive.handed");
     message->handed = true;
     if (delivery_ == Delivery::at_most_once) {
       port_.end_message(*message, End::delivered, Reason::none);
@@ -53,6 +55,7 @@ MessageCore* ReceiverCore::hand_next() {
 
 void ReceiverCore::grant(FlowInState& flow, bool even_small) {
   if (flow.lane == nullptr || flow.closing) return;
+  if (closed_) return port_.wake_owed(*flow.lane, true);  // nothing more is asked for
   if (!flow.credit.due() && !(even_small && flow.credit.any())) {
     if (queued_ == 0) port_.wake_owed(*flow.lane, true);
     return;
@@ -72,8 +75,8 @@ void ReceiverCore::grant_all() {
 
 void ReceiverCore::remove_flow(FlowInState* flow) { std::erase(flows_, flow); }
 
-// Ends what is queued (of one flow, or all) as failed(reason).
-void ReceiverCore::drop_queue(const FlowInState* only, Reason reason) {
+// Refuses what is queued, of one flow or of all.
+void ReceiverCore::drop_queue(const FlowInState* only, Refusal how) {
   MessageCore* rest = first_;
   first_ = last_ = nullptr;
   queued_ = 0;
@@ -85,9 +88,7 @@ void ReceiverCore::drop_queue(const FlowInState* only, Reason reason) {
       push(message);
       continue;
     }
-    port_.end_message(*message, End::failed, reason);
-    port_.release_slots(*message);
-    port_.drop_message(message);
+    port_.refuse_message(message, how);
   }
 }
 
@@ -138,13 +139,20 @@ Status ReceiverCore::pending(u64& out) {
   return Status::success();
 }
 
-Status ReceiverCore::close() {
+Status ReceiverCore::close(bool hand_back) {
   Operation operation(port_);
   if (!operation.ok()) return operation.status();
   if (closed_) return Status::success();
   port_.progress_locked();
   closed_ = true;
-  drop_queue(nullptr, Reason::closed);
+  const Refusal how = hand_back && delivery_ == Delivery::at_least_once ? Refusal::hand_back : Refusal::end;
+  for (FlowInState* flow : flows_) {
+    flow->refusal = how;
+    flow->receiver = nullptr;
+  }
+  flows_.clear();
+  drop_queue(nullptr, how);
+  port_.retire_receiver(endpoint_, how);
   port_.flush_wakes();
   port_.notify_waiters();
   return Status::success();

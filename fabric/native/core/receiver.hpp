@@ -9,9 +9,9 @@ namespace fabric {
 
 class ReceiverCore {
  public:
-  ReceiverCore(Port& port, u64 endpoint, u32 channel, u32 type, Pattern pattern, Delivery delivery)
+  ReceiverCore(Port& port, u64 endpoint, u32 channel, u32 type, Pattern pattern, Delivery delivery, Overflow overflow)
       : port_(port), endpoint_(endpoint), channel_(channel), type_(type), pattern_(pattern),
-        delivery_(delivery) {}
+        delivery_(delivery), overflow_(overflow) {}
   ~ReceiverCore() {
     while (MessageCore* message = pop()) MessagePool::destroy(message);
   }
@@ -22,7 +22,9 @@ class ReceiverCore {
   /// The one-message case without a vector; `out` is nullptr at the deadline.
   Status receive_one(u64 deadline_ns, bool may_wait, MessageCore*& out);
   Status pending(u64& out);
-  Status close();
+  /// What is queued ends as failed(closed), or, with `hand_back` and at_least_once, goes back to its senders unended.
+  /// What was handed can still be acknowledged, refused and released.
+  Status close(bool hand_back);
   Status ack(MessageCore& message, bool may_park);
   Status nack(MessageCore& message, Reason reason);
   Status release(MessageCore& message, bool may_park);
@@ -43,11 +45,10 @@ class ReceiverCore {
     last_ = message;
     ++queued_;
   }
-  void drop_queue(const FlowInState* only, Reason reason);
+  void drop_queue(const FlowInState* only, Refusal how);
   void fail(const char* why) { fault_ = why; }
   void add_flow(FlowInState* flow) { flows_.push_back(flow); }
   void remove_flow(FlowInState* flow);
-  bool is_closed() const { return closed_; }
   u64 queued() const { return queued_; }
 
  private:
@@ -63,6 +64,7 @@ class ReceiverCore {
   const u32 channel_, type_;
   const Pattern pattern_;
   const Delivery delivery_;
+  const Overflow overflow_;
   bool closed_ = false;
   const char* fault_ = nullptr;
   MessageCore *first_ = nullptr, *last_ = nullptr;

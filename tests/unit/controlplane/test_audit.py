@@ -83,6 +83,27 @@ def test_message_reported_twice_is_found_by_the_receivers_own_counts():
     assert "9 messages drained, 9 ends reported and 1 held" in found
 
 
+def hand_back(seen: dict[str, Any]) -> None:
+    """The receiver closed and handed 9 back; nothing is held any more."""
+    seen["ports"][1]["flows"][0]["returned"] = 1
+    seen["ports"][1]["held"] = []
+
+
+def test_message_handed_back_is_known_to_its_sender_and_counted_by_its_receiver():
+    seen = snapshot()
+    hand_back(seen)
+    report = compare([seen])
+    assert report["differences"] == [] and report["channels"]["#1"]["in_flight"] == 3
+
+
+def test_message_lost_beside_one_that_was_handed_back_is_found():
+    seen = snapshot()
+    hand_back(seen)
+    seen["ports"][1]["flows"][0]["drained"] = 10
+    found = " ".join(row["what"] for row in compare([seen])["differences"])
+    assert "10 messages drained, 8 ends reported and 0 held, 1 handed back" in found
+
+
 def test_counts_of_a_dead_receiver_cut_off_in_the_middle_are_not_compared():
     seen = snapshot()
     seen["ports"][1]["flows"][0]["reported"] = [0, 6, 1, 0]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fabric import _native
+from fabric.controlplane.audit import compare
 
 STREAM, QUEUE = 0, 1
 AT_MOST_ONCE, AT_LEAST_ONCE = 0, 1
@@ -131,3 +132,21 @@ def send_each(sender: Any, metas: Sequence[bytes], deadline_ns: int | None = Non
     """Send each as a message without tensors."""
     until = soon() if deadline_ns is None else deadline_ns
     return [sender.send(meta, [], None, until) for meta in metas]
+
+
+def audit(*joined: Pair) -> dict[str, Any]:
+    """Compare ledgers with what is found, as `fabricctl audit` does; the ports must be between two operations."""
+    ports = [side for both in joined for side in (both.a, both.b)]
+    seen = {
+        "node": "a",
+        "ports": [_native.inspect_state(side.state) for side in ports],
+        "lanes": [
+            {
+                "lane": both.lane,
+                "ports": [both.a.number, both.b.number],
+                "directions": [_native.inspect_lane(both.lane_fd, side) for side in (0, 1)],
+            }
+            for both in joined
+        ],
+    }
+    return compare([seen])
