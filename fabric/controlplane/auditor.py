@@ -180,6 +180,7 @@ class Auditor:
                     directions.append({"error": str(error)})
             lanes.append({"lane": lane.lane, "ports": list(lane.ports), "directions": directions})
         unsettled = self._daemon.death.unsettled_count + self._daemon.wiring.leaving_count
+        unsettled += self._daemon.closing.unsettled_count
         return {
             "node": self._daemon.context.name,
             "unsettled": unsettled,

@@ -18,6 +18,7 @@ from typing import Any
 from fabric import errors, limits
 from fabric.controlplane import logs, ports
 from fabric.controlplane.attach import AttachServer
+from fabric.controlplane.closing import ClosingHandler
 from fabric.controlplane.context import Context, Numbers
 from fabric.controlplane.control import Control
 from fabric.controlplane.death import OUTCOME_UNKNOWN, DeathHandler
@@ -79,6 +80,7 @@ class Daemon:
             lambda: self.registry.view, self.ports, self.endpoints, self.flows, self.wiring
         )
         self.death = DeathHandler(self.context, self.ports, self.lanes, self.segments, self.wiring)
+        self.closing = ClosingHandler(self.context, self.ports, self.lanes, self.flows, self.wiring)
         self.gateway = NodeGateway(self.context, self.ports, self.lanes, self.segments)
         self.attach = AttachServer(
             self.context, self.ports, self.segments, self.endpoints, self.registry
@@ -169,6 +171,7 @@ class Daemon:
         self.reconciler.stop()
         self.suspects.stop()
         self.death.stop()
+        self.closing.stop()
         self.attach.stop()
         if self._server is not None:
             await self._server.close(0.5)
@@ -197,6 +200,9 @@ class Daemon:
         for out in list(self.flows.outs.values()):
             if out.state == "opening" and not out.is_reply:
                 self._spawn(self.wiring.take_back(out))
+        for half in list(self.flows.ins.values()):
+            if self.endpoints.get(half.endpoint) is None:
+                self.closing.begin(half.endpoint)
         self.suspects.restore(self.loaded.items)
         self.reconciler.look()
 
@@ -242,6 +248,8 @@ class Daemon:
             self.context.events.add(
                 "closed endpoint not reported", endpoint=record.endpoint, reason=str(error)
             )
+        if record.role == "receiver" and not record.reply_endpoint:
+            self.closing.begin(record.endpoint)
 
     def _on_reported(self, port: Port, what: str) -> None:
         self.modules.on_reported(port, what)
@@ -283,6 +291,7 @@ class Daemon:
     # ---------------------------------------------------------------- the one timer
     async def _tick(self) -> None:
         looks = 0
+        self.liveness.look(time.monotonic_ns())  # from here on a pause of this daemon shows
         while True:
             await asyncio.sleep(limits.LIVENESS_MS / 1000)
             looks += 1

@@ -12,7 +12,7 @@ import logging
 import time
 from typing import Any
 
-from fabric import errors, limits
+from fabric import errors, limits, steps
 from fabric.controlplane.audit import END_DELIVERED
 from fabric.controlplane.context import Context
 from fabric.controlplane.endpoints import EndpointTable
@@ -26,7 +26,7 @@ from fabric.registry.records import ArchivedCounts
 
 log = logging.getLogger("fabricd.death")
 
-PEER_LOST, OUTCOME_UNKNOWN, SENDER_LOST = 6, 7, 15  # layout.hpp Reason
+PEER_LOST, OUTCOME_UNKNOWN, CLOSED = 6, 7, 10  # layout.hpp Reason
 _POLL_S = (0.002, 0.25)
 
 
@@ -97,6 +97,7 @@ class DeathHandler:
     ) -> None:
         started = time.monotonic()
         self._adopt(port)
+        steps.at("death.adopted")
         gone = endpoints.of(port.port)
         for record in gone:
             endpoints.remove(record)
@@ -104,15 +105,19 @@ class DeathHandler:
             self._until_done("close endpoints", registry.close, [e.endpoint for e in gone])
         )
         await self._lose_inflows(port, flows)
+        steps.at("death.flows.lost")
         await self._finish_adoption(port)
         for out in flows.outs_of_port(port.port):
             await self._wiring.retire(out)
         await closing
+        steps.at("death.outflows.retired")
         finals = self._final_counts(port)
         if finals:
             await self._until_done("archive counts", registry.archive, finals)
+        steps.at("death.counts.archived")
         for lane in self._lanes.of(port.port):
             await self._lanes.drop(lane)
+        steps.at("death.lanes.dropped")
         self._segments.drop_of(port)
         self._ports.forget(port)
         took_ms = round((time.monotonic() - started) * 1000, 1)
@@ -125,7 +130,8 @@ class DeathHandler:
         halves = flows.ins_of_port(port.port)
         if not halves:
             return
-        await self._wait_for_returns(port)
+        await wait_for_returns(self._context, self._ports, self._lanes, port)
+        steps.at("death.returns.read")
         handed = {row["flow"]: row["handed"] for row in self._inspect(port).get("flows", ())}
         lost = [self._lose_inflow(half, handed.get(half.flow, 0)) for half in halves]
         await asyncio.gather(*lost)
@@ -137,24 +143,6 @@ class DeathHandler:
     async def _lose_inflow(self, half: InFlow, handed_upto: int) -> None:
         fields = {"flow": half.flow, "handed_upto": handed_upto, "reason": PEER_LOST}
         await self._wiring.tell(half.producer_node, half.producer_incarnation, "flow_lost", fields)
-
-    async def _wait_for_returns(self, port: Port) -> None:
-        """Wait until the senders have read the dead port's last reports; bounded."""
-        deadline = time.monotonic() + limits.RETURN_DRAIN_S
-        pause = _POLL_S[0]
-        while time.monotonic() < deadline and not self._returns_are_read(port):
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, 0.02)
-
-    def _returns_are_read(self, port: Port) -> bool:
-        for lane in self._lanes.of(port.port):
-            peer = self._ports.get(lane.peer(port.port))
-            if peer is None or not peer.is_alive:
-                continue
-            seen = self._context.native.inspect_lane(lane.fd, 1 - lane.side(port.port))
-            if seen["return_head"] != seen["return_tail"]:
-                return False
-        return True
 
     # ---------------------------------------------------------------- as sender
     def _adopt(self, port: Port) -> None:
@@ -226,3 +214,25 @@ class DeathHandler:
                 log.info("registry not reached", extra={"what": what, "reason": str(error)})
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 5.0)
+
+
+async def wait_for_returns(
+    context: Context, ports: PortTable, lanes: LaneTable, port: Port
+) -> None:
+    """Wait until the living senders have read the last reports of a port; at most `limits.RETURN_DRAIN_S`."""
+    deadline = time.monotonic() + limits.RETURN_DRAIN_S
+    pause = _POLL_S[0]
+    while time.monotonic() < deadline and not _returns_are_read(context, ports, lanes, port):
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, 0.02)
+
+
+def _returns_are_read(context: Context, ports: PortTable, lanes: LaneTable, port: Port) -> bool:
+    for lane in lanes.of(port.port):
+        peer = ports.get(lane.peer(port.port))
+        if peer is None or not peer.is_alive:
+            continue
+        seen = context.native.inspect_lane(lane.fd, 1 - lane.side(port.port))
+        if seen["return_head"] != seen["return_tail"]:
+            return False
+    return True
