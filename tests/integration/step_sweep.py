@@ -137,6 +137,7 @@ class Sweep:
             act()
             self._write("")
             self.heal()
+            self.check(0)
             seen = self._beside("seen")
             for step in set(seen.read_text().split()) if seen.exists() else ():
                 self.reach[step].append(name)
@@ -224,7 +225,7 @@ class Sweep:
             views = [node.call("topology")["nodes"] for node in (self.a, self.b)]
         except Exception:
             return False
-        alive = [{n["name"] for n in view if n["state"] == "alive"} for view in views]
+        alive = [{n["name"] for n in view if n["state"] == "serving"} for view in views]
         return alive == [{"a", "b"}, {"a", "b"}]
 
     def _daemon_of(self, node: Node) -> int:
