@@ -23,8 +23,9 @@ NATIVE_SOURCES := $(shell find fabric/native -type f \( -name '*.cpp' -o -name '
 FUZZ_SECONDS ?= 30
 PYTEST_ARGS ?=
 GROUP ?= latency
+MILLION_ARGS ?=
 
-.PHONY: help setup build demo quickstart test bench lint native-test asan tsan fuzz mutants clean
+.PHONY: help setup build demo quickstart test bench million lint native-test asan tsan fuzz mutants clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -76,6 +77,9 @@ test: setup ## the whole Python test suite (PYTEST_ARGS=…)
 
 bench: build ## measure beside peers (GROUP=latency); exits non-zero where a promise does not hold
 	$(PY) -m bench $(GROUP)
+
+million: build ## a million messages on a stream, a million on a queue, a consumer killed in each (MILLION_ARGS=…)
+	$(PY) -m tests.soak.million $(MILLION_ARGS)
 
 lint: build ## ruff, mypy --strict, shell syntax, generated code
 	.venv/bin/ruff check .
