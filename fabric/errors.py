@@ -75,6 +75,12 @@ class PathBrokenError(BrokenError):
     code = "path_broken"
 
 
+class StorageError(BrokenError):
+    """The state directory does not take a write (full, read-only, an error of the disk); names path, reason and remedy."""
+
+    code = "storage"
+
+
 class PeerLostError(BrokenError):
     """The other side died; `context["outcome"]` says `unknown` when it may have acted."""
 
@@ -123,6 +129,12 @@ class CreditExhaustedError(CapacityError):
     """No credit, and the channel's overflow policy is `reject`."""
 
     code = "credit_exhausted"
+
+
+class RejectedError(CapacityError):
+    """The receiver has no room, and the channel's overflow policy is `reject`; nothing was sent."""
+
+    code = "rejected"
 
 
 class WouldBlock(FabricError):

@@ -156,3 +156,13 @@ BYE_S: Final = 2.0  # after its bye, a process may take this long to stop touchi
 EVENTS_KEPT: Final = 512
 LOG_BYTES_MAX: Final = 4 << 20  # of the daemon, a module, a plugin; rotated once
 DRAIN_S: Final = 5.0  # modules and stage hosts may take this long to leave when the node stops
+
+# ---- plans and generations
+PLAN_BYTES_MAX: Final = 768 << 10  # one plan with the text of its plugins; it crosses control in one frame
+PLANS_KEPT: Final = 64  # generations in the history; older ones are forgotten
+GENERATIONS_MAX: Final = 4  # live at once: the current one and those with messages in flight
+GENERATION_WAIT_S: Final = 10.0  # an apply waits this long for the oldest generation to close
+GENERATION_POLL_S: Final = (0.02, 0.5)  # between looks whether an old generation is empty: first, longest
+VERIFY_S: Final = 30.0  # a node may take this long to load what a plan brings, aside of its traffic
+MODULE_READY_S: Final = 60.0  # a module that a plan starts is ready within this, or the plan is rolled back
+APPLY_S: Final = 150.0  # a whole apply, roll back included

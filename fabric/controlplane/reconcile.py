@@ -39,6 +39,9 @@ class Reconciler:
         self._wiring = wiring
         self._dirty: dict[int, asyncio.Event] = {}
         self._workers: dict[int, asyncio.Task[None]] = {}
+        self._failing: dict[
+            int, set[int]
+        ] = {}  # by sender: targets that could not be set up lately
 
     def look(self) -> None:
         """Compare every local sender with the view, soon."""
@@ -74,6 +77,7 @@ class Reconciler:
     def _done(self, endpoint: int, task: asyncio.Task[None]) -> None:
         self._workers.pop(endpoint, None)
         event = self._dirty.pop(endpoint, None)
+        self._failing.pop(endpoint, None)
         if task.cancelled():
             return
         if task.exception() is not None:
@@ -92,7 +96,8 @@ class Reconciler:
                 return
             view = self._view()
             channel = next((c for c in view.channels if c.number == record.channel), None)
-            changes = plan_flows(view, record, self._flows.states_of(endpoint))
+            failing = frozenset(self._failing.get(endpoint, ()))
+            changes = plan_flows(view, record, self._flows.states_of(endpoint), failing)
             if channel is not None and not await self._apply(record, channel, changes):
                 await asyncio.sleep(limits.FLOW_RETRY_S)
                 dirty.set()
@@ -117,7 +122,9 @@ class Reconciler:
                 "target": new.target.endpoint,
             }
             log.info("flow not set up", extra={**extra, "reason": str(error)})
+            self._failing.setdefault(record.endpoint, set()).add(new.target.endpoint)
             return False
+        self._failing.get(record.endpoint, set()).discard(new.target.endpoint)
         return True
 
     async def _close(self, flow: int) -> bool:

@@ -1,19 +1,22 @@
 """The registry: membership, channels and endpoints of the whole cluster, on the first node.
 
 State code without sockets or clock: calls change it, `on_change` is told that a newer view exists, and
-`tick(now)` ends leases. A restarted registry shows its nodes as silent until they are back or their lease
+`tick(now)` ends leases. What is to be kept is stored before it is true here, so a full disk refuses a call and changes
+nothing; only leases go on without it. A restarted registry shows its nodes as silent until they are back or their lease
 ends, so a restart alone closes no flow.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 
 import msgspec
 
 from fabric import limits
-from fabric.errors import BusyError, CapacityError, ConfigError, StaleHandleError
+from fabric.errors import BusyError, CapacityError, ConfigError, StaleHandleError, StorageError
 from fabric.registry.declare import conflict, schema_conflict, type_conflict, unknown_channel
+from fabric.registry.planbook import PlanBook
 from fabric.registry.records import (
     ArchivedCounts,
     ChannelRecord,
@@ -24,6 +27,8 @@ from fabric.registry.records import (
 )
 from fabric.registry.store import RegistryStore
 
+log = logging.getLogger("fabricd.registry")
+
 
 class Registry:
     """Belongs to one loop. `on_change()` is called after every change, with the new state in place."""
@@ -33,6 +38,7 @@ class Registry:
         self._epoch = store.next_epoch_base()
         self._nodes = {n.number: n for n in store.nodes()}
         self._channels = {c.number: c for c in store.channels()}
+        self.plans = PlanBook(store, self)
         self._endpoints: dict[int, EndpointRecord] = {}
         self._leases: dict[int, float] = {}
         self._joined: set[int] = set()  # in this life of the registry
@@ -41,11 +47,14 @@ class Registry:
                 self._nodes[number] = msgspec.structs.replace(node, state="silent")
                 self._leases[number] = now_s + limits.LEASE_MS / 1000
         self.on_change: Callable[[], None] = lambda: None
+        self.plans.recover()
 
     def view(self) -> View:
         """Return the present state."""
         return View(
             epoch=self._epoch,
+            generation=self.plans.generation,
+            live=self.plans.live(),
             nodes=tuple(self._nodes.values()),
             channels=tuple(self._channels.values()),
             endpoints=tuple(self._endpoints.values()),
@@ -73,9 +82,12 @@ class Registry:
                 f"the cluster has NODES_MAX ({limits.NODES_MAX}) nodes", limit="NODES_MAX"
             )
         record = msgspec.structs.replace(node, number=number, state="alive")
+        if known is None:
+            self._store.put_node(record)
+        else:
+            self._try_to_put(record)
         self._forget(number)
         self._nodes[number] = record
-        self._store.put_node(record)
         self._leases[number] = now_s + limits.LEASE_MS / 1000
         self._joined.add(number)
         for endpoint in endpoints:
@@ -128,9 +140,16 @@ class Registry:
         self._joined.discard(number)
         record = msgspec.structs.replace(self._nodes[number], state="dead")
         self._nodes[number] = record
-        self._store.put_node(record)
+        self._try_to_put(record)
         self._forget(number)
         self._changed()
+
+    def _try_to_put(self, record: NodeRecord) -> None:
+        """Store the state of a known node if the disk takes it; else it is only silent after a restart."""
+        try:
+            self._store.put_node(record)
+        except StorageError as error:
+            log.warning("node not stored", extra={"node": record.name, "reason": str(error)})
 
     def _forget(self, number: int) -> None:
         for endpoint in [e for e in self._endpoints.values() if e.node == number]:
@@ -155,7 +174,10 @@ class Registry:
             raise CapacityError(
                 f"CHANNELS_MAX ({limits.CHANNELS_MAX}) channels are declared", limit="CHANNELS_MAX"
             )
-        record = msgspec.structs.replace(channel, number=max(self._channels, default=0) + 1)
+        # The graph of a channel begins with the plan in force: a later plan's records are newer than its.
+        record = msgspec.structs.replace(
+            channel, number=self._store.next_channel_number(), generation=self.plans.generation
+        )
         self._put_channel(record)
         return record
 
@@ -224,8 +246,28 @@ class Registry:
         return record
 
     def _put_channel(self, record: ChannelRecord) -> None:
-        self._channels[record.number] = record
         self._store.put_channel(record)
+        self._channels[record.number] = record
+        self._changed()
+
+    def channel(self, name: str) -> ChannelRecord | None:
+        """Return the channel called `name`."""
+        return next((c for c in self._channels.values() if c.name == name), None)
+
+    def channels(self) -> list[ChannelRecord]:
+        """Return every channel."""
+        return list(self._channels.values())
+
+    def is_used(self, channel: int) -> bool:
+        """Tell whether a channel has open endpoints."""
+        return any(e.channel == channel for e in self._endpoints.values())
+
+    def replace(self, puts: Iterable[ChannelRecord], drops: Iterable[ChannelRecord] = ()) -> None:
+        """Take changed channels and those removed, already stored, as they are now."""
+        for record in puts:
+            self._channels[record.number] = record
+        for record in drops:
+            self._channels.pop(record.number, None)
         self._changed()
 
     def open(self, endpoint: EndpointRecord) -> None:

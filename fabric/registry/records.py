@@ -25,12 +25,20 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     links_wanted: tuple[str, ...] = ()  #: that its operator asked for
 
 
+class Graph(msgspec.Struct, frozen=True, kw_only=True):
+    """What a channel's messages went through under an older generation, kept while something of it is in flight."""
+
+    generation: int
+    transforms: tuple[str, ...] = ()
+
+
 class ChannelRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One channel as declared; `transforms` are in order of hops.
 
     `schema` is the canonical text; empty while the channel is known only from fabric.yaml, until the first
     endpoint brings it. `delivers` names the type after the last transform (empty: the same). `messages` and `bytes` are
-    the credit a receiver grants (0: its own choice).
+    the credit a receiver grants (0: its own choice). `generation` is the plan that last changed how its messages go;
+    `older` the graphs before it that still carry some. `is_planned`: a plan brought it in, so a plan may take it away.
     """
 
     number: int = 0
@@ -49,12 +57,23 @@ class ChannelRecord(msgspec.Struct, frozen=True, kw_only=True):
     idempotent: bool = False
     messages: int = 0
     bytes: int = 0
+    deadline_s: float = 0.0  #: of a send that names none; 0: the fabric's default
+    generation: int = 0
+    older: tuple[Graph, ...] = ()
+    is_planned: bool = False
+
+    def graph(self, generation: int) -> tuple[str, ...] | None:
+        """Return the transforms of a generation of this channel; None when it is not live."""
+        if generation == self.generation:
+            return self.transforms
+        return next((g.transforms for g in self.older if g.generation == generation), None)
 
 
 class EndpointRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One end of a channel. A requester is a sender, a responder a receiver; `reply_endpoint` is the way back.
 
-    `transform` names the stage that owns it (then `stage` is its hop); user ends have none.
+    `transform` names the stage that owns it (then `stage` is its hop, and `generation` the one graph that it serves);
+    user ends have none and serve every generation.
     """
 
     endpoint: int
@@ -67,14 +86,20 @@ class EndpointRecord(msgspec.Struct, frozen=True, kw_only=True):
     reply_endpoint: int = 0
     stage: int = 0
     transform: str = ""
+    generation: int = 0
     messages: int = 0
     bytes: int = 0
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that flows are planned from, at one epoch. Epochs only grow, registry restarts included."""
+    """Everything that flows are planned from, at one epoch. Epochs only grow, registry restarts included.
+
+    `generation` is the plan in force, `live` it and the older ones that still carry messages, ascending.
+    """
 
     epoch: int = 0
+    generation: int = 0
+    live: tuple[int, ...] = ()
     nodes: tuple[NodeRecord, ...] = ()
     channels: tuple[ChannelRecord, ...] = ()
     endpoints: tuple[EndpointRecord, ...] = ()
