@@ -15,6 +15,8 @@ _SIZES = {
     "GIB": 2**30,
     "TIB": 2**40,
 }
+_DURATION = re.compile(r"\s*(\d{1,12}(?:\.\d{1,12})?)\s*([a-zµ]+)\s*", re.IGNORECASE)
+_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?B?)\s*", re.IGNORECASE)
 
 
@@ -37,6 +39,24 @@ def parse_bytes(text: str) -> int:
     if value != int(value):
         raise ValueError(f"{text!r} names a part of a byte")
     return int(value)
+
+
+def parse_seconds(text: str) -> float:
+    """Return the seconds that a duration such as ``5s``, ``250 ms`` or ``1.5min`` names.
+
+    Raises
+    ------
+    ValueError
+        The text is no duration, or its unit is missing or unknown.
+    """
+    match = _DURATION.fullmatch(text)
+    unit = match[2].lower() if match else ""
+    if match is None or unit not in _SECONDS:
+        raise ValueError(
+            f"{text[:40]!r} is not a duration; write for example 5s, 250ms or 2min"
+            f" (units: {', '.join(_SECONDS)})"
+        )
+    return float(match[1]) * _SECONDS[unit]
 
 
 def format_bytes(count: float) -> str:

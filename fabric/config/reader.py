@@ -8,6 +8,7 @@ resolved; anchors are followed within `limits.CONFIG_NODES_MAX` visits, so a fil
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -15,6 +16,9 @@ from typing import Any, NamedTuple
 import yaml
 
 from fabric import limits, units
+
+SHOWN_CHARACTERS = 40  # of a foreign text, in a message
+_PATH_CHARACTERS = 200
 
 
 class _Invalid:
@@ -41,8 +45,16 @@ class Mistake(NamedTuple):
     text: str
 
 
+def clip(text: str, characters: int = SHOWN_CHARACTERS) -> str:
+    """Return a text as it is quoted in a message: shortened, unprintable characters escaped."""
+    short = text if len(text) <= characters else text[: characters - 3] + "..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in short)
+
+
 def did_you_mean(found: str, known: Iterable[str]) -> str:
     """Return ``; did you mean 'x'?`` for the nearest known word, else an empty string."""
+    if len(found) > limits.NAME_BYTES_MAX:
+        return ""
     near = difflib.get_close_matches(found, list(known), n=1, cutoff=0.6)
     return f"; did you mean '{near[0]}'?" if near else ""
 
@@ -52,6 +64,7 @@ class Reader:
 
     def __init__(self) -> None:
         self.mistakes: list[Mistake] = []
+        self.partial: dict[str, dict[str, Any]] = {}  #: of a record with mistakes, what is well
         self.positions: dict[str, tuple[int, int]] = {}
         self._visits = 0
         self._plain = yaml.constructor.SafeConstructor()
@@ -59,7 +72,8 @@ class Reader:
     def note(self, node: yaml.Node, path: str, text: str) -> _Invalid:
         """Note a mistake at a node and return `INVALID`."""
         mark = node.start_mark
-        self.mistakes.append(Mistake(mark.line + 1, mark.column + 1, path, text))
+        shown = path if len(path) <= _PATH_CHARACTERS else path[: _PATH_CHARACTERS - 3] + "..."
+        self.mistakes.append(Mistake(mark.line + 1, mark.column + 1, shown, text))
         return INVALID
 
     def visit(self, node: yaml.Node, path: str) -> None:
@@ -90,7 +104,7 @@ class TooManyNodes(Exception):
 def found(reader: Reader, node: yaml.Node) -> str:
     """Say in a few words what stands at a node."""
     if not node.tag.startswith("tag:yaml.org,2002:") or "python" in node.tag:
-        return f"the tag {node.tag[:60]}"
+        return f"the tag {clip(node.tag)}"
     if isinstance(node, yaml.MappingNode):
         return "a mapping"
     if isinstance(node, yaml.SequenceNode):
@@ -99,8 +113,13 @@ def found(reader: Reader, node: yaml.Node) -> str:
     if value is None:
         return "nothing"
     kind = {bool: "the boolean", int: "the number", float: "the number"}.get(type(value), "")
-    shown = node.value if len(node.value) <= 40 else node.value[:37] + "..."
+    shown = clip(node.value)
     return f"{kind} {shown}" if kind else f"'{shown}'"
+
+
+def _below(path: str, key: str) -> str:
+    """Return the path of a key; a key longer than any name may be is shortened."""
+    return f"{path}.{clip(key, limits.NAME_BYTES_MAX)}".lstrip(".")
 
 
 def is_mapping(node: yaml.Node) -> bool:
@@ -132,8 +151,8 @@ def items(
             first = seen[key].start_mark.line + 1
             reader.note(
                 key_node,
-                f"{path}.{key}".lstrip("."),
-                f"the key '{key}' stands twice (first in line {first})",
+                _below(path, key),
+                f"the key '{clip(key)}' stands twice (first in line {first})",
             )
         else:
             seen[key] = key_node
@@ -142,23 +161,30 @@ def items(
 
 
 def record(fields: Mapping[str, Field], what: str) -> Decoder:
-    """Decode a mapping with fixed keys into a dict; unknown and missing keys are mistakes."""
+    """Decode a mapping with fixed keys into a dict; unknown and missing keys are mistakes.
+
+    With a mistake inside, the record is `INVALID`; what is well of it stands in `Reader.partial` under its path.
+    """
 
     def decode(reader: Reader, node: yaml.Node, path: str) -> Any:
         before = len(reader.mistakes)
         values: dict[str, Any] = {}
         for key, key_node, value_node in items(reader, node, path, what):
-            inner = f"{path}.{key}".lstrip(".")
+            inner = _below(path, key).lstrip(".")
             if key not in fields:
                 hint = did_you_mean(key, fields) or f"; known keys: {', '.join(fields)}"
-                reader.note(key_node, inner, f"unknown key '{key}' in {what}{hint}")
+                reader.note(key_node, inner, f"unknown key '{clip(key)}' in {what}{hint}")
                 continue
             reader.visit(key_node, inner)
             values[key] = fields[key].decode(reader, value_node, inner)
-        for key, field in fields.items():
-            if field.required and key not in values and len(reader.mistakes) == before:
-                reader.note(node, path, f"the key '{key}' is missing in {what}")
-        return INVALID if len(reader.mistakes) > before else values
+        if is_mapping(node) or reader.scalar(node) is None:
+            for key, field in fields.items():
+                if field.required and key not in values:
+                    reader.note(node, path, f"the key '{key}' is missing in {what}")
+        if len(reader.mistakes) == before:
+            return values
+        reader.partial[path] = {k: v for k, v in values.items() if v is not INVALID}
+        return INVALID
 
     return decode
 
@@ -174,12 +200,15 @@ def named(decode_value: Decoder, what: str, pattern: re.Pattern[str], count_max:
             )
         values: dict[str, Any] = {}
         for key, key_node, value_node in rows:
-            inner = f"{path}.{key}"
+            inner = _below(path, key)
             if not pattern.fullmatch(key):
-                reader.note(key_node, inner, f"expected a name ({pattern.pattern}), found '{key}'")
+                expected = f"expected a name ({pattern.pattern}), found '{clip(key)}'"
+                reader.note(key_node, inner, expected)
                 continue
             reader.visit(key_node, inner)
-            values[key] = decode_value(reader, value_node, inner)
+            value = decode_value(reader, value_node, inner)
+            if value is not INVALID:
+                values[key] = value
         return values
 
     return decode
@@ -228,14 +257,17 @@ def optional(decode_value: Decoder) -> Decoder:
     return decode
 
 
-def choice(options: tuple[str, ...]) -> Decoder:
-    """Decode one word of a fixed set."""
+def choice(options: tuple[str, ...], hints: Mapping[str, str] | None = None) -> Decoder:
+    """Decode one word of a fixed set; `hints` says of some other words what to do."""
+    advice = hints or {}
 
     def decode(reader: Reader, node: yaml.Node, path: str) -> Any:
         value = reader.scalar(node)
         if isinstance(value, str) and value in options:
             return value
         hint = did_you_mean(value, options) if isinstance(value, str) else ""
+        if isinstance(value, str) and value in advice:
+            hint = f"; {advice[value]}"
         return reader.note(
             node, path, f"expected one of {', '.join(options)}, found {found(reader, node)}{hint}"
         )
@@ -281,6 +313,24 @@ def boolean(reader: Reader, node: yaml.Node, path: str) -> Any:
     return reader.note(node, path, f"expected true or false, found {found(reader, node)}")
 
 
+def duration(low_s: float, high_s: float) -> Decoder:
+    """Decode a duration, a text with its unit such as ``5s``, into seconds."""
+    bounds = f"from {units.format_seconds(low_s)} to {units.format_seconds(high_s)}"
+    expected = f"expected a duration with its unit such as 5s, 250ms or 2min, {bounds}"
+
+    def decode(reader: Reader, node: yaml.Node, path: str) -> Any:
+        value = reader.scalar(node)
+        try:
+            seconds = units.parse_seconds(value) if isinstance(value, str) else math.nan
+        except ValueError:
+            seconds = math.nan
+        if low_s <= seconds <= high_s:
+            return seconds
+        return reader.note(node, path, f"{expected}, found {found(reader, node)}")
+
+    return decode
+
+
 def size_bytes(low: int, high: int) -> Decoder:
     """Decode a size: a whole number of bytes, or a text such as ``64MiB``."""
 
@@ -307,12 +357,16 @@ def plain(reader: Reader, node: yaml.Node, path: str) -> Any:
     reader.visit(node, path)
     if is_mapping(node):
         return {
-            key: plain(reader, value_node, f"{path}.{key}")
+            key: plain(reader, value_node, _below(path, key))
             for key, _, value_node in items(reader, node, path, "a mapping")
         }
     if is_list(node):
         return [plain(reader, item, f"{path}[{index}]") for index, item in enumerate(node.value)]
     value = reader.scalar(node)
+    if isinstance(value, float) and not math.isfinite(value):
+        return reader.note(node, path, f"expected a finite number, found {found(reader, node)}")
+    if isinstance(value, str) and len(value) > limits.STRING_BYTES_MAX:
+        return reader.note(node, path, f"a text may have {limits.STRING_BYTES_MAX} characters")
     if value is None or type(value) in (str, int, float, bool):
         return value
     return reader.note(

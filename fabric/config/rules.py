@@ -1,7 +1,7 @@
-"""Which channels and modules make sense: pattern, delivery and overflow together, as in the design's table.
+"""Which channels and modules make sense: pattern, delivery and overflow together, as in docs/SEMANTICS.md.
 
 Pure: a spec in, problems out, in the order of the file. Names of routes, transforms and types are
-not known here; the daemon checks them against what is loaded.
+not known here; the daemon checks them against what is loaded. Cycles of credit: `fabric.config.cycles`.
 """
 
 from __future__ import annotations
@@ -11,17 +11,24 @@ from typing import Any
 
 import msgspec
 
-from fabric.config.reader import did_you_mean
-from fabric.config.spec import ChannelSpec, FabricSpec, ModuleSpec
+from fabric import limits
+from fabric.config.reader import clip, did_you_mean
+from fabric.config.spec import (
+    CLASSES,
+    DELIVERIES,
+    OVERFLOWS,
+    PATTERNS,
+    ChannelSpec,
+    FabricSpec,
+    ModuleSpec,
+)
 
-BUILT_PATTERNS = ("stream", "queue", "request")
-BUILT_OVERFLOWS = ("block",)
 ORDERED_FLOW = ("stream", "queue")  # patterns whose messages may take any number of hops
-REPLYING = (
-    "request",
-    "scatter",
-    "gather",
-)  # may only wait or refuse: a lost reply would look like a lost request
+#: patterns with answers may only wait or refuse: a lost answer would look like a lost request
+REPLYING = ("request", "scatter")
+GATHER_FIX = (
+    "gather is the answering half of scatter, not a pattern to declare: use pattern: scatter"
+)
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,72 +76,96 @@ def _channel_problems(spec: FabricSpec) -> Iterator[Problem]:
 def check_channel(channel: ChannelSpec) -> Iterator[Problem]:
     """Yield what is wrong with one channel (also used for a channel declared by a process)."""
     where = f"channels.{channel.name}"
-    yield from _check_pattern(channel, where)
-    yield from _check_overflow(channel, where)
-    if channel.reply is not None and channel.pattern != "request":
+    unknown = list(_unknown_words(channel, where))
+    if unknown:
+        yield from unknown
+        return
+    yield from _check_delivery(channel, f"{where}.delivery")
+    yield from _check_overflow(channel, f"{where}.overflow")
+    yield from _check_reply(channel, f"{where}.reply")
+    yield from _check_transforms(channel, f"{where}.transforms")
+    if channel.deadline_s is not None and not 0 < channel.deadline_s <= limits.DEADLINE_S_MAX:
         yield Problem(
-            where=f"{where}.reply",
-            what=f"a {channel.pattern} channel has no replies",
-            fix="Remove 'reply', or use pattern: request",
+            where=f"{where}.deadline",
+            what=f"a deadline of {channel.deadline_s!r} s",
+            fix=f"Use more than 0 and at most {limits.DEADLINE_S_MAX:g} seconds",
         )
+
+
+def _unknown_words(channel: ChannelSpec, where: str) -> Iterator[Problem]:
+    for key, word, known in (
+        ("pattern", channel.pattern, PATTERNS),
+        ("delivery", channel.delivery, DELIVERIES),
+        ("overflow", channel.overflow, OVERFLOWS),
+        ("class", channel.klass, CLASSES),
+    ):
+        if word not in known:
+            hint = did_you_mean(str(word), known)
+            fix = f"Use one of {', '.join(known)}"
+            yield Problem(
+                where=f"{where}.{key}",
+                what=f"there is no {key} {clip(str(word))!r}{hint.rstrip('?')}",
+                fix=GATHER_FIX if (key, word) == ("pattern", "gather") else fix,
+            )
+
+
+def _check_delivery(channel: ChannelSpec, where: str) -> Iterator[Problem]:
+    if channel.delivery != "at_least_once":
+        return
+    if channel.pattern == "broadcast":
+        yield Problem(
+            where=where,
+            what="pattern broadcast with delivery at_least_once: a broadcast is acknowledged by nobody",
+            fix="Use delivery: at_most_once, or pattern: queue or stream",
+        )
+    if channel.pattern == "request" and not channel.idempotent:
+        yield Problem(
+            where=where,
+            what="pattern request with delivery at_least_once: one that is repeated after a death may act twice",
+            fix="Say 'idempotent: true' if repeating is harmless, or use delivery: at_most_once",
+        )
+
+
+def _check_overflow(channel: ChannelSpec, where: str) -> Iterator[Problem]:
+    if not channel.overflow.startswith("drop_"):
+        return
+    if channel.delivery == "at_least_once":
+        yield Problem(
+            where=where,
+            what=f"overflow {channel.overflow} with delivery at_least_once: what is to arrive may not be thrown away",
+            fix="Use overflow: block or reject, or delivery: at_most_once",
+        )
+    elif channel.pattern in REPLYING:
+        yield Problem(
+            where=where,
+            what=f"overflow {channel.overflow} with pattern {channel.pattern}: a dropped one would never be answered",
+            fix="Use overflow: block or reject",
+        )
+
+
+def _check_reply(channel: ChannelSpec, where: str) -> Iterator[Problem]:
+    if channel.reply is not None and channel.pattern not in REPLYING:
+        yield Problem(
+            where=where,
+            what=f"pattern {channel.pattern} has no replies",
+            fix=f"Remove 'reply', or use pattern: {' or '.join(REPLYING)}",
+        )
+
+
+def _check_transforms(channel: ChannelSpec, where: str) -> Iterator[Problem]:
     if channel.transforms and channel.pattern not in ORDERED_FLOW:
         yield Problem(
-            where=f"{where}.transforms",
+            where=where,
             what=f"transforms run on {' and '.join(ORDERED_FLOW)} channels, and this one is {channel.pattern}",
             fix="Remove the transforms, or carry the messages over a stream or queue",
         )
     for index, name in enumerate(channel.transforms):
         if name in channel.transforms[:index]:
             yield Problem(
-                where=f"{where}.transforms[{index}]",
-                what=f"the transform '{name}' stands twice in one chain",
+                where=f"{where}[{index}]",
+                what=f"the transform '{clip(name)}' stands twice in one chain",
                 fix="Remove one of the two",
             )
-
-
-def _check_pattern(channel: ChannelSpec, where: str) -> Iterator[Problem]:
-    if channel.pattern not in BUILT_PATTERNS:
-        yield Problem(
-            where=f"{where}.pattern",
-            what=f"pattern {channel.pattern} is designed but not implemented in this version",
-            fix=f"Use one of {', '.join(BUILT_PATTERNS)}",
-        )
-    if channel.delivery != "at_least_once":
-        return
-    if channel.pattern == "broadcast":
-        yield Problem(
-            where=f"{where}.delivery",
-            what="broadcast delivers at_most_once only",
-            fix="Use delivery: at_most_once, or a queue or stream",
-        )
-    if channel.pattern == "request" and not channel.idempotent:
-        yield Problem(
-            where=f"{where}.delivery",
-            what="a request repeated after its responder died may act twice",
-            fix="Say 'idempotent: true' if repeating is harmless, or use delivery: at_most_once",
-        )
-
-
-def _check_overflow(channel: ChannelSpec, where: str) -> Iterator[Problem]:
-    where = f"{where}.overflow"
-    if channel.overflow.startswith("drop_") and channel.delivery == "at_least_once":
-        yield Problem(
-            where=where,
-            what=f"{channel.overflow} throws messages away, which at_least_once forbids",
-            fix="Use overflow: block, or delivery: at_most_once",
-        )
-    elif channel.overflow.startswith("drop_") and channel.pattern in REPLYING:
-        yield Problem(
-            where=where,
-            what=f"a {channel.pattern} channel may only block or reject",
-            fix="Use overflow: block",
-        )
-    elif channel.overflow not in BUILT_OVERFLOWS:
-        yield Problem(
-            where=where,
-            what=f"overflow {channel.overflow} is designed but not implemented in this version",
-            fix=f"Use overflow: {BUILT_OVERFLOWS[0]}",
-        )
 
 
 def _module_problems(spec: FabricSpec) -> Iterator[Problem]:
@@ -152,10 +183,11 @@ def _check_module(module: ModuleSpec, spec: FabricSpec) -> Iterator[Problem]:
             fix="Write for example backoff_s: [0.2, 5]",
         )
     for field, channel in module.channels.items():
+        hint = did_you_mean(channel, spec.channels)
         if channel not in spec.channels:
             yield Problem(
                 where=f"{where}.channels.{field}",
-                what=f"the channel '{channel}' is not declared in this file{did_you_mean(channel, spec.channels)}",
+                what=f"the channel '{clip(channel)}' is not declared in this file{hint}",
                 fix="Declare it under 'channels', unless a process declares it",
                 severity="warning",
             )

@@ -12,6 +12,7 @@ import yaml
 
 from fabric import limits
 from fabric.config import reader as r
+from fabric.config import rules
 from fabric.config.spec import (
     CLASSES,
     DELIVERIES,
@@ -30,6 +31,8 @@ _NAME = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9_.-]{{0,{limits.NAME_BYTES_MAX - 1}}
 _PATH = re.compile(r"[^\0]{1,4096}")
 _CLASS_PATH = re.compile(r"[^\0:]{1,4096}:[A-Za-z_][A-Za-z0-9_.]*")
 
+DEADLINE_S_MIN = 0.001
+
 _name = r.text("a name such as least_outstanding", _NAME)
 
 _credit = r.record(
@@ -42,7 +45,7 @@ _credit = r.record(
 CHANNEL_KEYS = {
     "type": r.Field(r.text("a message type name such as kv.layer", _NAME), required=True),
     "reply": r.Field(r.optional(r.text("a message type name such as kv.answer", _NAME))),
-    "pattern": r.Field(r.choice(PATTERNS)),
+    "pattern": r.Field(r.choice(PATTERNS, {"gather": rules.GATHER_FIX})),
     "delivery": r.Field(r.choice(DELIVERIES)),
     "overflow": r.Field(r.choice(OVERFLOWS)),
     "class": r.Field(r.choice(CLASSES)),
@@ -52,7 +55,9 @@ CHANNEL_KEYS = {
     ),
     "idempotent": r.Field(r.boolean),
     "credit": r.Field(_credit),
+    "deadline": r.Field(r.optional(r.duration(DEADLINE_S_MIN, limits.DEADLINE_S_MAX))),
 }
+_JUDGED = ("pattern", "delivery", "overflow", "class", "idempotent", "reply", "transforms")
 _channel = r.record(CHANNEL_KEYS, "a channel")
 _restart = r.record(
     {
@@ -115,18 +120,43 @@ def load(path: str | os.PathLike[str]) -> FabricSpec:
             raise ConfigError(
                 f"{file} is larger than {limits.CONFIG_BYTES_MAX} bytes: split it, or check that it is the right file",
                 file=str(file),
+                limit="CONFIG_BYTES_MAX",
             )
-        content = file.read_text(encoding="utf-8")
-    except OSError as error:
+        data = file.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ConfigError(
-            f"cannot read {file}: {error.strerror or error}. Check the path and its permissions",
-            file=str(file),
+            f"cannot read {r.clip(str(file), 200)}: {reason or error}. Check the path and its permissions",
+            file=r.clip(str(file), 200),
         ) from error
+    return parse(
+        text_of(data, str(file)),
+        source=str(file),
+        search=(str(file.resolve().parent), os.getcwd()),
+    )
+
+
+def text_of(data: bytes, source: str) -> str:
+    """Decode a file's bytes.
+
+    Raises
+    ------
+    ConfigError
+        They are not UTF-8; names line and column.
+    """
+    try:
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{file} is not UTF-8 text (byte {error.start}): save it as UTF-8", file=str(file)
-        ) from error
-    return parse(content, source=str(file), search=(str(file.resolve().parent), os.getcwd()))
+        before = data[: error.start].decode("utf-8", "replace")
+        mistake = r.Mistake(
+            *_place(before), "", f"not UTF-8 text (byte {data[error.start]:#04x}): save it as UTF-8"
+        )
+    return _refuse([mistake], source)  # type: ignore[no-any-return]
+
+
+def _place(before: str) -> tuple[int, int]:
+    """Return line and column of what follows a text."""
+    return before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
 
 
 def parse(content: str, *, source: str = "fabric.yaml", search: Sequence[str] = ()) -> FabricSpec:
@@ -147,39 +177,91 @@ def parse(content: str, *, source: str = "fabric.yaml", search: Sequence[str] = 
         Names every mistake: file, line, column, expected and found. `context["mistakes"]` has them as data.
     """
     reader = r.Reader()
+    if len(content) > limits.CONFIG_BYTES_MAX:
+        raise ConfigError(
+            f"{source} is longer than {limits.CONFIG_BYTES_MAX} bytes: split it",
+            file=source,
+            limit="CONFIG_BYTES_MAX",
+        )
     try:
-        values = _decode(reader, content, source)
+        values = _document(reader, _compose(content, source), "")
     except RecursionError as error:
         raise ConfigError(
             f"{source}: nested too deeply, or an anchor that contains itself", file=source
         ) from error
+    except r.TooManyNodes as error:
+        much = f"more than {limits.CONFIG_NODES_MAX} values (anchors followed): make it smaller"
+        reader.note(error.node, "", much)
     if reader.mistakes:
-        _refuse(reader.mistakes, source)
+        _refuse(_all_mistakes(reader, source), source)
     return _build(values, source, reader.positions, search)
 
 
-def _decode(reader: r.Reader, content: str, source: str) -> Any:
-    if len(content) > limits.CONFIG_BYTES_MAX:
-        raise ConfigError(f"{source} is longer than {limits.CONFIG_BYTES_MAX} bytes", file=source)
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
+    """Composes at most `limits.CONFIG_NODES_MAX` nodes, so that a dense file costs bounded time."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__(content)
+        self._composed = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> Any:
+        """Compose one node, counted."""
+        self._composed += 1
+        if self._composed > limits.CONFIG_NODES_MAX:
+            mark = self.get_mark()
+            raise r.TooManyNodes(yaml.ScalarNode("tag:yaml.org,2002:str", "", mark, mark))
+        return super().compose_node(parent, index)
+
+
+def _compose(content: str, source: str) -> yaml.Node:
+    """Return the document's root; raises `ConfigError` naming the place of what is no YAML."""
     try:
-        root = yaml.compose(content, Loader=yaml.SafeLoader)
-        if root is None:
-            raise ConfigError(f"{source} is empty: write at least 'version: 1'", file=source)
-        return _document(reader, root, "")
+        root = yaml.compose(content, Loader=_Loader)
+    except yaml.reader.ReaderError as error:
+        what = f"not valid YAML: the character U+{ord(str(content)[error.position]):04X} is not allowed"
+        return _refuse([r.Mistake(*_place(content[: error.position]), "", what)], source)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        line, column = (mark.line + 1, mark.column + 1) if mark else (0, 0)
-        problem = "; ".join(part for part in (error.context, error.problem) if part)
-        return _refuse([r.Mistake(line, column, "", f"not valid YAML: {problem}")], source)
-    except yaml.YAMLError as error:
-        return _refuse([r.Mistake(0, 0, "", f"not valid YAML: {error}")], source)
-    except r.TooManyNodes as error:
-        reader.note(
-            error.node,
-            "",
-            f"more than {limits.CONFIG_NODES_MAX} values (anchors followed): make it smaller",
+        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        return _refuse([r.Mistake(line, column, "", _syntax(error))], source)
+    if root is None:
+        return _refuse(
+            [r.Mistake(1, 1, "", "the file is empty: write at least 'version: 1'")], source
         )
-        return None
+    return root
+
+
+def _syntax(error: yaml.MarkedYAMLError) -> str:
+    """Say what is no YAML, and for a tab what to do."""
+    if "'\\t'" in str(error.problem):
+        return "not valid YAML: a tab stands where only spaces may: indent with spaces"
+    problem = "; ".join(r.clip(part, 200) for part in (error.context, error.problem) if part)
+    return f"not valid YAML: {problem}"
+
+
+def _all_mistakes(reader: r.Reader, source: str) -> list[r.Mistake]:
+    """Add what the rules say of the parts that could be read, in the order of the file."""
+    spec = _partial(reader, source)
+    if spec is None:
+        return reader.mistakes
+    found = list(reader.mistakes)
+    for problem in rules.validate(spec):
+        if problem.severity == "error":
+            line, column = spec.position(problem.where) or (1, 1)
+            found.append(r.Mistake(line, column, problem.where, f"{problem.what}. {problem.fix}"))
+    return sorted(found, key=lambda mistake: mistake[:2])
+
+
+def _partial(reader: r.Reader, source: str) -> FabricSpec | None:
+    """Return what a document with mistakes says for certain; None when that is nothing."""
+    values = dict(reader.partial.get("", {}))
+    wrong = {mistake.path for mistake in reader.mistakes}
+    for path, fields in reader.partial.items():
+        kind, _, name = path.partition(".")
+        is_judged = kind == "channels" and name and fields.keys() <= CHANNEL_KEYS.keys()
+        if is_judged and not any(f"{path}.{key}" in wrong for key in _JUDGED):
+            values.setdefault("channels", {})[name] = {"type": "", **fields}
+    return _build({"version": 1, **values}, source, reader.positions, ()) if values else None
 
 
 def _refuse(mistakes: Sequence[r.Mistake], source: str) -> Any:
@@ -223,6 +305,7 @@ def _channel_spec(name: str, fields: dict[str, Any]) -> ChannelSpec:
         given["klass"] = given.pop("class")
     if "credit" in given:
         given["credit"] = CreditSpec(**given["credit"])
+    given["deadline_s"] = given.pop("deadline", None)
     return ChannelSpec(name=name, **given)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-PATTERNS = ("stream", "queue", "broadcast", "request", "scatter", "gather")
+PATTERNS = ("stream", "queue", "broadcast", "request", "scatter")
 DELIVERIES = ("at_most_once", "at_least_once")
 OVERFLOWS = ("block", "drop_oldest", "drop_newest", "reject")
 CLASSES = ("control", "token", "embedding", "bulk")
@@ -36,7 +36,10 @@ class PluginSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChannelSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """One channel. `type` and `reply` are message type names; `reply` serves pattern `request` only."""
+    """One channel. `type` and `reply` are message type names; `reply` serves `request` and `scatter` only.
+
+    `deadline_s` is what a send on it may take when the call names none; None leaves `limits.DEFAULT_DEADLINE_S`.
+    """
 
     name: str
     type: str
@@ -49,6 +52,7 @@ class ChannelSpec(msgspec.Struct, frozen=True, kw_only=True):
     transforms: tuple[str, ...] = ()
     idempotent: bool = False
     credit: CreditSpec = CreditSpec()
+    deadline_s: float | None = msgspec.field(default=None, name="deadline")
 
 
 class ModuleSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,12 +85,14 @@ class FabricSpec(msgspec.Struct, frozen=True, kw_only=True):
     source: str = "fabric.yaml"
     positions: dict[str, tuple[int, int]] = {}
 
-    def place(self, path: str) -> str:
-        """Name the file, line and column of a key's path, or of the nearest parent that has one."""
+    def position(self, path: str) -> tuple[int, int] | None:
+        """Return line and column of a key's path, or of the nearest parent that has one."""
         probe = path
         while probe and probe not in self.positions:
             probe = probe.rpartition(".")[0]
-        if not probe:
-            return self.source
-        line, column = self.positions[probe]
-        return f"{self.source}:{line}:{column}"
+        return self.positions.get(probe)
+
+    def place(self, path: str) -> str:
+        """Name the file, line and column of a key's path, or of the nearest parent that has one."""
+        found = self.position(path)
+        return f"{self.source}:{found[0]}:{found[1]}" if found else self.source

@@ -36,6 +36,7 @@ def channel_record(spec: ChannelSpec) -> ChannelRecord:
         idempotent=spec.idempotent,
         messages=spec.credit.messages,
         bytes=spec.credit.bytes,
+        deadline_s=spec.deadline_s or 0.0,
     )
 
 

@@ -18,12 +18,13 @@ from typing import Any
 from fabric import errors, limits
 from fabric.controlplane.calls import Answer, ControlConnection
 from fabric.controlplane.context import Context
+from fabric.controlplane.declaration import channel_from
 from fabric.controlplane.endpoints import EndpointTable, open_answer
 from fabric.controlplane.ports import Port, PortTable
 from fabric.controlplane.segments import SegmentTable
 from fabric.dataplane.framing import FrameStream
 from fabric.registry.client import RegistryClient
-from fabric.registry.records import ChannelRecord, EndpointRecord
+from fabric.registry.records import EndpointRecord
 
 log = logging.getLogger("fabricd.attach")
 
@@ -286,51 +287,3 @@ class AttachServer:
             raise errors.PeerProtocolError(
                 f"attach protocol {fields.get('v')!r}, this daemon speaks {PROTOCOL_VERSION}: install the same version"
             )
-
-
-async def channel_from(fields: dict[str, Any]) -> ChannelRecord:
-    """Read a `declare`; raises `ConfigError` naming the first rule that the declaration breaks."""
-    from fabric.config import ChannelSpec
-    from fabric.config.rules import check_channel
-    from fabric.messages.schema import Schema
-
-    schema = Schema.parse(fields["schema"]) if fields.get("schema") else None
-    reply = Schema.parse(fields["reply_schema"]) if fields.get("reply_schema") else None
-    options = {
-        key: fields[key]
-        for key in ("pattern", "delivery", "overflow", "klass", "route", "idempotent")
-        if fields.get(key)
-    }
-    name, transforms = fields["channel"], tuple(fields.get("transforms") or ())
-    if (
-        not isinstance(name, str)
-        or not name
-        or len(name.encode()) > limits.NAME_BYTES_MAX
-        or "@" in name
-    ):
-        raise errors.ConfigError(
-            f"channel name {name!r:.200}: use 1 to {limits.NAME_BYTES_MAX} bytes without '@'"
-        )
-    type_name = schema.name if schema else str(fields.get("type", ""))
-    spec = ChannelSpec(
-        name=name,
-        type=type_name,
-        reply=reply.name if reply else None,
-        transforms=transforms,
-        **options,
-    )
-    problems = [p for p in check_channel(spec) if getattr(p, "severity", "error") == "error"]
-    if problems:
-        first = problems[0]
-        raise errors.ConfigError(f"{first.where}: {first.what}. {first.fix}", channel=name)
-    return ChannelRecord(
-        name=name,
-        type_name=type_name,
-        schema=schema.text if schema else "",
-        type=schema.type_id if schema else 0,
-        reply_schema=reply.text if reply else "",
-        transforms=transforms,
-        messages=int(fields.get("messages") or 0),
-        bytes=int(fields.get("bytes") or 0),
-        **options,
-    )

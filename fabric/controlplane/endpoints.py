@@ -128,6 +128,7 @@ def open_answer(record: EndpointRecord, channel: ChannelRecord) -> dict[str, Any
         "delivery": delivery,
         "klass": channel.klass,
         "route": channel.route,
+        "deadline_s": channel.deadline_s,
         "schema": channel.schema,
         "reply_schema": channel.reply_schema,
     }

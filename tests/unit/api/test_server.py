@@ -79,7 +79,7 @@ def test_apply_hands_the_parsed_file_to_the_daemon(client, control, tmp_path):
 
 
 def test_apply_of_an_illegal_file_never_reaches_the_daemon(client, control):
-    text = "version: 1\nchannels:\n  kv: {type: t, overflow: drop_oldest}\n"
+    text = "version: 1\nchannels:\n  kv: {type: t, overflow: drop_oldest, delivery: at_least_once}\n"
     with pytest.raises(errors.ConfigError, match=r"f.yaml:3:17: channels.kv.overflow"):
         client.apply(text, source="f.yaml")
     assert control.calls == []
@@ -87,9 +87,10 @@ def test_apply_of_an_illegal_file_never_reaches_the_daemon(client, control):
 
 def test_validate_reports_the_rules_that_are_broken(client):
     problems = client.validate(
-        "version: 1\nchannels:\n  kv: {type: t, pattern: gather}\n", source="f.yaml"
+        "version: 1\nchannels:\n  kv: {type: t, pattern: broadcast, delivery: at_least_once}\n",
+        source="f.yaml",
     )["problems"]
-    assert [(p["where"], p["severity"]) for p in problems] == [("channels.kv.pattern", "error")]
+    assert [(p["where"], p["severity"]) for p in problems] == [("channels.kv.delivery", "error")]
 
 
 def test_plugin_and_module_verbs_carry_their_arguments(client, control):

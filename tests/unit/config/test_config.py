@@ -91,7 +91,7 @@ def test_load_reads_a_file_and_looks_beside_it(tmp_path):
         ("version: 2\n", "f.yaml:1:10: version: expected a whole number from 1 to 1, found the number 2"),
         ("channels: {}\n", "the key 'version' is missing"),
         ("version: 1\nchannels:\n  kv: {type: t, pattern: steam}\n", "f.yaml:3:26: channels.kv.pattern: "
-         "expected one of stream, queue, broadcast, request, scatter, gather, found 'steam'; did you mean 'stream'?"),
+         "expected one of stream, queue, broadcast, request, scatter, found 'steam'; did you mean 'stream'?"),
         ("version: 1\nchannels: {kv: {}}\n", "f.yaml:2:16: channels.kv: the key 'type' is missing in a channel"),
         ("version: 1\nchannels: {kv: {type: t, credit: {bytes: 64MiC}}}\n", "such as 64MiB, found '64MiC'"),
         ("version: 1\nchannels: {kv: {type: t, credit: {messages: 0}}}\n", "from 1 to 2048, found the number 0"),
@@ -193,70 +193,6 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path):
         config.load(tmp_path / "latin")
     with pytest.raises(errors.ConfigError, match="cannot read"):
         config.load(tmp_path)
-
-
-@pytest.mark.parametrize("pattern", ["stream", "queue"])
-@pytest.mark.parametrize("delivery", ["at_most_once", "at_least_once"])
-def test_streams_and_queues_deliver_either_way(pattern, delivery):
-    assert problems(f"{{type: t, pattern: {pattern}, delivery: {delivery}}}") == []
-
-
-@pytest.mark.parametrize(
-    ("channel", "where"),
-    [
-        ("{type: t, pattern: request, delivery: at_least_once}", "delivery"),
-        ("{type: t, pattern: stream, delivery: at_least_once, overflow: drop_oldest}", "overflow"),
-        ("{type: t, pattern: request, overflow: drop_newest}", "overflow"),
-        ("{type: t, overflow: drop_oldest}", "overflow"),
-        ("{type: t, overflow: reject}", "overflow"),
-        ("{type: t, pattern: broadcast}", "pattern"),
-        ("{type: t, pattern: scatter}", "pattern"),
-        ("{type: t, reply: u}", "reply"),
-        ("{type: t, pattern: request, transforms: [x]}", "transforms"),
-        ("{type: t, transforms: [x, y, x]}", "transforms[2]"),
-    ],
-)
-def test_a_combination_that_the_design_forbids_is_refused(channel, where):
-    assert problems(channel) == [(f"channels.c.{where}", "error")]
-
-
-def test_dropping_is_refused_for_the_reason_that_holds():
-    """Three reasons, the first that applies: it breaks the delivery, it loses replies, it is not built."""
-    said = [
-        config.validate(config.parse(f"version: 1\nchannels:\n  c: {channel}\n"))[0].what
-        for channel in (
-            "{type: t, overflow: drop_oldest, delivery: at_least_once}",
-            "{type: t, overflow: drop_oldest, pattern: request}",
-            "{type: t, overflow: drop_oldest}",
-        )
-    ]
-    assert said == [
-        "drop_oldest throws messages away, which at_least_once forbids",
-        "a request channel may only block or reject",
-        "overflow drop_oldest is designed but not implemented in this version",
-    ]
-
-
-def test_broadcast_at_least_once_is_refused_for_the_delivery_too():
-    found = problems("{type: t, pattern: broadcast, delivery: at_least_once}")
-    assert found == [("channels.c.pattern", "error"), ("channels.c.delivery", "error")]
-
-
-def test_a_request_declared_idempotent_may_be_repeated():
-    assert (
-        problems("{type: t, reply: u, pattern: request, delivery: at_least_once, idempotent: true}")
-        == []
-    )
-
-
-def test_what_is_designed_but_not_built_says_so():
-    spec = config.parse(
-        "version: 1\nchannels:\n  c: {type: t, overflow: reject}\n", source="f.yaml"
-    )
-    assert str(config.validate(spec)[0]) == (
-        "f.yaml:3:16: channels.c.overflow: overflow reject is designed but not implemented in this version. "
-        "Use overflow: block"
-    )
 
 
 def test_a_module_on_an_undeclared_channel_is_a_warning_with_the_nearest_name():
