@@ -25,7 +25,7 @@ from fabric.controlplane.death import OUTCOME_UNKNOWN, DeathHandler
 from fabric.controlplane.endpoints import EndpointTable
 from fabric.controlplane.flows import FlowTable
 from fabric.controlplane.gateway import NodeGateway
-from fabric.controlplane.keeper import REFUSED
+from fabric.controlplane.keeper import REFUSED, RESTART
 from fabric.controlplane.keeper_client import KeeperLink, Loaded
 from fabric.controlplane.lanes import LaneTable
 from fabric.controlplane.liveness import Liveness
@@ -94,6 +94,7 @@ class Daemon:
         self.calls = NodeCalls(self)
         self.control = Control(self)
         self.is_stopping = False
+        self._is_handing_over = False
         self._stopped = asyncio.Event()
         self._server: Any = None
         self._ticker: asyncio.Task[None] | None = None
@@ -151,14 +152,37 @@ class Daemon:
             },
         )
 
-    async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT, then stop in order."""
+    async def run(self) -> int:
+        """Serve until the keeper says stop (0, the node ends) or SIGTERM or SIGINT (RESTART, a successor comes)."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stopped.set)
+            loop.add_signal_handler(number, self._on_signal)
+        self.context.keeper.on_stop = self._stopped.set
         await self.start()
         await self._stopped.wait()
+        if self._is_handing_over:
+            await self.hand_over()
+            return RESTART
         await self.stop()
+        return 0
+
+    def _on_signal(self) -> None:
+        if os.getppid() != self.keeper_pid:
+            self._on_keeper_lost()  # the signal of the keeper's death
+        self._is_handing_over = True
+        self._stopped.set()
+
+    async def hand_over(self) -> None:
+        """End this daemon only: the keeper has everything, modules run on, a successor goes on."""
+        self.is_stopping = True
+        log.info("handing over to a successor", extra={"node": self.context.name})
+        if self._ticker is not None:
+            self._ticker.cancel()
+        self._stop_parts()
+        if self._server is not None:
+            await self._server.close(0.1)
+        self.gateway.stop()
+        self.context.keeper.close()
 
     async def stop(self) -> None:
         """Drain and end modules and stage hosts, leave the cluster, close everything."""
@@ -168,15 +192,15 @@ class Daemon:
             self._ticker.cancel()
         await self.modules.stop_all(limits.DRAIN_S)
         await self.membership.stop()
-        self.reconciler.stop()
-        self.suspects.stop()
-        self.death.stop()
-        self.closing.stop()
-        self.attach.stop()
+        self._stop_parts()
         if self._server is not None:
             await self._server.close(0.5)
         self.gateway.stop()
         self.context.keeper.close()
+
+    def _stop_parts(self) -> None:
+        for part in (self.reconciler, self.suspects, self.death, self.closing, self.attach):
+            part.stop()
 
     def _restore(self) -> None:
         items = self.loaded.items
@@ -300,6 +324,7 @@ class Daemon:
                     self.membership.pardon(time.monotonic())
                 self.membership.tick(time.monotonic(), looks)
                 if looks % TICK_LOOKS == 0:
+                    self.context.keeper.alive()
                     await self._retire_flows()
             except (errors.FabricError, OSError):
                 log.exception("tick failed")
@@ -341,8 +366,7 @@ def main(argv: list[str]) -> int:
 async def _run(options: Options, keeper_fd: int, native: Any) -> int:
     keeper = KeeperLink(keeper_fd)
     daemon = Daemon(options, keeper, keeper.load(), native)
-    await daemon.run()
-    return 0
+    return await daemon.run()
 
 
 if __name__ == "__main__":

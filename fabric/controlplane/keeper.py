@@ -1,8 +1,9 @@
 """The keeper: parent of daemon and modules, and the memory that outlives a daemon.
 
-Standard library only, one thread, no timer while all is well. It owns the listening sockets, a store
-`key -> (value, descriptor)`, and every child. It starts the daemon, starts it again after a crash and
-hands everything back; it decides nothing about channels. Packets: keeper_wire.py.
+Standard library and limits only, one thread. It owns the listening sockets, a store
+`key -> (value, descriptor)`, and every child. It starts the daemon, starts it again after a crash (and
+kills it when it gave no sign for LEASE_MS) and hands everything back; it decides nothing about channels. SIGTERM
+ends the node in order. Packets: keeper_wire.py.
 """
 
 from __future__ import annotations
@@ -17,12 +18,16 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from fabric import limits
 from fabric.controlplane import children
 from fabric.controlplane.keeper_wire import Packet, pack, receive_packet, send_packet
 
+OWN_PAUSE_S = 0.5  #: a turn that comes this much late means that the keeper itself stood still
 BACKOFF_S = (0.1, 2.0)  #: first and longest wait before the daemon is started again
 STEADY_S = 10.0  #: a daemon that served this long starts with the first back-off again
 ABSENT_S = 10.0  #: modules are ended when no daemon was there this long
+START_S = 60.0  #: a started daemon that serves later than this is killed
+RESTART = 75  #: exit status of a daemon that asks to be started again
 STOP_S = 15.0  #: an orderly stop of the daemon may take this long, then it is killed
 MODULE_STOP_S = 2.0  #: SIGTERM to SIGKILL for what the daemon left
 REFUSED = 78  #: exit status of a daemon that must not be started again
@@ -62,6 +67,8 @@ class Keeper:
         self._absent_since: float | None = None
         self._stopping = False
         self._kill_at: float | None = None
+        self._sign_until = 0.0  # the daemon is killed when it gives no sign until then
+        self._turned_at = 0.0
         self._status = 0
 
     def run(self) -> int:
@@ -112,13 +119,14 @@ class Keeper:
         self._stopping = True
         self._start_at = None
         self._kill_at = time.monotonic() + STOP_S
-        if self._daemon_pid:
-            os.kill(self._daemon_pid, signal.SIGTERM)
+        self._send({"op": "stop"})  # a signal asks for a restart; only the keeper ends the node
 
     def _timeout_s(self) -> float | None:
         times = [t for t in (self._start_at, self._kill_at) if t is not None]
         if self._absent_since is not None:
             times.append(self._absent_since + ABSENT_S)
+        if self._daemon_pid and not self._stopping:
+            times.append(self._sign_until)
         return max(0.0, min(times) - time.monotonic()) if times else None
 
     def _on_time(self, now: float) -> None:
@@ -126,6 +134,7 @@ class Keeper:
             self._kill_at = None
             self._say("the daemon did not stop in time and is killed")
             os.kill(self._daemon_pid, signal.SIGKILL)
+        self._watch_daemon(now)
         if self._absent_since is not None and now >= self._absent_since + ABSENT_S:
             self._absent_since = None
             self._say(f"no daemon for {ABSENT_S:g} s: ending {len(self._children)} modules")
@@ -134,6 +143,17 @@ class Keeper:
         if self._start_at is not None and now >= self._start_at:
             self._start_at = None
             self._start_daemon()
+
+    def _watch_daemon(self, now: float) -> None:
+        """Kill a daemon that is stopped or hangs; one that this keeper itself did not listen to gets its time again."""
+        paused = now - self._turned_at > limits.LEASE_MS / 1000 + OWN_PAUSE_S
+        self._turned_at = now
+        if paused:
+            self._sign_until = max(self._sign_until, now + limits.LEASE_MS / 1000)
+        if self._daemon_pid and not self._stopping and now >= self._sign_until:
+            self._say(f"no sign of the daemon ({self._daemon_pid}): it is killed")
+            self._sign_until = now + limits.LEASE_MS / 1000
+            os.kill(self._daemon_pid, signal.SIGKILL)
 
     # ---------------------------------------------------------------- daemon
     def _start_daemon(self) -> None:
@@ -147,6 +167,7 @@ class Keeper:
         self._socket = ours
         self._out.clear()
         self._loaded = False
+        self._sign_until = time.monotonic() + START_S
         self._selector.register(ours, selectors.EVENT_READ, self._on_socket)
 
     def _on_daemon_exit(self, status: int) -> None:
@@ -157,7 +178,7 @@ class Keeper:
         now = time.monotonic()
         if self._stopping:
             return
-        if code == 0 or not self._served:
+        if code == 0 or not (self._served or code == RESTART):
             self._status = code if code >= 0 else 1
             return
         if code == REFUSED:
@@ -166,7 +187,7 @@ class Keeper:
             return
         steady = self._ready_at and now - self._ready_at > STEADY_S
         self._backoff_s = BACKOFF_S[0] if steady else min(self._backoff_s * 2, BACKOFF_S[1])
-        wait = BACKOFF_S[0] if steady else self._backoff_s / 2
+        wait = BACKOFF_S[0] if steady or code == RESTART else self._backoff_s / 2
         self._ready_at = 0.0
         self._start_at = now + wait
         if self._absent_since is None:
@@ -243,8 +264,11 @@ class Keeper:
                     children.end_group(child.pid, head["signal"])
         elif operation == "seen":
             self._exits.pop(head["pid"], None)
+        elif operation == "alive":
+            self._sign_until = time.monotonic() + limits.LEASE_MS / 1000
         elif operation == "ready":
             self._served = True
+            self._sign_until = time.monotonic() + limits.LEASE_MS / 1000
             self._ready_at = time.monotonic()
             self._absent_since = None
         elif operation == "stop":

@@ -20,7 +20,7 @@ import msgspec
 from fabric.controlplane.keeper_wire import pack, receive_packet, send_packet
 from fabric.errors import BrokenError, ConfigError, DeadlineExceeded
 
-SEND_S = 5.0
+SEND_S = 8.0  #: a keeper that was stopped for a while is waited for
 LOAD_S = 10.0
 SPAWN_S = 10.0
 
@@ -35,7 +35,7 @@ class Loaded:
 
 
 class KeeperLink:
-    """One per daemon. `on_exit(tag, pid, code)` and `on_lost()` are called from the loop."""
+    """One per daemon. `on_exit(tag, pid, code)`, `on_stop()` and `on_lost()` are called from the loop."""
 
     def __init__(self, fd: int) -> None:
         self._socket = socket.socket(fileno=fd)
@@ -43,6 +43,8 @@ class KeeperLink:
         self._spawning: dict[str, asyncio.Future[int]] = {}
         self.on_exit: Callable[[str, int, int], None] = lambda tag, pid, code: None
         self.on_lost: Callable[[], None] = lambda: None
+        self.on_stop: Callable[[], None] = lambda: None
+        self._is_stopped = False  # asked to, before anybody listened
 
     def load(self) -> Loaded:
         """Ask for everything the keeper holds; raises `DeadlineExceeded` when it does not answer."""
@@ -66,6 +68,8 @@ class KeeperLink:
                 found.items[head["key"]] = (msgspec.msgpack.decode(value) if value else {}, fd)
             elif head["op"] == "child":
                 found.children[head["tag"]] = head["pid"]
+            elif head["op"] == "stop":
+                self._is_stopped = True
             elif head["op"] == "exited":
                 found.exits.append(head)
                 self._send({"op": "seen", "pid": head["pid"]})
@@ -76,7 +80,10 @@ class KeeperLink:
         send_timeout = struct.pack("ll", int(SEND_S), 0)
         self._socket.settimeout(None)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, send_timeout)
-        asyncio.get_running_loop().add_reader(self._socket.fileno(), self._readable)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._socket.fileno(), self._readable)
+        if self._is_stopped:
+            loop.call_soon(self.on_stop)
 
     def put(self, key: str, value: dict[str, Any], fd: int = -1) -> None:
         """Keep `value` (and a reference to `fd`) under `key` until dropped."""
@@ -105,6 +112,16 @@ class KeeperLink:
     def kill(self, tag: str, number: int) -> None:
         """Signal the process group of `tag`; unknown tags are ignored."""
         self._send({"op": "kill", "tag": tag, "signal": int(number)})
+
+    def alive(self) -> None:
+        """Give a sign: without one for `limits.LEASE_MS` the keeper takes this daemon for hanging.
+
+        Never waits: a keeper that does not read is the one that hangs.
+        """
+        try:
+            self._socket.send(pack({"op": "alive"}), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except OSError:
+            return
 
     def ready(self) -> None:
         """Say that this daemon serves."""
@@ -140,7 +157,9 @@ class KeeperLink:
         head, _, fd = packet
         if fd >= 0:
             os.close(fd)
-        if head["op"] == "spawned":
+        if head["op"] == "stop":
+            self.on_stop()
+        elif head["op"] == "spawned":
             answer = self._spawning.get(head["tag"])
             if answer is not None and not answer.done():
                 if head["pid"]:

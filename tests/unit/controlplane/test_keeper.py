@@ -111,7 +111,7 @@ SPAWNING = """
         else:
             pid = await keeper.spawn("m", {argv}, dict(os.environ), str(where / "m.log"))
             note("pid", pid)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+        keeper.on_stop = ended.set
         await ended.wait()
     asyncio.run(main())
 """
@@ -190,3 +190,65 @@ def kill_daemon(running: Running) -> int:
     pid = daemon_of(running)
     os.kill(pid, signal.SIGKILL)
     return pid
+
+
+SIGNING = """
+    async def main():
+        keeper.start()
+        stop = asyncio.Event()
+        keeper.on_stop = stop.set
+        keeper.ready()
+        note("served-%d" % len([p for p in where.iterdir() if p.name.startswith("served")]))
+        {signs}
+        await stop.wait()
+        note("asked")
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.promise("P3")
+def test_daemon_that_gives_no_sign_is_killed_and_started_again(start):
+    running = start(SIGNING.replace("{signs}", "time.sleep(60)"))
+    running.note("served-0")
+    began = time.monotonic()
+    running.note("served-1")
+    assert 2.5 < time.monotonic() - began < 6.0
+
+
+@pytest.mark.promise("P3")
+def test_daemon_that_gives_signs_is_left_alone_and_asked_to_stop_by_the_keeper(start):
+    signs = "[(keeper.alive(), await asyncio.sleep(0.5)) for _ in range(8)]"
+    running = start(SIGNING.replace("{signs}", signs))
+    running.note("served-0")
+    time.sleep(4.0)
+    assert not (running.folder / "served-1").exists()
+    running.process.terminate()
+    assert running.note("asked") == "" and running.process.wait(10) == 0
+
+
+@pytest.mark.promise("P3")
+def test_keeper_that_was_stopped_kills_no_daemon_for_its_own_pause(start):
+    running = start(
+        SIGNING.replace(
+            "{signs}", "[(keeper.alive(), await asyncio.sleep(0.3)) for _ in range(40)]"
+        )
+    )
+    running.note("served-0")
+    running.process.send_signal(signal.SIGSTOP)
+    time.sleep(4.0)
+    running.process.send_signal(signal.SIGCONT)
+    time.sleep(1.0)
+    assert not (running.folder / "served-1").exists()
+
+
+def test_daemon_that_asks_for_a_successor_gets_one_at_once(start):
+    running = start("""
+        if (where / "first").exists():
+            keeper.ready()
+            note("second")
+            time.sleep(60)
+        note("first")
+        sys.exit(75)
+    """)
+    running.note("first")
+    running.note("second", 2.0)
