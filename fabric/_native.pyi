@@ -10,7 +10,7 @@ has_tcp: bool = True
 
 class NeedSegment(Exception):
     """
-    A segment is needed before the call can be repeated. ``args`` is ``(size_bytes,)`` for a sender (ask the daemon for a segment of that slot size, ``add_segment``) or ``(0, segment_id)`` for a reader (fetch that segment's fd, ``add_segment``).
+    A segment is needed before the call can be repeated. ``args`` is ``(size_bytes, 0, group)`` for a sender (ask the daemon for a segment of that slot size, ``add_segment`` with that group) or ``(0, segment_id, 0)`` for a reader (fetch that segment's fd, ``add_segment``).
     """
 
 def monotonic_ns() -> int:
@@ -58,8 +58,11 @@ class Port:
     def remove_lane(self, lane: int) -> None:
         """Drop a lane that carries no outgoing flow any more."""
 
-    def add_segment(self, segment: int, fd: int, writable: bool) -> None:
-        """Map an own (writable) or a foreign arena segment."""
+    def add_segment(self, segment: int, fd: int, writable: bool, group: int = 0) -> None:
+        """
+        Map an own (writable) or a foreign arena segment. An own one serves only its group: 0 = classes control
+        and token, 1 = embedding and bulk.
+        """
 
     def drop_segment(self, segment: int) -> None:
         """
@@ -82,6 +85,12 @@ class Port:
         """
         The consumer or the path is dead: at_least_once goes to another flow, in order; at_most_once ends as
         delivered up to `handed_upto` and as failed(reason) behind it.
+        """
+
+    def suspect_flow(self, flow: int, suspect: bool) -> None:
+        """
+        The consumer is silent (or was heard of again): a queue gives it nothing new, new stream keys avoid it, keys
+        on it wait, and for a broadcast it counts as full. An unknown flow is ignored.
         """
 
     def add_flow_in(self, endpoint: int, flow: int, lane: int, producer_port: int, messages: int, bytes: int) -> None:
@@ -111,6 +120,12 @@ class Port:
     def stats(self) -> dict[str, int]:
         """Sizes of tables and counters since open."""
 
+    def views(self) -> list[dict[str, int]]:
+        """
+        Messages handed over and not released, also those collected without an end: channel, flow, flow_seq,
+        since_ns (CLOCK_MONOTONIC, to some milliseconds), bytes.
+        """
+
     def inject(self, fault: str, count: int) -> None:
         """
         Test hook, refused unless FABRIC_FAULTS=1: lose_drained, repeat_drained, miscount_fold, corrupt_cursor.
@@ -121,7 +136,10 @@ class Port:
         Wake every waiter with ClosedError and stop. Idempotent; what is outstanding is the daemon's to settle.
         """
 
-    def open_sender(self, endpoint: int, channel: int, type: int, pattern: int, delivery: int, klass: int) -> Sender: ...
+    def open_sender(self, endpoint: int, channel: int, type: int, pattern: int, delivery: int, klass: int, *, overflow: int = 0) -> Sender:
+        """
+        `overflow`: 0 block, 1 drop_oldest, 2 drop_newest, 3 reject; `drop_*` with at_most_once only.
+        """
 
     def forget_sender(self, endpoint: int) -> None:
         """
@@ -345,9 +363,25 @@ class Engine:
 
     def events(self) -> list[dict[str, Any]]: ...
 
-    def stats(self) -> dict[str, Any]: ...
+    def stats(self) -> dict[str, Any]:
+        """
+        Counters and gauges at one moment. `groups`: one dict per session and connection group (session, group, up, bytes_in,
+        bytes_out, frames_in, frames_out, rtt_ns, link_retransmits, backlog_bytes). `sessions`: per session, counters since it
+        began (messages_in/out, payload_bytes_in/out: hop-acknowledged; retransmits, repeats, crc_errors, chunks_late, gaps,
+        breaks, silent_breaks, protocol_breaks, transfers_done_in/out, transfers_aborted, transfers_stalled, backlog_stalls,
+        lane_stalls, slot_stalls, foreign) and gauges (transfers_in/out, reports_unacked, reports_blocked). `closed_sessions`:
+        the same counters summed over sessions that ended. `ends`: (end, reason, count) of messages that ended in the engine.
+        Engine-wide gauges: flows_out, flows_in, unknown_flows, orphan_returns, slots_taken, slot_waits, segment_waits; counters:
+        wakeups, releases_refused, limits_hit.
+        """
 
-    def inject(self, fault: str, argument: int) -> None: ...
+    def inject(self, fault: str, argument: int) -> None:
+        """
+        Test faults, refused unless FABRIC_FAULTS=1. Links, all present and future ones (0 = off): link_delay_us, link_rate_bytes
+        (a second), link_lose, link_repeat, link_reorder, link_corrupt (every n-th frame), link_stall (ms), link_cut_at (once,
+        after so many posted bytes), link_none (all off). Behind the link, the n-th once: corrupt_chunk, lose_record, repeat_record,
+        flip_after_checksum, zero_after_checksum; stall (ms), drop_connection (group).
+        """
 
     def add_lane(self, lane: int, pair_fd: int, side: int, klass: int, peer_port: int, peer_incarnation: int, peer_doorbell_fd: int, peer_event_fd: int) -> None: ...
 
@@ -357,9 +391,10 @@ class Engine:
 
     def drop_segment(self, segment: int) -> None: ...
 
-    def reclaim(self, segment: int, keep: Sequence[int]) -> int:
+    def reclaim(self, segment: int, holders: Sequence[tuple[int, int, int, int]]) -> int:
         """
-        After a restart: frees the slots of an own segment not listed in `keep`; returns how many.
+        After a restart: frees the slots of an own segment; returns how many. Kept are those that `holders` (slot, generation,
+        flow, lane) read, taken from the held tables after every lane was added, and those named by records still in a lane.
         """
 
     def drained(self, lane: int) -> bool: ...

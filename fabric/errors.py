@@ -126,13 +126,13 @@ class LoanLimitError(CapacityError):
 
 
 class CreditExhaustedError(CapacityError):
-    """No credit, and the channel's overflow policy is `reject`."""
+    """Room that was reserved for this (a reply, a part) is not there."""
 
     code = "credit_exhausted"
 
 
 class RejectedError(CapacityError):
-    """The receiver has no room, and the channel's overflow policy is `reject`; nothing was sent."""
+    """The receiver has no room, and the channel's overflow policy is `reject`; names what was full."""
 
     code = "rejected"
 

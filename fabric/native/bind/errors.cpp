@@ -22,6 +22,7 @@ const char* class_name(Code code) {
     case Code::peer_lost: return "PeerLostError";
     case Code::credit: return "CreditExhaustedError";
     case Code::path_broken: return "PathBrokenError";
+    case Code::rejected: return "RejectedError";
     default: return "InternalError";
   }
 }
@@ -36,8 +37,7 @@ bool check_signals() {
 void raise(const Status& status) {
   if (status.code == Code::interrupted) throw nb::python_error();  // the handler's exception is set
   if (status.code == Code::need_segment) {
-    nb::object args = status.detail[1] == 0 ? nb::object(nb::make_tuple(status.detail[0]))
-                                            : nb::object(nb::make_tuple(0, status.detail[1]));
+    nb::object args = nb::make_tuple(status.detail[0], status.detail[1], status.detail[2]);
     PyErr_SetObject(need_segment_class, args.ptr());
     throw nb::python_error();
   }
@@ -50,9 +50,9 @@ void raise(const Status& status) {
 void bind_errors(nb::module_& module) {
   need_segment_class = PyErr_NewExceptionWithDoc(
       "fabric._native.NeedSegment",
-      "A segment is needed before the call can be repeated. ``args`` is ``(size_bytes,)`` for a sender (ask the "
-      "daemon for a segment of that slot size, ``add_segment``) or ``(0, segment_id)`` for a reader (fetch that "
-      "segment's fd, ``add_segment``).",
+      "A segment is needed before the call can be repeated. ``args`` is ``(size_bytes, 0, group)`` for a sender (ask "
+      "the daemon for a segment of that slot size, ``add_segment`` with that group) or ``(0, segment_id, 0)`` for a "
+      "reader (fetch that segment's fd, ``add_segment``).",
       PyExc_Exception, nullptr);
   module.attr("NeedSegment") = nb::handle(need_segment_class);
   interrupt_hook = check_signals;

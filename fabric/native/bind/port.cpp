@@ -26,9 +26,25 @@ nb::dict stats(PyPort& port) {
       {"lanes", s.lanes}, {"flows_in", s.flows_in}, {"flows_out", s.flows_out}, {"receivers", s.receivers}, {"held", s.held},
       {"slots_taken", s.slots_taken}, {"segments", s.segments}, {"readers", s.readers},
       {"records_in", s.records_in}, {"records_out", s.records_out}, {"returns_in", s.returns_in},
-      {"repeats", s.repeats}, {"strays", s.strays}, {"lying", s.lying}, {"expired", s.expired},
+      {"repeats", s.repeats}, {"strays", s.strays}, {"lying", s.lying}, {"expired", s.expired}, {"overflowed", s.overflowed},
       {"redelivered", s.redelivered}, {"freeze_overruns", s.freeze_overruns}};
   for (const auto& [name, value] : rows) out[name] = value;
+  return out;
+}
+
+nb::list views(PyPort& port) {
+  std::vector<HeldView> found;
+  check(released([&] { return port.core->views(found); }));
+  nb::list out;
+  for (const HeldView& view : found) {
+    nb::dict row;
+    row["channel"] = view.channel;
+    row["flow"] = view.flow;
+    row["flow_seq"] = view.flow_seq;
+    row["since_ns"] = view.since_ns;
+    row["bytes"] = view.bytes;
+    out.append(row);
+  }
   return out;
 }
 
@@ -42,18 +58,22 @@ Pattern pattern_of(u32 value) {
   return static_cast<Pattern>(value);
 }
 
-PySender open_sender(PyPort& port, u64 endpoint, u32 channel, u32 type, u32 pattern, u32 delivery, u32 klass) {
-  PySender sender{port.core, nullptr};
-  const Pattern p = pattern_of(pattern);
-  const Delivery d = delivery_of(delivery);
-  if (klass > static_cast<u32>(Class::bulk)) throw nb::value_error("class is 0 .. 3");
-  check(released([&] { return port.core->open_sender(endpoint, channel, type, p, d, static_cast<u8>(klass), sender.core); }));
-  return sender;
-}
-
 Overflow overflow_of(u32 value) {
   if (value > static_cast<u32>(Overflow::reject)) throw nb::value_error("overflow is 0 .. 3");
   return static_cast<Overflow>(value);
+}
+
+PySender open_sender(PyPort& port, u64 endpoint, u32 channel, u32 type, u32 pattern, u32 delivery, u32 klass,
+                     u32 overflow) {
+  PySender sender{port.core, nullptr};
+  const Pattern p = pattern_of(pattern);
+  const Delivery d = delivery_of(delivery);
+  const Overflow o = overflow_of(overflow);
+  if (klass > static_cast<u32>(Class::bulk)) throw nb::value_error("class is 0 .. 3");
+  check(released([&] {
+    return port.core->open_sender(endpoint, channel, type, p, d, static_cast<u8>(klass), o, sender.core);
+  }));
+  return sender;
 }
 
 PyReceiver open_receiver(PyPort& port, u64 endpoint, u32 channel, u32 type, u32 pattern, u32 delivery, u32 overflow) {
@@ -74,9 +94,11 @@ void bind_flows(nb::class_<PyPort>& port) {
       .def("remove_lane", [](PyPort& p, u32 lane) {
         check(released([&] { return p.core->remove_lane(lane); }));
       }, "lane"_a, "Drop a lane that carries no outgoing flow any more.")
-      .def("add_segment", [](PyPort& p, u32 segment, int fd, bool writable) {
-        check(released([&] { return p.core->add_segment(segment, fd, writable); }));
-      }, "segment"_a, "fd"_a, "writable"_a, "Map an own (writable) or a foreign arena segment.")
+      .def("add_segment", [](PyPort& p, u32 segment, int fd, bool writable, u32 group) {
+        check(released([&] { return p.core->add_segment(segment, fd, writable, group); }));
+      }, "segment"_a, "fd"_a, "writable"_a, "group"_a = 0,
+           "Map an own (writable) or a foreign arena segment. An own one serves only its group: 0 = classes control\n"
+           "and token, 1 = embedding and bulk.")
       .def("drop_segment", [](PyPort& p, u32 segment) {
         check(released([&] { return p.core->drop_segment(segment); }));
       }, "segment"_a, "Forget a segment; views keep their mapping. CapacityError while an own slot is taken.")
@@ -100,6 +122,11 @@ void bind_flows(nb::class_<PyPort>& port) {
       }, "flow"_a, "handed_upto"_a, "reason"_a,
            "The consumer or the path is dead: at_least_once goes to another flow, in order; at_most_once ends as\n"
            "delivered up to `handed_upto` and as failed(reason) behind it.")
+      .def("suspect_flow", [](PyPort& p, u64 flow, bool suspect) {
+        check(released([&] { return p.core->suspect_flow(flow, suspect); }));
+      }, "flow"_a, "suspect"_a,
+           "The consumer is silent (or was heard of again): a queue gives it nothing new, new stream keys avoid it, keys\n"
+           "on it wait, and for a broadcast it counts as full. An unknown flow is ignored.")
       .def("add_flow_in", [](PyPort& p, u64 endpoint, u64 flow, u32 lane, u64 producer, u64 messages, u64 bytes) {
         check(released([&] { return p.core->add_flow_in(endpoint, flow, lane, producer, messages, bytes); }));
       }, "endpoint"_a, "flow"_a, "lane"_a, "producer_port"_a, "messages"_a, "bytes"_a,
@@ -134,6 +161,9 @@ void bind_port(nb::module_& module) {
         if (status.code != Code::closed) check(status);
       }, "Leave eventfd mode and read the eventfd down.")
       .def("stats", stats, nb::sig("def stats(self) -> dict[str, int]"), "Sizes of tables and counters since open.")
+      .def("views", views, nb::sig("def views(self) -> list[dict[str, int]]"),
+           "Messages handed over and not released, also those collected without an end: channel, flow, flow_seq,\n"
+           "since_ns (CLOCK_MONOTONIC, to some milliseconds), bytes.")
       .def("inject", [](PyPort& p, const std::string& fault, u64 count) {
         check(released([&] { return p.core->inject(fault, count); }));
       }, "fault"_a, "count"_a,
@@ -142,7 +172,9 @@ void bind_port(nb::module_& module) {
         nb::gil_scoped_release unlocked;
         p.core->close();
       }, "Wake every waiter with ClosedError and stop. Idempotent; what is outstanding is the daemon's to settle.")
-      .def("open_sender", open_sender, "endpoint"_a, "channel"_a, "type"_a, "pattern"_a, "delivery"_a, "klass"_a)
+      .def("open_sender", open_sender, "endpoint"_a, "channel"_a, "type"_a, "pattern"_a, "delivery"_a, "klass"_a,
+           nb::kw_only(), "overflow"_a = 0,
+           "`overflow`: 0 block, 1 drop_oldest, 2 drop_newest, 3 reject; `drop_*` with at_most_once only.")
       .def("forget_sender", [](PyPort& p, u64 endpoint) {
         check(released([&] { return p.core->forget_sender(endpoint); }));
       }, "endpoint"_a, "Free the ledger row of a closed sender with nothing outstanding, once its counts are archived.")

@@ -1,5 +1,7 @@
 #include "core/arena.hpp"
 
+#include <algorithm>
+
 namespace fabric {
 namespace {
 
@@ -59,9 +61,11 @@ bool Segment::holds(const SegmentEntry& entry) const {
   return entry.slot < slot_count_ && generation(entry.slot) == entry.generation;
 }
 
-Status Arena::add(u32 segment, int fd) {
+Status Arena::add(u32 segment, int fd, u32 group) {
   if (segments_.count(segment) != 0) return Status::success();
+  if (group >= kArenaGroups) return Status::fail(Code::invalid, "a segment's group is 0 or 1");
   Own own;
+  own.group = group;
   Status status = Segment::open(segment, fd, true, own.segment);
   if (!status.ok()) return status;
   own.use.resize(own.segment->slot_count());
@@ -83,16 +87,16 @@ Status Arena::drop(u32 segment) {
   return Status::success();
 }
 
-Status Arena::allocate(u64 bytes, SlotRef& out) {
+Status Arena::allocate(u64 bytes, SlotRef& out, u32 group) {
   Own* best = nullptr;
   for (auto& [number, own] : segments_) {
-    if (own.free.empty() || !fits(own.segment->slot_bytes(), bytes)) continue;
+    if (own.group != group || own.free.empty() || !fits(own.segment->slot_bytes(), bytes)) continue;
     if (best == nullptr || own.segment->slot_bytes() < best->segment->slot_bytes()) best = &own;
   }
-  if (best == nullptr) return Status::need_segment(bytes, 0);
+  if (best == nullptr) return Status::need_segment(bytes, 0, group);
   const u32 slot = best->free.back();
   best->free.pop_back();
-  best->use[slot] = {0, true};
+  best->use[slot].message = true;
   auto& generation = best->segment->layout()->slots[slot].generation;
   const u32 next = generation.load(std::memory_order_relaxed) + 1;
   generation.store(next, std::memory_order_release);
@@ -126,8 +130,26 @@ SegmentEntry Arena::entry(const SlotRef& ref, u64 offset, u64 length) const {
   return entry;
 }
 
+// ------------------------------------------------------------------ who needs a slot
+bool Arena::Use::remove(u64 flow) {
+  if (reader == flow && flow != 0) {
+    reader = more.empty() ? 0 : more.back();
+    if (!more.empty()) more.pop_back();
+    return true;
+  }
+  const auto at = std::find(more.begin(), more.end(), flow);
+  if (at == more.end()) return false;
+  *at = more.back();
+  more.pop_back();
+  return true;
+}
+
+void Arena::unhold(u64 flow) {
+  const auto it = holds_.find(flow);
+  if (it != holds_.end() && --it->second == 0) holds_.erase(it);
+}
+
 void Arena::give_back(Own& own, u32 slot) {
-  own.use[slot] = {};
   own.segment->layout()->slots[slot].generation.fetch_add(1, std::memory_order_acq_rel);
   own.free.push_back(slot);
   --taken_;
@@ -141,34 +163,51 @@ void Arena::drop_message(const SlotRef& ref) {
   if (!valid(ref)) return;
   Own& own = segments_.at(ref.segment);
   own.use[ref.slot].message = false;
-  if (own.use[ref.slot].reader_flow == 0) give_back(own, ref.slot);
+  if (own.use[ref.slot].idle()) give_back(own, ref.slot);
 }
 
 void Arena::hold_reader(const SlotRef& ref, u64 flow) {
-  if (valid(ref)) segments_.at(ref.segment).use[ref.slot].reader_flow = flow;
+  if (flow == 0 || !valid(ref)) return;
+  Use& use = segments_.at(ref.segment).use[ref.slot];
+  if (use.reader == flow || std::find(use.more.begin(), use.more.end(), flow) != use.more.end()) return;
+  if (use.reader == 0) use.reader = flow;
+  else use.more.push_back(flow);
+  ++holds_[flow];
 }
 
 bool Arena::drop_reader(u32 segment, u32 slot, u32 generation, u64 flow) {
   if (!valid({segment, slot, generation})) return false;
   Own& own = segments_.at(segment);
-  if (own.use[slot].reader_flow != flow) return false;
-  own.use[slot].reader_flow = 0;
-  if (!own.use[slot].message) give_back(own, slot);
+  if (!own.use[slot].remove(flow)) return false;
+  unhold(flow);
+  if (own.use[slot].idle()) give_back(own, slot);
   return true;
 }
 
 void Arena::drop_readers_of(u64 flow) {
+  const auto held = holds_.find(flow);
+  if (held == holds_.end()) return;
+  u32 left = held->second;
+  holds_.erase(held);
   for (auto& [number, own] : segments_) {
-    for (u32 slot = 0; slot < own.use.size(); ++slot) {
-      if (own.use[slot].reader_flow != flow) continue;
-      own.use[slot].reader_flow = 0;
-      if (!own.use[slot].message) give_back(own, slot);
+    for (u32 slot = 0; slot < own.use.size() && left != 0; ++slot) {
+      if (!own.use[slot].remove(flow)) continue;
+      --left;
+      if (own.use[slot].idle()) give_back(own, slot);
     }
   }
 }
 
 void Arena::free(const SlotRef& ref) {
-  if (valid(ref)) give_back(segments_.at(ref.segment), ref.slot);
+  if (!valid(ref)) return;
+  Own& own = segments_.at(ref.segment);
+  Use& use = own.use[ref.slot];
+  if (use.reader != 0) unhold(use.reader);
+  for (u64 flow : use.more) unhold(flow);
+  use.more.clear();
+  use.reader = 0;
+  use.message = false;
+  give_back(own, ref.slot);
 }
 
 std::vector<u32> Arena::idle() const {

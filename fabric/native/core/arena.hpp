@@ -1,7 +1,8 @@
 // Slots of shared memory: the owner's arena and a reader's view of other arenas.
 //
 // Arena: one owner object, under its lock; segments are added whole, one size class each. Slot
-// generations live in the segment (odd = taken), who still needs a slot is private to the owner.
+// generations live in the segment (odd = taken), who still needs a slot is private to the owner:
+// the message it belongs to and any number of readers, one per flow.
 // SegmentMap: what a reader has mapped; Segment objects are shared so that views outlive a drop.
 #pragma once
 
@@ -44,41 +45,54 @@ struct SlotRef {
   explicit operator bool() const { return generation != 0; }
 };
 
+/// Segments of one group never serve the other: bulk cannot take the slots of tokens.
+inline constexpr u32 kArenaGroups = 2;
+constexpr u32 arena_group(u8 klass) { return klass >= static_cast<u8>(Class::embedding) ? 1 : 0; }
+
 class Arena {
  public:
   /// Own, writable segment. Slots that are odd (a former life) stay taken until reclaim().
-  Status add(u32 segment, int fd);
+  Status add(u32 segment, int fd, u32 group = 0);
   Status drop(u32 segment);           ///< refused (capacity) while a slot is taken
-  /// A slot of at least `bytes`; need_segment when no fitting class has a free one.
-  Status allocate(u64 bytes, SlotRef& out);
+  /// A slot of at least `bytes`; need_segment when no fitting segment of the group has a free one.
+  Status allocate(u64 bytes, SlotRef& out, u32 group = 0);
   u8* address(const SlotRef& ref) const;
   SegmentEntry entry(const SlotRef& ref, u64 offset, u64 length) const;
 
-  // A slot is given back when neither its message nor its reader needs it.
+  // A slot is given back when neither its message nor any reader needs it.
   void hold_message(const SlotRef& ref);            ///< allocate() holds it for the writer already
   void drop_message(const SlotRef& ref);
-  void hold_reader(const SlotRef& ref, u64 flow);
+  void hold_reader(const SlotRef& ref, u64 flow);   ///< one hold a flow; `flow` is not 0
   bool drop_reader(u32 segment, u32 slot, u32 generation, u64 flow);  ///< false: not such a reader
-  void drop_readers_of(u64 flow);                   ///< that reader is dead
-  void free(const SlotRef& ref);                    ///< writer, message and reader at once
+  void drop_readers_of(u64 flow);                   ///< that reader is dead; free when it holds nothing
+  bool has_readers(u64 flow) const { return holds_.count(flow) != 0; }
+  void free(const SlotRef& ref);                    ///< writer, message and readers at once
 
   std::vector<u32> idle() const;      ///< segments with every slot free
   bool owns(u32 segment) const { return segments_.count(segment) != 0; }
   u64 taken_slots() const { return taken_; }
   u32 segment_count() const { return static_cast<u32>(segments_.size()); }
   std::shared_ptr<Segment> find(u32 segment) const;
-  /// drop_reader without the flow check (gateways free by slot).
   bool valid(const SlotRef& ref) const;
 
  private:
-  struct Use { u64 reader_flow = 0; bool message = false; };
+  struct Use {
+    u64 reader = 0;                   ///< a flow that reads it; most slots have one reader
+    std::vector<u64> more;            ///< the others
+    bool message = false;
+    bool idle() const { return !message && reader == 0; }
+    bool remove(u64 flow);
+  };
   struct Own {
     std::shared_ptr<Segment> segment;
+    u32 group = 0;
     std::vector<u32> free;
     std::vector<Use> use;
   };
   void give_back(Own& own, u32 slot);
+  void unhold(u64 flow);
   std::unordered_map<u32, Own> segments_;
+  std::unordered_map<u64, u32> holds_;  ///< flow → slots it reads
   u64 taken_ = 0;
 };
 

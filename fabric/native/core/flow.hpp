@@ -15,6 +15,7 @@ namespace fabric {
 
 class SenderCore;
 class ReceiverCore;
+struct MessageCore;
 
 /// A lane as its port sees it.
 struct LaneLink {
@@ -78,6 +79,7 @@ struct FlowOut {
   SenderCore* sender = nullptr;
   u32 generation = 0;
   bool closed = false;
+  bool suspect = false;               ///< its consumer is silent: no new work until it was heard of again
   u64 last_seq = 0;
   u64 outstanding = 0;
   CreditOut credit;
@@ -121,6 +123,8 @@ struct FlowInState {
   ReceiverCore* receiver = nullptr;   ///< nullptr before it opened and after it closed
   Refusal refusal = Refusal::none;    ///< set when the receiver closed
   CreditIn credit;
+  /// What is queued of this flow, oldest first; kept by a receiver that drops its oldest.
+  struct Queue { MessageCore *first = nullptr, *last = nullptr; u64 messages = 0, bytes = 0; } queue;
   EndedRange ended;
   u64 live = 0;                       ///< drained, and not ended or its slots still read
   bool closing = false;               ///< no more will come: the row goes when nothing is live

@@ -201,12 +201,12 @@ Status Port::remove_lane(u32 lane) {
   return Status::success();
 }
 
-Status Port::add_segment(u32 segment, int fd, bool writable) {
+Status Port::add_segment(u32 segment, int fd, bool writable, u32 group) {
   Operation operation(*this);
   if (!operation.ok()) return operation.status();
   Status status;
   if (writable) {
-    status = arena_.add(segment, fd);
+    status = arena_.add(segment, fd, group);
   } else {
     std::shared_ptr<Segment> opened;
     status = Segment::open(segment, fd, false, opened);
@@ -250,7 +250,7 @@ Status Port::add_flow_out(u64 endpoint, u64 flow, u32 lane, u64 target_endpoint,
     if (early_out_.size() >= kFlowsInPerPortMax) {
       return Status::fail(Code::capacity, "too many flows for endpoints that are not open");
     }
-    early_out_.push_back({endpoint, flow, lane, target_endpoint, messages, bytes, generation, after_drain});
+    early_out_.push_back({endpoint, flow, lane, target_endpoint, messages, bytes, generation, after_drain, false});
     return Status::success();
   }
   auto added = std::make_unique<FlowOut>();
@@ -303,6 +303,20 @@ Status Port::lose_flow_out(u64 flow, u64 handed_upto, Reason reason) {
   flows_out_.erase(it);
   arena_.drop_readers_of(flow);
   lost->sender->lose_flow(lost.get(), handed_upto, reason);
+  notify_waiters();
+  return Status::success();
+}
+
+Status Port::suspect_flow(u64 flow, bool suspect) {
+  Operation operation(*this);
+  if (!operation.ok()) return operation.status();
+  for (EarlyOut& early : early_out_) {
+    if (early.flow == flow) early.suspect = suspect;
+  }
+  auto it = flows_out_.find(flow);
+  if (it == flows_out_.end()) return Status::success();
+  it->second->suspect = suspect;
+  if (!suspect) it->second->sender->redeliver();
   notify_waiters();
   return Status::success();
 }
@@ -396,7 +410,7 @@ void Port::forget_flow_in(FlowInState& flow) {
 
 // ------------------------------------------------------------------ endpoints
 Status Port::open_sender(u64 endpoint, u32 channel, u32 type, Pattern pattern, Delivery delivery, u8 klass,
-                         std::shared_ptr<SenderCore>& out) {
+                         Overflow overflow, std::shared_ptr<SenderCore>& out) {
   std::vector<EarlyOut> early;
   {
     Operation operation(*this);
@@ -414,7 +428,7 @@ Status Port::open_sender(u64 endpoint, u32 channel, u32 type, Pattern pattern, D
     if (row == nullptr) {
       return Status::fail(Code::capacity, "a port has at most " + text(kEndpointsPerPortMax) + " senders");
     }
-    out = std::make_shared<SenderCore>(*this, endpoint, channel, type, pattern, delivery, klass, row);
+    out = std::make_shared<SenderCore>(*this, endpoint, channel, type, pattern, delivery, klass, overflow, row);
     senders_.emplace(endpoint, out);
     std::erase_if(early_out_, [&](const EarlyOut& flow) {
       if (flow.endpoint == endpoint) early.push_back(flow);
@@ -424,6 +438,7 @@ Status Port::open_sender(u64 endpoint, u32 channel, u32 type, Pattern pattern, D
   for (const EarlyOut& flow : early) {
     Status status = add_flow_out(flow.endpoint, flow.flow, flow.lane, flow.target, flow.messages, flow.bytes,
                                  flow.generation, flow.after_drain);
+    if (status.ok() && flow.suspect) status = suspect_flow(flow.flow, true);
     if (!status.ok()) return status;
   }
   return Status::success();
@@ -442,7 +457,6 @@ Status Port::forget_sender(u64 endpoint) {
     flow = flow->second->sender == it->second.get() ? flows_out_.erase(flow) : std::next(flow);
   }
   it->second->row()->endpoint = 0;
-  retired_.push_back(it->second);  // a Python sender may still point at it
   senders_.erase(it);
   return Status::success();
 }
@@ -456,6 +470,7 @@ Status Port::open_receiver(u64 endpoint, u32 channel, u32 type, Pattern pattern,
   }
   out = std::make_shared<ReceiverCore>(*this, endpoint, channel, type, pattern, delivery, overflow);
   receivers_.emplace(endpoint, out);
+  if (out->drops_oldest() && ++prompt_ == 1) kick_service();
   if (auto early = early_in_.find(endpoint); early != early_in_.end()) {
     for (const auto& flow : early->second) {
       flow->receiver = out.get();
@@ -473,6 +488,8 @@ Status Port::open_receiver(u64 endpoint, u32 channel, u32 type, Pattern pattern,
 }
 
 void Port::retire_receiver(u64 endpoint, Refusal how) {
+  auto it = receivers_.find(endpoint);
+  if (it != receivers_.end() && it->second->drops_oldest()) --prompt_;
   receivers_.erase(endpoint);
   closed_ends_.push_back({endpoint, how});
   if (closed_ends_.size() > kFlowsInPerPortMax) closed_ends_.pop_front();
@@ -498,6 +515,15 @@ Status Port::stats(PortStats& out) {
   out.slots_taken = arena_.taken_slots();
   out.segments = arena_.segment_count();
   out.readers = readers_.size();
+  return Status::success();
+}
+
+Status Port::views(std::vector<HeldView>& out) {
+  Operation operation(*this);
+  if (!operation.ok()) return operation.status();
+  held_.each_view([&out](const HeldEntry& entry) {
+    out.push_back({entry.flow, entry.flow_seq, entry.since_ns, entry.payload_bytes, entry.channel});
+  });
   return Status::success();
 }
 

@@ -54,9 +54,12 @@ class Operation {
   bool may_park_, inside_ = false;
 };
 
+/// A message that was handed over and not released.
+struct HeldView { u64 flow, flow_seq, since_ns, bytes; u32 channel; };
+
 struct PortStats {
   u64 lanes = 0, flows_in = 0, flows_out = 0, receivers = 0, held = 0, slots_taken = 0, segments = 0, readers = 0;
-  u64 records_in = 0, records_out = 0, repeats = 0, strays = 0, lying = 0, returns_in = 0, expired = 0,
+  u64 records_in = 0, records_out = 0, repeats = 0, strays = 0, lying = 0, returns_in = 0, expired = 0, overflowed = 0,
       redelivered = 0, wakes = 0, freeze_overruns = 0;
 };
 
@@ -71,13 +74,14 @@ class Port : public std::enable_shared_from_this<Port> {
   Status add_lane(u32 lane, int pair_fd, int side, u32 klass, u64 peer_port, u64 peer_incarnation,
                   int peer_doorbell_fd, int peer_event_fd);
   Status remove_lane(u32 lane);
-  Status add_segment(u32 segment, int fd, bool writable);
+  Status add_segment(u32 segment, int fd, bool writable, u32 group = 0);
   Status drop_segment(u32 segment);
   Status idle_segments(std::vector<u32>& out);
   Status add_flow_out(u64 endpoint, u64 flow, u32 lane, u64 target_endpoint, u64 messages, u64 bytes,
                       u32 generation, bool after_drain);
   Status close_flow_out(u64 flow);
   Status lose_flow_out(u64 flow, u64 handed_upto, Reason reason);
+  Status suspect_flow(u64 flow, bool suspect);  ///< its consumer is silent: no new work for it
   Status add_flow_in(u64 endpoint, u64 flow, u32 lane, u64 producer_port, u64 messages, u64 bytes);
   Status close_flow_in(u64 flow, bool drain);
   Status progress(u64& handled);
@@ -85,9 +89,10 @@ class Port : public std::enable_shared_from_this<Port> {
   Status disarm();
   int event_fd() const { return doorbell_.event_fd(); }
   Status stats(PortStats& out);
+  Status views(std::vector<HeldView>& out);  ///< costs a look at every held entry ever used
   Status inject(const std::string& fault, u64 count);
   Status open_sender(u64 endpoint, u32 channel, u32 type, Pattern pattern, Delivery delivery, u8 klass,
-                     std::shared_ptr<SenderCore>& out);
+                     Overflow overflow, std::shared_ptr<SenderCore>& out);
   Status forget_sender(u64 endpoint);  ///< frees its ledger row: the daemon has archived the counts
   Status open_receiver(u64 endpoint, u32 channel, u32 type, Pattern pattern, Delivery delivery, Overflow overflow,
                        std::shared_ptr<ReceiverCore>& out);
@@ -150,6 +155,9 @@ class Port : public std::enable_shared_from_this<Port> {
   void stop_service();
   void service_loop();
   void service_tick(u64 now);
+  void service_sleep(u64 until_ns);
+  void kick_service();
+  void hand_bell_over();
   bool worth_spinning();
   bool spin_for_news(Operation& operation, u64 deadline_ns);
 
@@ -173,9 +181,8 @@ class Port : public std::enable_shared_from_this<Port> {
   std::vector<u64> closing_;          ///< incoming flows that go when drained
   std::unordered_map<u64, std::shared_ptr<SenderCore>> senders_;
   std::unordered_map<u64, std::shared_ptr<ReceiverCore>> receivers_;
-  std::vector<std::shared_ptr<SenderCore>> retired_;
   std::vector<MessageCore*> collected_;  ///< views that went while an audit froze the port
-  struct EarlyOut { u64 endpoint, flow; u32 lane; u64 target; u64 messages, bytes; u32 generation; bool after_drain; };
+  struct EarlyOut { u64 endpoint, flow; u32 lane; u64 target; u64 messages, bytes; u32 generation; bool after_drain; bool suspect; };
   std::vector<EarlyOut> early_out_;   ///< flows that came before their sender was opened
   std::unordered_map<u64, std::vector<std::shared_ptr<FlowInState>>> early_in_;
   std::vector<MessageCore*> early_messages_;  ///< drained before their receiver was opened
@@ -186,6 +193,7 @@ class Port : public std::enable_shared_from_this<Port> {
 
   // waiting
   bool leader_ = false, leader_asleep_ = false, armed_ = false, news_ = false;
+  bool service_leads_ = false;        ///< the leader is the service thread, which gives way to any other
   u32 followers_ = 0;
   u64 news_count_ = 0;
   LaneLink* last_lane_ = nullptr;     ///< whose peer was heard of or written to last
@@ -195,7 +203,8 @@ class Port : public std::enable_shared_from_this<Port> {
   // service thread
   pthread_t service_{};
   bool has_service_ = false;
-  std::atomic<u32> service_stop_{0};
+  std::atomic<u32> service_stop_{0}, service_word_{0};
+  u32 prompt_ = 0;                    ///< receivers that want their records drained at once, whoever reads
   u64 user_progress_ = 0, service_seen_ = 0, last_full_look_ = 0;
 };
 

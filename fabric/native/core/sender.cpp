@@ -55,9 +55,9 @@ u64 hash_key(std::span<const u8> key) {
 }
 
 SenderCore::SenderCore(Port& port, u64 endpoint, u32 channel, u32 type, Pattern pattern, Delivery delivery,
-                       u8 klass, SenderLedger* row)
+                       u8 klass, Overflow overflow, SenderLedger* row)
     : port_(port), endpoint_(endpoint), channel_(channel), type_(type), pattern_(pattern),
-      delivery_(delivery), klass_(klass), retained_(kOutstandingPerEndpoint) {
+      delivery_(delivery), klass_(klass), overflow_(overflow), retained_(kOutstandingPerEndpoint) {
   row->channel = channel;
   row->pattern = static_cast<u8>(pattern);
   row->delivery = static_cast<u8>(delivery);
@@ -77,10 +77,10 @@ SenderCore::SenderCore(Port& port, u64 endpoint, u32 channel, u32 type, Pattern 
 // ------------------------------------------------------------------ layout and slots
 // A slot of `bytes`; makes progress once before it asks for a new segment.
 Status SenderCore::place(Operation&, u64 bytes, SlotRef& out, u8*& at) {
-  Status status = port_.arena().allocate(bytes, out);
+  Status status = port_.arena().allocate(bytes, out, arena_group(klass_));
   if (status.code == Code::need_segment) {
     port_.progress_locked();
-    status = port_.arena().allocate(bytes, out);
+    status = port_.arena().allocate(bytes, out, arena_group(klass_));
   }
   if (status.ok()) at = port_.arena().address(out);
   return status;

@@ -34,7 +34,7 @@ struct FlowInfo { u64 flow, target_endpoint, outstanding, credit_messages, credi
 class SenderCore {
  public:
   SenderCore(Port& port, u64 endpoint, u32 channel, u32 type, Pattern pattern,
-             Delivery delivery, u8 klass, SenderLedger* row);
+             Delivery delivery, u8 klass, Overflow overflow, SenderLedger* row);
 
   /// Copies once and commits; waits until `deadline_ns` if `may_wait`, else answers would_block or
   /// frozen. A loan is consumed on success only.
@@ -113,6 +113,7 @@ class SenderCore {
   const Pattern pattern_;
   const Delivery delivery_;
   const u8 klass_;
+  const Overflow overflow_;
   bool closed_ = false;
   Ledger ledger_;
   std::vector<Retained> retained_;

@@ -20,23 +20,24 @@ enum class Code : u8 {
   peer_lost,
   credit,
   path_broken,
-  need_segment,  ///< detail = {size, 0} for a writer, {0, segment} for a reader
+  need_segment,  ///< detail = {size, 0, group} for a writer, {0, segment, 0} for a reader
   invalid,       ///< the caller's argument
   interrupted,   ///< a signal handler of the interpreter raised
   frozen,        ///< an audit cut is in progress: repeat where waiting is allowed
+  rejected,      ///< overflow policy `reject`, and no room
 };
 
 /// Success costs nothing but a byte; a failure says what, on what and what was found.
 struct [[nodiscard]] Status {
   Code code = Code::ok;
   std::string message;
-  u64 detail[2] = {0, 0};
+  u64 detail[3] = {0, 0, 0};
 
   bool ok() const { return code == Code::ok; }
   static Status success() { return {}; }
-  static Status fail(Code code, std::string message) { return {code, std::move(message), {0, 0}}; }
-  static Status need_segment(u64 size, u64 segment) {
-    return {Code::need_segment, "a segment is needed", {size, segment}};
+  static Status fail(Code code, std::string message) { return {code, std::move(message), {0, 0, 0}}; }
+  static Status need_segment(u64 size, u64 segment, u64 group = 0) {
+    return {Code::need_segment, "a segment is needed", {size, segment, group}};
   }
 };
 

@@ -216,7 +216,7 @@ void two_ports_exchange_from_many_threads_and_settle() {
   must(b.port->add_segment(1, segment.get(), false));
   std::shared_ptr<SenderCore> out;
   std::shared_ptr<ReceiverCore> in;
-  must(a.port->open_sender(11, 7, 9, Pattern::stream, Delivery::at_least_once, 1, out));
+  must(a.port->open_sender(11, 7, 9, Pattern::stream, Delivery::at_least_once, 1, Overflow::block, out));
   must(b.port->open_receiver(21, 7, 9, Pattern::stream, Delivery::at_least_once, Overflow::block, in));
   must(b.port->add_flow_in(21, 1, 1, 1, 32, 1 << 20));
   must(a.port->add_flow_out(11, 1, 1, 21, 32, 1 << 20, 1, false));

@@ -112,7 +112,7 @@ def test_large_tensors_travel_in_a_slot_that_is_returned(joined: Pair) -> None:
     value = np.random.default_rng(1).integers(0, 255, 60_000, dtype=np.uint8)
     with pytest.raises(_native.NeedSegment) as needed:
         out.send(b"m", [value], None, soon())
-    assert needed.value.args == (60_000,)
+    assert needed.value.args == (60_000, 0, 0)
     segment = joined.segment()
     for _ in range(40):
         out.send(b"m", [value, value[:5]], None, soon())
@@ -134,7 +134,7 @@ def test_reader_without_the_segment_is_told_which_one(joined: Pair) -> None:
     message = inn.receive(soon())
     with pytest.raises(_native.NeedSegment) as needed:
         message.tensor(0, "uint8", (50_000,))
-    assert needed.value.args == (0, segment)
+    assert needed.value.args == (0, segment, 0)
     joined.b.port.add_segment(segment, joined.a.fds[-1], False)
     assert message.tensor(0, "uint8", (50_000,)).sum() == 0
 
