@@ -36,9 +36,29 @@ def validate(file: File, socket: Socket = None, output: Output = Format.table) -
     except errors.BrokenError as error:
         if not error.context.get("unreachable"):
             raise
+        problems += _look_at_modules(file)
     _refuse(file, problems)
     verdict = {"file": file, "valid": True, "checked_by": checked_by, "problems": problems}
     emit(verdict, output, lambda: _valid(file, checked_by, problems))
+
+
+def _look_at_modules(file: str) -> list[dict[str, Any]]:
+    """Judge a file by the classes of its modules, as far as they can be imported here."""
+    from fabric import config
+    from fabric.config.cycles import check_cycles
+    from fabric.config.ends import check_ends, ends_from
+    from fabric.worker import describe
+
+    spec = config.load(file)
+    classes = dict.fromkeys(module.class_path for module in spec.modules.values())
+    known = ends_from(describe.run(list(classes)))
+    found = [*check_ends(spec, known, spec.channels), *check_cycles(spec, known, spec.channels)]
+    rows = [{**problem.to_wire(), "place": spec.place(problem.where)} for problem in found]
+    # The machine that will run the module may have what this one lacks.
+    for row in rows:
+        if row["where"].endswith(".class"):
+            row["severity"] = "warning"
+    return rows
 
 
 def _valid(file: str, checked_by: str | None, problems: Sequence[Mapping[str, Any]]) -> str:

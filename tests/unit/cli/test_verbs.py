@@ -7,7 +7,7 @@ import pytest
 from fabric import errors
 
 GOOD = "version: 1\nchannels:\n  kv: {type: kv.layer}\n"
-BAD = "version: 1\nchannels:\n  kv: {type: kv.layer, overflow: drop_oldest}\n"
+BAD = "version: 1\nchannels:\n  kv: {type: kv.layer, delivery: at_least_once, overflow: drop_oldest}\n"
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_validate_refuses_with_the_place_of_every_problem(fabricctl, spec_file):
     result = fabricctl("validate", file)
     assert result.status == 1
     assert (
-        f"why: {file}:3:24: channels.kv.overflow: overflow drop_oldest is designed but not implemented"
+        f"why: {file}:3:49: channels.kv.overflow: overflow drop_oldest with delivery at_least_once"
         in result.err
     )
 
