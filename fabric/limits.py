@@ -102,6 +102,7 @@ MODULES_MAX: Final = 256
 PLUGINS_MAX: Final = 64
 REPLICAS_MAX: Final = 64
 TRANSFORMS_PER_CHANNEL_MAX: Final = 8
+DESCRIBE_S: Final = 20.0  # importing the classes of a file's modules, to see their channels, may take this long
 
 # ---- control API and fabricctl
 CONTROL_MESSAGE_BYTES_MAX: Final = 8 << 20  # one gRPC request or answer
@@ -132,6 +133,7 @@ STAGE_DRAIN_S: Final = 3.0  # a stopped chain finishes what it holds at most thi
 MODULE_STOP_GRACE_S: Final = (
     5.0  # a stopped module drains at most this long, unless the stop says otherwise
 )
+MODULE_DRAIN_S: Final = 25.0  # a drained or scaled-down replica may finish what it holds this long
 MODULE_POLL_S: Final = 0.5  # a handler thread looks this often whether the module is stopping
 
 # ---- cluster and node tables (registry, daemon)

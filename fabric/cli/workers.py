@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
+from fabric import limits
 from fabric.cli.failure import Failure, failing
 from fabric.cli.listing import kind_app
 from fabric.cli.options import Lines, Output, Socket, connect
 from fabric.cli.output import Column, Format, emit, table
+from fabric.errors import ConfigError
 
 plugin_app = kind_app("plugin")
 module_app = kind_app("module")
@@ -92,6 +95,81 @@ def module_stop(name: str, socket: Socket = None) -> None:
     with failing(f"cannot stop module '{name}'"), connect(socket, deadline_s=60.0) as client:
         answer = client.module_stop(name)
     sys.stdout.write(f"module {answer.get('name', name)} is {answer.get('state', 'stopped')}\n")
+
+
+@module_app.command("drain")
+def module_drain(
+    name: Annotated[str, typer.Argument(help="A replica, or a module for all of its replicas.")],
+    grace: Annotated[
+        float, typer.Option("--grace", help="Seconds to finish what it holds.", min=0)
+    ] = limits.MODULE_DRAIN_S,
+    socket: Socket = None,
+) -> None:
+    """Give it nothing new, let it finish what it holds and hand back the rest, then end it."""
+    with failing(f"cannot drain '{name}'"), connect(socket, deadline_s=60.0) as client:
+        answer = client.module_drain(name, grace)
+    _print_replicas(name, answer)
+
+
+@module_app.command("scale")
+def module_scale(
+    name: str,
+    replicas: Annotated[int, typer.Argument(min=0, max=limits.REPLICAS_MAX)],
+    socket: Socket = None,
+) -> None:
+    """Run so many replicas of a module, until an apply changes it."""
+    with failing(f"cannot scale module '{name}'"), connect(socket, deadline_s=60.0) as client:
+        answer = client.module_scale(name, replicas)
+    _print_replicas(name, answer)
+
+
+@module_app.command("add")
+def module_add(
+    name: str,
+    module_class: Annotated[
+        str, typer.Option("--class", help="package.module:Class or file.py:Class.")
+    ],
+    node: Annotated[Optional[str], typer.Option(help="Where it runs.")] = None,  # noqa: UP045
+    replicas: Annotated[int, typer.Option(min=1, max=limits.REPLICAS_MAX)] = 1,
+    channel: Annotated[
+        Optional[list[str]],  # noqa: UP045 - typer reads the annotation at run time
+        typer.Option("--channel", "-c", metavar="FIELD=CHANNEL", help="Repeat for each field."),
+    ] = None,
+    config: Annotated[str, typer.Option(help="Its configuration, as JSON.")] = "{}",
+    socket: Socket = None,
+) -> None:
+    """Start a module beside those that run, without a file."""
+    spec: dict[str, Any] = {"class": module_class, "replicas": replicas}
+    with failing(f"cannot add module '{name}'"):
+        spec["config"] = _json(config)
+        spec["channels"] = dict(_field_of(pair) for pair in channel or ())
+    if node is not None:
+        spec["node"] = node
+    text = json.dumps({"version": 1, "modules": {name: spec}})
+    with failing(f"cannot add module '{name}'"), connect(socket, deadline_s=60.0) as client:
+        answer = client.module_add(text, search=[os.getcwd()])
+    for change in answer.get("changes", ()):
+        sys.stdout.write(f"module {change['name']} {change['action']} {change.get('detail', '')}\n")
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"--config is not JSON: {error}", key="--config") from error
+
+
+def _field_of(pair: str) -> tuple[str, str]:
+    field, equals, channel = pair.partition("=")
+    if not equals or not field or not channel:
+        raise ConfigError(f"--channel {pair!r}: write FIELD=CHANNEL", key="--channel")
+    return field, channel
+
+
+def _print_replicas(name: str, answer: dict[str, Any]) -> None:
+    rows = answer.get("replicas") or ()
+    listed = ", ".join(f"{row['name']} ({row['state']})" for row in rows) or "none"
+    sys.stdout.write(f"module {name}: {answer.get('state', '')}; replicas: {listed}\n")
 
 
 def _print(lines: list[str]) -> None:

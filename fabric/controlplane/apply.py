@@ -12,7 +12,6 @@ import msgspec
 
 from fabric import errors
 from fabric.config import ChannelSpec, FabricSpec, ModuleSpec
-from fabric.controlplane.modules import unknown_name
 from fabric.registry.declare import conflict
 from fabric.registry.records import ChannelRecord
 
@@ -147,11 +146,11 @@ async def apply_spec(
         declared = daemon.registry.view.channel(channel.name)
         await daemon.registry.declare(channel_record(channel))
         changes.append(_change("channel", channel.name, "unchanged" if declared else "added"))
-    changes += await _apply_modules(daemon, list(spec.modules.values()))
+    changes += await apply_modules(daemon, list(spec.modules.values()))
     return {"generation": daemon.registry.view.epoch, "changes": changes}
 
 
-async def _apply_modules(daemon: Daemon, specs: list[ModuleSpec]) -> list[dict[str, Any]]:
+async def apply_modules(daemon: Daemon, specs: list[ModuleSpec]) -> list[dict[str, Any]]:
     own = daemon.context.name
     by_node: dict[str, list[ModuleSpec]] = {}
     for spec in specs:
@@ -168,32 +167,14 @@ async def _apply_modules(daemon: Daemon, specs: list[ModuleSpec]) -> list[dict[s
 
 
 async def start_modules(daemon: Daemon, specs: list[ModuleSpec]) -> list[dict[str, Any]]:
-    """Start the modules of this node: new ones, changed ones again, none twice."""
+    """Make the modules of this node so: new ones, changed ones again, none twice."""
     changes = []
     for spec in specs:
-        wanted = replicas_of(spec)
-        plain = msgspec.to_builtins(spec)
-        action = "unchanged"
-        for process in daemon.modules.all("module"):
-            belongs = process.about.get("name") == spec.name
-            if belongs and (process.name not in wanted or process.about != plain):
-                await daemon.modules.stop(process)
-                action = "changed"
-        for name in wanted:
-            if daemon.modules.find("module", name) is None:
-                daemon.modules.start_module(spec, name)
-                action = "changed" if action == "changed" else "added"
-        changes.append(_change("module", spec.name, action, f"on {daemon.context.name}"))
+        action = await daemon.scaling.apply(spec)
+        override = daemon.scaling.override_of(spec.name)
+        note = "" if override is None else f", scaled to {override}"
+        changes.append(_change("module", spec.name, action, f"on {daemon.context.name}{note}"))
     return changes
-
-
-async def stop_module(daemon: Daemon, name: str) -> dict[str, Any]:
-    """Stop one module of this node for good."""
-    process = daemon.modules.find("module", name)
-    if process is None:
-        raise unknown_name("module", name, [p.name for p in daemon.modules.all("module")])
-    await daemon.modules.stop(process)
-    return {"name": name, "state": process.life.state.value}
 
 
 def _change(kind: str, name: str, action: str, detail: str = "") -> dict[str, Any]:

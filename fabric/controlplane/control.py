@@ -11,21 +11,24 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fabric import __version__, errors
+from fabric import __version__, errors, limits
 from fabric.config import FabricSpec, ModuleSpec
-from fabric.controlplane.apply import Extensions, apply_spec, extensions, problems_of, stop_module
+from fabric.controlplane.apply import Extensions, apply_modules, apply_spec, extensions, problems_of
 from fabric.controlplane.auditor import Auditor
+from fabric.controlplane.describer import module_problems, refuse
 from fabric.controlplane.listing import (
     channel_rows,
     channel_view,
     node_rows,
     summary,
 )
+from fabric.controlplane.modules import unknown_name
 
 if TYPE_CHECKING:
     from fabric.controlplane.daemon import Daemon
 
 SUMMARY_S = 2.0
+MODULE_CALL_S = limits.MODULE_DRAIN_S + 10.0
 
 
 class Control:
@@ -122,11 +125,13 @@ class Control:
 
     async def validate(self, spec: FabricSpec) -> dict[str, Any]:
         """Check a file against this cluster: nodes that exist, channels that would conflict, names that are known."""
-        return {"problems": problems_of(self._daemon, spec, await self._extensions())}
+        problems = problems_of(self._daemon, spec, await self._extensions())
+        return {"problems": problems + await module_problems(self._daemon, spec)}
 
     async def apply(self, spec: FabricSpec) -> dict[str, Any]:
         """Declare the channels, load the plugins, start the modules of a file; what is there already stays."""
-        return await apply_spec(self._daemon, spec, self._extensions)
+        remarks = refuse(await module_problems(self._daemon, spec))
+        return {"problems": remarks, **await apply_spec(self._daemon, spec, self._extensions)}
 
     async def plugin_load(
         self, path: str, source: str, channel: str | None = None, kind: str | None = None
@@ -151,12 +156,32 @@ class Control:
         return await self._logs("module", name, lines)
 
     async def module_stop(self, name: str) -> dict[str, Any]:
-        """Stop a module, wherever it runs; it is not started again."""
-        row = await self.show("module", name)
-        node = next(
-            (n.number for n in self._daemon.registry.view.nodes if n.name == row["node"]), 0
-        )
-        return await self._daemon.calls.call(node, "module_stop", {"name": name}, 30.0)
+        """Stop a module or one replica, wherever it runs; it is not started again."""
+        return await self.module_drain(name, limits.DRAIN_S)
+
+    async def module_drain(self, name: str, grace_s: float) -> dict[str, Any]:
+        """Let a replica (or all of a module) finish what it holds within `grace_s`, hand back the rest and leave."""
+        grace_s = min(max(grace_s, 0.0), limits.MODULE_DRAIN_S)
+        return await self._at_module(name, "module_drain", {"name": name, "grace_s": grace_s})
+
+    async def module_scale(self, name: str, replicas: int) -> dict[str, Any]:
+        """Run so many replicas of a module, until an apply changes it."""
+        return await self._at_module(name, "module_scale", {"name": name, "replicas": replicas})
+
+    async def module_add(self, spec: FabricSpec) -> dict[str, Any]:
+        """Start the modules of `spec` beside those that run."""
+        return {"changes": await apply_modules(self._daemon, list(spec.modules.values()))}
+
+    async def _at_module(self, name: str, op: str, fields: dict[str, Any]) -> dict[str, Any]:
+        """Call the node that has a module (or replica) of this name."""
+        parts = await self._summaries()
+        for node, part in parts.items():
+            if name in part["scaled"] or any(
+                name in (row["name"], row["module"]) for row in part["modules"]
+            ):
+                return await self._daemon.calls.call(node, op, fields, MODULE_CALL_S)
+        known = {str(row["name"]) for part in parts.values() for row in part["modules"]}
+        raise unknown_name("module", name, sorted(known))
 
     async def audit(self) -> dict[str, Any]:
         """Compare ledgers with what is found at one consistent cut of all nodes."""
@@ -176,8 +201,10 @@ class Control:
         daemon = self._daemon
         if op == "summary":
             return summary(daemon)
-        if op == "module_stop":
-            return await stop_module(daemon, fields["name"])
+        if op == "module_drain":
+            return await daemon.scaling.drain(fields["name"], fields["grace_s"])
+        if op == "module_scale":
+            return await daemon.scaling.scale(fields["name"], fields["replicas"])
         if op == "apply_modules":
             import msgspec
 

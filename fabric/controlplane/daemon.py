@@ -22,6 +22,7 @@ from fabric.controlplane.closing import ClosingHandler
 from fabric.controlplane.context import Context, Numbers
 from fabric.controlplane.control import Control
 from fabric.controlplane.death import OUTCOME_UNKNOWN, DeathHandler
+from fabric.controlplane.describer import Describer
 from fabric.controlplane.endpoints import EndpointTable
 from fabric.controlplane.flows import FlowTable
 from fabric.controlplane.gateway import NodeGateway
@@ -30,12 +31,14 @@ from fabric.controlplane.keeper_client import KeeperLink, Loaded
 from fabric.controlplane.lanes import LaneTable
 from fabric.controlplane.liveness import Liveness
 from fabric.controlplane.membership import Membership
-from fabric.controlplane.modules import ModuleTable
+from fabric.controlplane.modules import ModuleTable, Process
 from fabric.controlplane.node_calls import NodeCalls
 from fabric.controlplane.node_paths import NodePaths
 from fabric.controlplane.options import Options, parse
 from fabric.controlplane.ports import Port, PortTable
 from fabric.controlplane.reconcile import Reconciler
+from fabric.controlplane.retiring import FlowRetirer
+from fabric.controlplane.scaling import Scaling
 from fabric.controlplane.segments import SegmentTable
 from fabric.controlplane.stages import StageTable
 from fabric.controlplane.suspects import Suspects
@@ -86,12 +89,15 @@ class Daemon:
             self.context, self.ports, self.segments, self.endpoints, self.registry
         )
         self.modules = ModuleTable(self.context, self.ports)
+        self.scaling = Scaling(self.context, self.modules)
         self.stages = StageTable(
             self.context, self.ports, self.flows, self.endpoints, self.registry, self.modules
         )
         self.paths = NodePaths(self.context)
         self.membership = Membership(self)
+        self.retiring = FlowRetirer(self.context, self.ports, self.flows, self.wiring)
         self.calls = NodeCalls(self)
+        self.describer = Describer()
         self.control = Control(self)
         self.is_stopping = False
         self._is_handing_over = False
@@ -109,6 +115,7 @@ class Daemon:
         self.wiring.opened_in = self.suspects.look_in
         self.suspects.call = self.calls.call
         self.suspects.node_is = self.wiring.node_is
+        self.scaling.withdraw = self._withdraw
         self.liveness.on_change = self._on_suspicion
         self.ports.on_death = self._on_death
         self.lanes.add_to_gateway = self.gateway.add_lane
@@ -119,7 +126,9 @@ class Daemon:
         self.attach.owner_of = self.modules.owner_of
         self.attach.route_ask = self.stages.route_ask
         self.stages.flows_settled = self.reconciler.settled
+        self.wiring.closed_out = self.retiring.soon
         self.endpoints.transform_of = self.stages.transform_of
+        self.endpoints.generation_of = self.stages.generation_of
         self.context.keeper.on_exit = self.modules.on_exit
         self.context.keeper.on_lost = self._on_keeper_lost
 
@@ -140,6 +149,7 @@ class Daemon:
 
         self._server = await server.serve(self.control, self.options.socket + ".ctl")
         await self.modules.restore(self.loaded)
+        self.scaling.restore(self.loaded.items)
         self.stages.restore(self.loaded)
         self._settle_restored()
         self.context.keeper.ready()
@@ -199,7 +209,14 @@ class Daemon:
         self.context.keeper.close()
 
     def _stop_parts(self) -> None:
-        for part in (self.reconciler, self.suspects, self.death, self.closing, self.attach):
+        for part in (
+            self.reconciler,
+            self.retiring,
+            self.suspects,
+            self.death,
+            self.closing,
+            self.attach,
+        ):
             part.stop()
 
     def _restore(self) -> None:
@@ -240,6 +257,17 @@ class Daemon:
             self.modules.on_port_gone(port)
             self.stages.on_port_gone(port)
         self.death.begin(port, self.endpoints, self.flows, self.registry)
+
+    async def _withdraw(self, process: Process) -> None:
+        """Take the receivers of a process that is to leave out of the view; it still ends what it was sent."""
+        gone = [e.endpoint for e in self.endpoints.of(process.port) if e.role == "receiver"]
+        self.endpoints.withdraw(gone)
+        try:
+            await self.registry.close(gone)
+        except errors.FabricError as error:
+            self.context.events.add(
+                "receivers not withdrawn", process=process.tag, reason=str(error)
+            )
 
     def _on_opened(self, record: EndpointRecord) -> None:
         self._spawn(self._report_open(record))
@@ -325,22 +353,10 @@ class Daemon:
                 self.membership.tick(time.monotonic(), looks)
                 if looks % TICK_LOOKS == 0:
                     self.context.keeper.alive()
-                    await self._retire_flows()
+                    if any(out.state == "closing" for out in self.flows.outs.values()):
+                        self.retiring.soon()  # by itself: it may wait for a node that is away
             except (errors.FabricError, OSError):
                 log.exception("tick failed")
-
-    async def _retire_flows(self) -> None:
-        """Forget closing flows on which nothing is outstanding."""
-        closing = [f for f in self.flows.outs.values() if f.state == "closing"]
-        for number in {f.port for f in closing}:
-            port = self.ports.get(number)
-            if port is None or not port.is_alive:
-                continue
-            state = self.context.native.inspect_state(port.state_fd)
-            busy = {row["flow"] for ledger in state["ledgers"] for row in ledger["outstanding"]}
-            for out in closing:
-                if out.port == number and out.flow not in busy and out.flow in self.flows.outs:
-                    await self.wiring.retire(out)
 
     def _spawn(self, coroutine: Any) -> None:
         self.calls.background(coroutine)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import msgspec
@@ -26,13 +26,23 @@ class EndpointTable:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._endpoints: dict[int, EndpointRecord] = {}
+        self._withdrawn: set[int] = set()  # open here, and not to be sent to any more
         self.transform_of: Callable[[Port, str, int, str], str] = (
             lambda port, channel, stage, role: ""
         )
+        self.generation_of: Callable[[Port], int] = lambda port: 0
 
     def all(self) -> list[EndpointRecord]:
         """Return every endpoint, oldest first."""
         return list(self._endpoints.values())
+
+    def published(self) -> list[EndpointRecord]:
+        """Return what other nodes may know: every endpoint that was not withdrawn."""
+        return [e for e in self._endpoints.values() if e.endpoint not in self._withdrawn]
+
+    def withdraw(self, endpoints: Iterable[int]) -> None:
+        """Let nobody begin to send to these; what is under way still ends."""
+        self._withdrawn |= set(endpoints)
 
     def get(self, endpoint: int) -> EndpointRecord | None:
         """Return an endpoint by id, or by the id of its reply half."""
@@ -67,6 +77,7 @@ class EndpointTable:
             reply_endpoint=self._context.take_endpoint() if both_ways else 0,
             stage=stage,
             transform=transform,
+            generation=self.generation_of(port) if transform else 0,
             messages=channel.messages or int(fields.get("messages") or limits.CREDIT_MESSAGES),
             bytes=channel.bytes or int(fields.get("bytes") or limits.CREDIT_BYTES),
         )
@@ -77,6 +88,7 @@ class EndpointTable:
     def remove(self, record: EndpointRecord) -> None:
         """Forget an endpoint."""
         self._endpoints.pop(record.endpoint, None)
+        self._withdrawn.discard(record.endpoint)
         self._context.keeper.drop(f"endpoint/{record.endpoint}")
 
     def restore(self, items: dict[str, tuple[dict[str, Any], int]]) -> None:
@@ -91,8 +103,9 @@ class EndpointTable:
             raise errors.ConfigError(
                 f"unknown role {role!r}; use one of {', '.join(ROLES)}", role=role
             )
-        if (role in ("requester", "responder")) != (channel.pattern == "request"):
-            fit = "requester or responder" if channel.pattern == "request" else "sender or receiver"
+        answers = channel.pattern in ("request", "scatter")
+        if (role in ("requester", "responder")) != answers:
+            fit = "requester or responder" if answers else "sender or receiver"
             raise errors.ConfigError(
                 f"channel {channel.name!r} has pattern {channel.pattern}: open it as {fit}, not {role}",
                 channel=channel.name,

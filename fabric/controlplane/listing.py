@@ -29,7 +29,11 @@ def summary(daemon: Daemon) -> dict[str, Any]:
         "links": _link_rows(daemon),
         "ledgers": ledgers,
         "received": received,
-        "modules": [module_row(node, p) for p in daemon.modules.all("module")],
+        "modules": [
+            {**module_row(node, p), "scaled": daemon.scaling.override_of(p.about["name"])}
+            for p in daemon.modules.all("module")
+        ],
+        "scaled": daemon.scaling.scaled(),
         "plugins": [
             plugin_row(node, p, daemon.modules.find("stage", p.name)) for p in daemon.stages.all()
         ],
@@ -56,6 +60,7 @@ def module_row(node: str, process: Process) -> dict[str, Any]:
     about = process.about
     return {
         "name": process.name,
+        "module": about.get("name"),
         "node": node,
         "state": process.life.state.value,
         "pid": process.pid,
@@ -77,7 +82,10 @@ def plugin_row(node: str, plugin: Plugin, process: Process | None) -> dict[str, 
         "state": process.life.state.value if process else "stopped",
         "pid": process.pid if process else 0,
         "restarts": process.life.restarts if process else 0,
-        "running": [{"channel": c, "transform": t} for c, t in sorted(plugin.running)],
+        "running": [
+            {"channel": channel, "transform": transform, "generation": generation}
+            for channel, transform, generation in sorted(plugin.running)
+        ],
     }
 
 

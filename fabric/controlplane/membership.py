@@ -91,7 +91,7 @@ class Membership:
         self._store = RegistryStore(self._context.state_dir / "registry.db")
         registry = Registry(self._store, time.monotonic())
         self._daemon.registry.local = registry
-        number = registry.join(self._record(), self._daemon.endpoints.all(), time.monotonic())
+        number = registry.join(self._record(), self._daemon.endpoints.published(), time.monotonic())
         self._take_number(number)
         self.links.registry_number = number
         registry.on_change = self._on_registry_change
@@ -207,7 +207,7 @@ class Membership:
     async def _join(self, connection: ControlConnection) -> None:
         node = plain(self._record())
         answer = await connection.request(
-            "join", {"node": node, "endpoints": plain(self._daemon.endpoints.all())}
+            "join", {"node": node, "endpoints": plain(self._daemon.endpoints.published())}
         )
         if answer.get("was_dead"):
             self._fence()

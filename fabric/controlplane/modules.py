@@ -193,7 +193,7 @@ class ModuleTable:
         process.life = Life(first_s=backoff_s[0], longest_s=backoff_s[1])
         self._processes[tag] = process
         process.life, _ = begin(process.life, self._now())
-        self._keep(process)
+        self.keep(process)
         self._act(process, Act.SPAWN, 0.0)
         return process
 
@@ -204,7 +204,7 @@ class ModuleTable:
             log.info("process", extra={"tag": process.tag, "state": process.life.state.value})
             if process.life.state is State.STOPPED:
                 process.ended.set()
-        self._keep(process)
+        self.keep(process)
         self._act(process, act, grace_s)
 
     def _act(self, process: Process, act: Act, grace_s: float) -> None:
@@ -265,7 +265,8 @@ class ModuleTable:
         else:
             self._act(process, Act.NONE, 0.0)
 
-    def _keep(self, process: Process) -> None:
+    def keep(self, process: Process) -> None:
+        """Write a process's record to the keeper."""
         life = process.life
         plain = {name: getattr(life, name) for name in Life.__dataclass_fields__}
         plain["state"] = life.state.value

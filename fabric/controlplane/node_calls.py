@@ -70,9 +70,18 @@ class NodeCalls:
             return daemon.membership.serve(op, fields, connection)
         if op in REGISTRY_CALLS and daemon.registry.local is not None:
             return serve_registry(daemon.registry.local, op, fields)
+        if op == "describe":
+            return {"classes": plain(await daemon.describer.describe(fields["classes"]))}
         if op in ("freeze", "inspect", "thaw"):
             return dict(await daemon.control.auditor.serve(op, fields))
-        if op in ("summary", "apply_modules", "module_stop", "module_logs", "plugin_logs"):
+        if op in (
+            "summary",
+            "apply_modules",
+            "module_drain",
+            "module_scale",
+            "module_logs",
+            "plugin_logs",
+        ):
             return dict(await daemon.control.serve(op, fields))
         raise errors.PeerProtocolError(f"unknown call {op!r}", op=op)
 

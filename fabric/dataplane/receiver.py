@@ -8,8 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
+from fabric import limits
 from fabric.dataplane.deadlines import DEFAULT_NS, absolute_ns, monotonic_ns
-from fabric.errors import ClosedError, EndOfChannel, PeerProtocolError
+from fabric.dataplane.naming import name_channel
+from fabric.errors import (
+    ClosedError,
+    ConfigError,
+    EndOfChannel,
+    FabricError,
+    PeerProtocolError,
+    TypeMismatchError,
+)
 from fabric.messages import MessageType
 
 if TYPE_CHECKING:
@@ -34,8 +43,10 @@ class Receiver(Generic[M]):
         self.type = type_
         self.native = native
         self.endpoint: int = answer["endpoint"]
+        self.delivery: str = answer.get("delivery", "at_most_once")
         self._decode = type_.decode
         self._native_receive = native.receive
+        self._hands_back = answer["delivery"] == "at_least_once"
         self.need_segment: type[Exception] = port.need_segment
         self.is_closed = False
 
@@ -56,7 +67,11 @@ class Receiver(Generic[M]):
             The bytes are not a message of this type; it ended as failed(corrupted).
         """
         deadline_ns = monotonic_ns() + DEFAULT_NS if timeout is None else absolute_ns(timeout)
-        native = self._native_receive(deadline_ns)
+        try:
+            native = self._native_receive(deadline_ns)
+        except FabricError as error:
+            name_channel(error, self.channel)
+            raise
         if native is None:
             return None
         try:
@@ -66,8 +81,22 @@ class Receiver(Generic[M]):
 
     def receive_many(self, count: int, timeout: float | None = None) -> list[Any]:
         """Return up to `count` messages: waits for the first, takes what else is there; [] at the timeout."""
-        natives = self.native.receive_many(count, absolute_ns(timeout))
+        natives = self.take_many(count, absolute_ns(timeout))
         return [self.decode(native) for native in natives]
+
+    def take_many(self, count: int, deadline_ns: int) -> list[Any]:
+        """Return up to `count` native messages; see `receive_many`."""
+        if type(count) is not int or not 1 <= count <= limits.HELD_PER_PORT:
+            raise ConfigError(
+                f"channel {self.channel!r}: receive_many of {count!r:.100} messages: give 1 to {limits.HELD_PER_PORT}",
+                limit="HELD_PER_PORT",
+            )
+        try:
+            found: list[Any] = self.native.receive_many(count, deadline_ns)
+        except FabricError as error:
+            name_channel(error, self.channel)
+            raise
+        return found
 
     def receive_into(self, timeout: float | None = None, **targets: Any) -> Any:
         """Receive one message and copy tensors into your memory, once, checked before and after.
@@ -75,7 +104,8 @@ class Receiver(Generic[M]):
         Parameters
         ----------
         **targets
-            Tensor field → writable C-contiguous buffer (numpy array, torch tensor on the host) of at least its size.
+            Tensor field → writable C-contiguous buffer (numpy array, torch tensor on the host) of at least its size;
+            of a list of tensors, a list of these.
 
         Returns
         -------
@@ -87,10 +117,19 @@ class Receiver(Generic[M]):
         StaleHandleError
             The slot was reused while it was copied: the targets hold no valid data.
         """
+        unknown = set(targets) - {field.name for field in self.type.tensors}
+        if unknown:
+            raise TypeMismatchError(
+                f"channel {self.channel!r}: {self.type.schema.label} has no tensor field {', '.join(sorted(unknown))}"
+            )
         message = self.receive(timeout)
         if message is not None:
             for field, target in targets.items():
-                message.copy_into(field, _writable(target))
+                if isinstance(target, (list, tuple)):
+                    for item, each in enumerate(target):
+                        message.copy_into(field, _writable(each), item)
+                else:
+                    message.copy_into(field, _writable(target))
             message.release()
         return message
 
@@ -99,10 +138,15 @@ class Receiver(Generic[M]):
         return int(self.native.pending())
 
     def close(self) -> None:
-        """Close this end; what is queued ends as failed(closed), waiting calls get `ClosedError`. Idempotent."""
+        """Close this end; waiting calls get `ClosedError`. Idempotent.
+
+        What is queued here and was not handed over goes to another consumer (``at_least_once``) or ends as
+        failed(closed). Messages that were handed over may still be acknowledged for `limits.CLOSE_S`, then they go to
+        another consumer, too; their views stay readable until released.
+        """
         if not self.is_closed:
             self.is_closed = True
-            self.native.close()
+            self.native.close(hand_back=self._hands_back)
             self._port.closed_endpoint(self.endpoint)
 
     def decode(self, native: Any) -> Any:

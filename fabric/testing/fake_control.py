@@ -136,6 +136,20 @@ class FakeControl:
         self._note("module_stop", name)
         return {"name": name, "state": "stopped"}
 
+    async def module_drain(self, name: str, grace_s: float) -> dict[str, Any]:
+        self._note("module_drain", name, grace_s)
+        return {"name": name, "state": "stopped", "replicas": []}
+
+    async def module_scale(self, name: str, replicas: int) -> dict[str, Any]:
+        self._note("module_scale", name, replicas)
+        rows = [{"name": f"{name}-{index}", "state": "starting"} for index in range(replicas)]
+        return {"name": name, "state": "running", "replicas": rows, "override": replicas}
+
+    async def module_add(self, spec: config.FabricSpec) -> dict[str, Any]:
+        self._note("module_add", spec)
+        changes = [{"kind": "module", "name": name, "action": "added"} for name in spec.modules]
+        return {"changes": changes}
+
     async def audit(self) -> dict[str, Any]:
         self._note("audit")
         return self.audit_answer

@@ -191,13 +191,16 @@ class ModuleHost:
     def _receive(self, item: Field, handler: Callable[[Any], Any]) -> None:
         endpoint = getattr(self.module, item.name).endpoint
         manual = item.name in self.module.manual_ack or item.kind is Serve
-        while not (self.module.stopping.is_set() and endpoint.pending() == 0):
+        hands_back = getattr(endpoint, "delivery", "") == "at_least_once"
+        while not self.module.stopping.is_set() or (not hands_back and endpoint.pending()):
             try:
                 message = endpoint.receive(timeout=limits.MODULE_POLL_S)
             except (EndOfChannel, ClosedError):
                 return
             if message is not None:
                 self._handle(item, handler, message, manual)
+        if hands_back and not manual:
+            endpoint.close()  # what was not handed over goes to another consumer now
 
     def _handle(
         self, item: Field, handler: Callable[[Any], Any], message: Any, manual: bool
@@ -289,6 +292,11 @@ class ModuleHost:
 def main() -> int:
     """Run the module that the environment names; the process's exit status."""
     import fabric
+
+    if sys.argv[1:2] == ["--describe"]:
+        from fabric.worker import describe
+
+        return describe.main(sys.argv[2:])
 
     logging.basicConfig(
         level=logging.INFO,

@@ -139,6 +139,20 @@ class ControlClient:
         """Drain and stop a module."""
         return self._call("ModuleStop", pb.ModuleStopRequest(name=name))
 
+    def module_drain(self, name: str, grace_s: float) -> dict[str, Any]:
+        """Let a replica (or all of a module) finish what it holds and leave for good."""
+        return self._call("ModuleDrain", pb.ModuleDrainRequest(name=name, grace_s=grace_s))
+
+    def module_scale(self, name: str, replicas: int) -> dict[str, Any]:
+        """Run so many replicas of a module, until an apply changes it."""
+        return self._call("ModuleScale", pb.ModuleScaleRequest(name=name, replicas=replicas))
+
+    def module_add(
+        self, text: str, *, source: str = "module add", search: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """Start the modules of a text like `fabric.yaml` beside those that run."""
+        return self._call("ModuleAdd", pb.SpecRequest(text=text, source=source, search=search))
+
     def audit(self) -> dict[str, Any]:
         """Compare the ledgers with what is in flight."""
         return self._call("Audit", pb.AuditRequest())

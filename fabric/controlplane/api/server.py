@@ -42,6 +42,9 @@ class ControlLike(Protocol):
     async def plugin_logs(self, name: str, lines: int) -> Answer: ...
     async def module_logs(self, name: str, lines: int) -> Answer: ...
     async def module_stop(self, name: str) -> Answer: ...
+    async def module_drain(self, name: str, grace_s: float) -> Answer: ...
+    async def module_scale(self, name: str, replicas: int) -> Answer: ...
+    async def module_add(self, spec: config.FabricSpec) -> Answer: ...
     async def audit(self) -> Answer: ...
     async def down(self) -> Answer: ...
 
@@ -81,10 +84,7 @@ class ControlServicer(pb_grpc.ControlServicer):
     async def Apply(self, request: pb.SpecRequest, context: Any) -> Message:
         async def apply() -> Answer:
             spec, problems = _read(request)
-            refused = [problem for problem in problems if problem["severity"] == "error"]
-            if refused:
-                lines = [f"{p['place']}: {p['where']}: {p['what']}. {p['fix']}" for p in refused]
-                raise errors.ConfigError("\n".join(lines), file=spec.source, problems=refused)
+            _refuse(spec, problems)
             answer = dict(await self._control.apply(spec))
             return {**answer, "problems": _merge(problems, answer.get("problems"))}
 
@@ -118,6 +118,24 @@ class ControlServicer(pb_grpc.ControlServicer):
 
         return await _answer(context, pb.ModuleStopReply, stop)
 
+    async def ModuleDrain(self, request: pb.ModuleDrainRequest, context: Any) -> Message:
+        async def drain() -> Answer:
+            return await self._control.module_drain(request.name, request.grace_s)
+
+        return await _answer(context, pb.ModuleStopReply, drain)
+
+    async def ModuleScale(self, request: pb.ModuleScaleRequest, context: Any) -> Message:
+        async def scale() -> Answer:
+            return await self._control.module_scale(request.name, request.replicas)
+
+        return await _answer(context, pb.ModuleStopReply, scale)
+
+    async def ModuleAdd(self, request: pb.SpecRequest, context: Any) -> Message:
+        async def add() -> Answer:
+            return await self._control.module_add(_checked(request))
+
+        return await _answer(context, pb.ApplyReply, add)
+
     async def Audit(self, request: pb.AuditRequest, context: Any) -> Message:
         return await _answer(context, pb.AuditReply, self._control.audit)
 
@@ -150,6 +168,19 @@ def _read(request: pb.SpecRequest) -> tuple[config.FabricSpec, list[dict[str, An
         request.text, source=request.source or "fabric.yaml", search=tuple(request.search)
     )
     return spec, [problem.to_wire() for problem in config.validate(spec)]
+
+
+def _refuse(spec: config.FabricSpec, problems: list[dict[str, Any]]) -> None:
+    refused = [problem for problem in problems if problem["severity"] == "error"]
+    if refused:
+        lines = [f"{p['place']}: {p['where']}: {p['what']}. {p['fix']}" for p in refused]
+        raise errors.ConfigError("\n".join(lines), file=spec.source, problems=refused)
+
+
+def _checked(request: pb.SpecRequest) -> config.FabricSpec:
+    spec, problems = _read(request)
+    _refuse(spec, problems)
+    return spec
 
 
 def _merge(first: list[dict[str, Any]], second: Any) -> list[dict[str, Any]]:

@@ -84,6 +84,21 @@ class ControlStub:
                 request_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.ModuleStopRequest.SerializeToString,
                 response_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.ModuleStopReply.FromString,
                 _registered_method=True)
+        self.ModuleDrain = channel.unary_unary(
+                '/fabric.v1.Control/ModuleDrain',
+                request_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.ModuleDrainRequest.SerializeToString,
+                response_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.ModuleStopReply.FromString,
+                _registered_method=True)
+        self.ModuleScale = channel.unary_unary(
+                '/fabric.v1.Control/ModuleScale',
+                request_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.ModuleScaleRequest.SerializeToString,
+                response_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.ModuleStopReply.FromString,
+                _registered_method=True)
+        self.ModuleAdd = channel.unary_unary(
+                '/fabric.v1.Control/ModuleAdd',
+                request_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.SpecRequest.SerializeToString,
+                response_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.ApplyReply.FromString,
+                _registered_method=True)
         self.Audit = channel.unary_unary(
                 '/fabric.v1.Control/Audit',
                 request_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.AuditRequest.SerializeToString,
@@ -159,6 +174,24 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ModuleDrain(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ModuleScale(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ModuleAdd(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Audit(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -223,6 +256,21 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.ModuleStop,
                     request_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.ModuleStopRequest.FromString,
                     response_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.ModuleStopReply.SerializeToString,
+            ),
+            'ModuleDrain': grpc.unary_unary_rpc_method_handler(
+                    servicer.ModuleDrain,
+                    request_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.ModuleDrainRequest.FromString,
+                    response_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.ModuleStopReply.SerializeToString,
+            ),
+            'ModuleScale': grpc.unary_unary_rpc_method_handler(
+                    servicer.ModuleScale,
+                    request_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.ModuleScaleRequest.FromString,
+                    response_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.ModuleStopReply.SerializeToString,
+            ),
+            'ModuleAdd': grpc.unary_unary_rpc_method_handler(
+                    servicer.ModuleAdd,
+                    request_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.SpecRequest.FromString,
+                    response_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.ApplyReply.SerializeToString,
             ),
             'Audit': grpc.unary_unary_rpc_method_handler(
                     servicer.Audit,
@@ -505,6 +553,87 @@ class Control:
             '/fabric.v1.Control/ModuleStop',
             fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.ModuleStopRequest.SerializeToString,
             fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.ModuleStopReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ModuleDrain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.v1.Control/ModuleDrain',
+            fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.ModuleDrainRequest.SerializeToString,
+            fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.ModuleStopReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ModuleScale(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.v1.Control/ModuleScale',
+            fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.ModuleScaleRequest.SerializeToString,
+            fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.ModuleStopReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ModuleAdd(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.v1.Control/ModuleAdd',
+            fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.SpecRequest.SerializeToString,
+            fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.ApplyReply.FromString,
             options,
             channel_credentials,
             insecure,
