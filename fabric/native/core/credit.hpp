@@ -42,9 +42,13 @@ class CreditIn {
   /// A message came in; false when the sender had no credit for it.
   bool accept() { return ++received_ <= granted_.messages; }
   void consume(u64 bytes) { ++consumed_.messages; consumed_.bytes += bytes; }
-  /// Half of the window was consumed since the last grant.
-  bool due() const {
-    return 2 * unsent_messages() >= window_.messages || 2 * unsent_bytes() >= window_.bytes;
+  /// One of `parts` of the window was consumed since the last grant.
+  bool due(u64 parts) const {
+    return parts * unsent_messages() >= window_.messages || parts * unsent_bytes() >= window_.bytes;
+  }
+  /// More than three quarters of the window are queued, or another message of `next` bytes would find no room.
+  bool crowded(u64 messages, u64 bytes, u64 next) const {
+    return 4 * messages > 3 * window_.messages || bytes > window_.bytes / 4 * 3 || bytes + next > window_.bytes;
   }
   bool any() const { return unsent_messages() != 0; }
   Grant next() const { return {consumed_.messages + window_.messages, consumed_.bytes + window_.bytes}; }

@@ -88,6 +88,8 @@ void Doorbell::cancel() { layout_->state.store(static_cast<u32>(Wake::awake), st
 
 void Doorbell::wake_self() { wake_owner(layout_, event_.get()); }
 
+void Doorbell::wake_sleepers() { futex_wake(&layout_->state, INT_MAX, true); }
+
 bool Doorbell::any_ready() const {
   for (const auto& word : layout_->ready) {
     if (word.load(std::memory_order_acquire) != 0) return true;

@@ -37,6 +37,7 @@ class Doorbell {
   bool sleep_until(u64 deadline_ns);
   void cancel();                      ///< back to awake
   void wake_self();                   ///< another thread of the owner ends the sleep
+  void wake_sleepers();               ///< every thread on the futex looks at the word again
   bool any_ready() const;
   void tell_cpu(u32 here);            ///< for peers that may spin
   /// Takes the ready bits of word `index` (lane numbers index * 64 + bit).

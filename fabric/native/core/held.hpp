@@ -11,6 +11,12 @@ namespace fabric {
 
 inline constexpr u32 kNotHeld = 0xffffffff;
 
+/// Ended, but with segments: the view is still there. Ended without: only its report waits for room in the ring.
+inline bool is_view(u32 word) {
+  const auto held = static_cast<HeldState>(word & 0xff);
+  return held == HeldState::handed || (held == HeldState::ended && word >> 8 != 0);
+}
+
 class HeldTable {
  public:
   void attach(StateLayout* state) { state_ = state; }
@@ -44,12 +50,21 @@ class HeldTable {
   void set(u32 index, HeldState to, u32 segments) {
     state_->held[index].word.store(static_cast<u32>(to) | segments << 8, std::memory_order_release);
   }
+  void handed_at(u32 index, u64 now_ns) { state_->held[index].since_ns = now_ns; }
   void free(u32 index) {
     set(index, HeldState::free, 0);
     free_.push_back(index);
     --used_;
   }
   u32 used() const { return used_; }
+  /// Every entry whose message was handed over and that its view still needs.
+  template <class Visit>
+  void each_view(Visit&& visit) const {
+    const u32 high = state_->head.held_high.load(std::memory_order_relaxed);
+    for (u32 i = 0; i < high; ++i) {
+      if (is_view(state_->held[i].word.load(std::memory_order_relaxed))) visit(state_->held[i]);
+    }
+  }
 
  private:
   StateLayout* state_ = nullptr;

@@ -22,11 +22,13 @@ struct MessageCore {
   u32 held = 0;
   bool ended = false;                 ///< the end was reported
   bool handed = false;
+  bool credited = false;              ///< its credit went back while it was queued (drop_oldest)
   bool slots_held = false;            ///< the sender's slots are still ours to read
   std::span<SegmentEntry> segments;
   std::shared_ptr<FlowInState> flow;
   std::shared_ptr<Segment> mapped[2]; ///< resolved so far: the first and the last segment
   MessageCore* next = nullptr;
+  MessageCore *prev = nullptr, *next_of_flow = nullptr;  ///< in the queue of a receiver that drops its oldest
 };
 
 /// Where meta and tensors lie; a checked reading of InlineHead.

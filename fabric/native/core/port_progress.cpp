@@ -146,9 +146,9 @@ void Port::queue_record(FlowInState& flow, MessageCore* message) {
     return;
   }
   const SegmentEntry* first = message->segments.empty() ? nullptr : message->segments.data();
-  message->held = held_.take(header, first, monotonic_ns());
+  message->held = held_.take(header, first, monotonic_coarse_ns());
   step("drain.held");
-  if (Faults::take(faults_.repeat_drained)) held_.take(header, first, monotonic_ns());
+  if (Faults::take(faults_.repeat_drained)) held_.take(header, first, monotonic_coarse_ns());
   message->slots_held = first != nullptr;
   auto& bytes = flow.row->payload_bytes;
   bytes.store(bytes.load(std::memory_order_relaxed) + header.payload_bytes, std::memory_order_relaxed);
@@ -315,7 +315,7 @@ void Port::end_message(MessageCore& message, End end, Reason reason) {
   message.ended = true;
   FlowInState& flow = *message.flow;
   const u64 seq = message.header.flow_seq;
-  flow.credit.consume(message.header.payload_bytes);
+  if (!message.credited) flow.credit.consume(message.header.payload_bytes);
   const bool free_held = !message.slots_held;
   if (free_held) --flow.live;
   if (!free_held) held_.set(message.held, HeldState::ended, message.header.segment_count);

@@ -66,21 +66,57 @@ void Port::stop_service() {
   if (!has_service_) return;
   has_service_ = false;
   service_stop_.store(1, std::memory_order_release);
-  futex_wake(&service_stop_, INT_MAX, false);
+  kick_service();
+  doorbell_.wake_sleepers();
   pthread_join(service_, nullptr);
 }
 
+void Port::kick_service() {
+  service_word_.fetch_add(1, std::memory_order_release);
+  futex_wake(&service_word_, INT_MAX, false);
+}
+
 void Port::service_loop() {
-  u64 beat = 0;
+  u64 beat = 0, tick = 0;
   while (service_stop_.load(std::memory_order_acquire) == 0) {
     const u64 now = monotonic_ns();
     if (now - beat >= kHeartbeatNs) {
       state_->head.heartbeat_ns.store(now, std::memory_order_release);
       beat = now;
     }
-    service_tick(now);
-    futex_wait(&service_stop_, 0, now + kServiceNs, false);
+    if (now - tick >= kServiceNs) {
+      service_tick(now);
+      tick = now;
+    }
+    service_sleep(tick + kServiceNs);
   }
+}
+
+// Until the next tick, or until kicked. A receiver that drops its oldest must be drained although nobody reads: for
+// such a port this thread leads at the doorbell while no user thread does.
+void Port::service_sleep(u64 until_ns) {
+  const u32 seen = service_word_.load(std::memory_order_acquire);
+  if (service_stop_.load(std::memory_order_acquire) != 0) return;
+  Operation operation(*this, false);
+  if (!operation.ok() || prompt_ == 0 || leader_) {
+    operation.leave();
+    futex_wait(&service_word_, seen, until_ns, false);
+    return;
+  }
+  leader_ = service_leads_ = true;
+  doorbell_.prepare(Wake::futex);
+  const bool idle = !doorbell_.any_ready();
+  operation.leave();
+  if (idle) doorbell_.sleep_until(until_ns);
+  {
+    std::lock_guard lock(mutex_);     // not an operation: an audit that froze the port meanwhile is no reason to lead on
+    if (!service_leads_) return;      // a user thread took over
+    leader_ = service_leads_ = false;
+    if (!closed()) hand_bell_over();
+  }
+  if (!operation.enter()) return;
+  progress_locked();
+  flush_wakes();
 }
 
 // Bits may be missing after a peer died between head and mark: now and then every lane is looked at.

@@ -54,6 +54,7 @@ bool Port::spin_for_news(Operation& operation, u64 deadline_ns) {
 // The caller made progress inside `operation` and found nothing. It re-checks after this returns.
 void Port::wait_for_news(Operation& operation, u64 deadline_ns) {
   flush_wakes();
+  if (service_leads_) leader_ = service_leads_ = false;
   if (leader_) {
     const u32 seen = follow_word_.load(std::memory_order_relaxed);
     ++followers_;
@@ -79,15 +80,26 @@ void Port::wait_for_news(Operation& operation, u64 deadline_ns) {
   leader_ = false;
   doorbell_.cancel();
   progress_locked();
-  if (followers_ != 0) {              // One of them leads next.
+  hand_bell_over();
+  if (prompt_ != 0) {                 // This thread may not look again for long.
+    kick_service();
+    doorbell_.wake_sleepers();
+  }
+  if (stop) operation.interrupt();
+}
+
+// Nobody leads any more: a follower does next, or the event loop is told.
+void Port::hand_bell_over() {
+  if (followers_ != 0) {
     follow_word_.fetch_add(1, std::memory_order_relaxed);
     futex_wake(&follow_word_, INT_MAX, false);
   }
-  if (armed_) {
-    doorbell_.prepare(Wake::eventfd);
-    if (doorbell_.any_ready()) doorbell_.wake_self();
+  if (!armed_) {
+    doorbell_.cancel();
+    return;
   }
-  if (stop) operation.interrupt();
+  doorbell_.prepare(Wake::eventfd);
+  if (doorbell_.any_ready()) doorbell_.wake_self();
 }
 
 // Something may have become possible for a thread that sleeps, or for the event loop.

@@ -9,6 +9,8 @@
 namespace fabric {
 namespace {
 
+constexpr u64 kGrantParts = 2, kSmallGrantParts = 8;  ///< of the window, to one grant
+
 std::string text(u64 value) { return std::to_string(value); }
 
 }  // namespace
@@ -17,11 +19,54 @@ std::string text(u64 value) { return std::to_string(value); }
 MessageCore* ReceiverCore::pop() {
   MessageCore* message = first_;
   if (message == nullptr) return nullptr;
+  if (drops_oldest()) [[unlikely]] {
+    unlink(message);
+    return message;
+  }
   first_ = message->next;
   if (first_ == nullptr) last_ = nullptr;
   message->next = nullptr;
   --queued_;
   return message;
+}
+
+// Takes the oldest message of its flow out of the queue.
+void ReceiverCore::unlink(MessageCore* message) {
+  (message->prev == nullptr ? first_ : message->prev->next) = message->next;
+  (message->next == nullptr ? last_ : message->next->prev) = message->prev;
+  message->next = message->prev = nullptr;
+  --queued_;
+  FlowInState::Queue& queue = message->flow->queue;
+  queue.first = message->next_of_flow;
+  if (queue.first == nullptr) queue.last = nullptr;
+  --queue.messages;
+  queue.bytes -= message->header.payload_bytes;
+}
+
+// drop_oldest: nobody reads, so the oldest go before the window is full and their credit comes back in time. The newest
+// stays; where it fills the window alone, its credit comes back at once, or nothing could ever follow it.
+void ReceiverCore::keep_newest(MessageCore* message) {
+  FlowInState& flow = *message->flow;
+  FlowInState::Queue& queue = flow.queue;
+  (queue.last == nullptr ? queue.first : queue.last->next_of_flow) = message;
+  queue.last = message;
+  ++queue.messages;
+  const u64 size = message->header.payload_bytes;
+  queue.bytes += size;
+  if (!flow.credit.crowded(queue.messages, queue.bytes, size)) return;
+  while (queue.first != message && flow.credit.crowded(queue.messages, queue.bytes, size)) {
+    MessageCore* oldest = queue.first;
+    unlink(oldest);
+    ++port_.counters().overflowed;
+    port_.end_message(*oldest, End::dropped, Reason::overflow_oldest);
+    port_.release_slots(*oldest);
+    port_.drop_message(oldest);
+  }
+  if (queue.first == message && flow.credit.crowded(queue.messages, queue.bytes, size)) {
+    flow.credit.consume(size);
+    message->credited = true;
+  }
+  grant(flow, false);
 }
 
 // The next message that has not expired, as handed; nullptr when the queue is empty.
@@ -42,6 +87,9 @@ MessageCore* ReceiverCore::hand_next() {
     flow.row->handed.store(seq, std::memory_order_release);
     step("receive.handed");
     message->handed = true;
+    if (delivery_ == Delivery::at_least_once || message->slots_held) {
+      port_.held().handed_at(message->held, monotonic_coarse_ns());
+    }
     if (delivery_ == Delivery::at_most_once) {
       port_.end_message(*message, End::delivered, Reason::none);
       grant(flow, false);
@@ -56,7 +104,8 @@ MessageCore* ReceiverCore::hand_next() {
 void ReceiverCore::grant(FlowInState& flow, bool even_small) {
   if (flow.lane == nullptr || flow.closing) return;
   if (closed_) return port_.wake_owed(*flow.lane, true);  // nothing more is asked for
-  if (!flow.credit.due() && !(even_small && flow.credit.any())) {
+  // Where the oldest are dropped at three quarters, half a window would be asked for too late.
+  if (!flow.credit.due(drops_oldest() ? kSmallGrantParts : kGrantParts) && !(even_small && flow.credit.any())) {
     if (queued_ == 0) port_.wake_owed(*flow.lane, true);
     return;
   }
@@ -80,10 +129,11 @@ void ReceiverCore::drop_queue(const FlowInState* only, Refusal how) {
   MessageCore* rest = first_;
   first_ = last_ = nullptr;
   queued_ = 0;
+  for (FlowInState* flow : flows_) flow->queue = {};
   while (rest != nullptr) {
     MessageCore* message = rest;
     rest = rest->next;
-    message->next = nullptr;
+    message->next = message->next_of_flow = nullptr;
     if (only != nullptr && message->flow.get() != only) {
       push(message);
       continue;
@@ -94,8 +144,13 @@ void ReceiverCore::drop_queue(const FlowInState* only, Refusal how) {
 
 // ------------------------------------------------------------------ receiving
 Status ReceiverCore::receive_one(u64 deadline_ns, bool may_wait, MessageCore*& out) {
-  out = nullptr;
   Operation operation(port_, may_wait);
+  return next(operation, deadline_ns, may_wait, out);
+}
+
+// The operation may have been left and entered again; at a message it holds the port.
+Status ReceiverCore::next(Operation& operation, u64 deadline_ns, bool may_wait, MessageCore*& out) {
+  out = nullptr;
   if (!operation.ok()) return operation.status();
   for (;;) {
     if (closed_) return Status::fail(Code::closed, "receiver of channel " + text(channel_) + " is closed");
@@ -116,19 +171,16 @@ Status ReceiverCore::receive_one(u64 deadline_ns, bool may_wait, MessageCore*& o
 }
 
 Status ReceiverCore::receive(u64 count, u64 deadline_ns, bool may_wait, std::vector<MessageCore*>& out) {
-  MessageCore* first = nullptr;
-  Status status = receive_one(deadline_ns, may_wait, first);
-  if (!status.ok() || first == nullptr) return status;
-  out.push_back(first);
-  Operation operation(port_);
-  if (!operation.ok()) return Status::success();
-  while (out.size() < count) {
-    MessageCore* next = hand_next();
-    if (next == nullptr && port_.progress_locked() != 0) next = hand_next();
-    if (next == nullptr) break;
-    out.push_back(next);
+  Operation operation(port_, may_wait);
+  MessageCore* message = nullptr;
+  Status status = next(operation, deadline_ns, may_wait, message);
+  while (status.ok() && message != nullptr) {
+    out.push_back(message);
+    if (out.size() >= count) break;
+    message = hand_next();
+    if (message == nullptr && port_.progress_locked() != 0) message = hand_next();
   }
-  return Status::success();
+  return status;
 }
 
 Status ReceiverCore::pending(u64& out) {
@@ -146,12 +198,12 @@ Status ReceiverCore::close(bool hand_back) {
   port_.progress_locked();
   closed_ = true;
   const Refusal how = hand_back && delivery_ == Delivery::at_least_once ? Refusal::hand_back : Refusal::end;
+  drop_queue(nullptr, how);
   for (FlowInState* flow : flows_) {
     flow->refusal = how;
     flow->receiver = nullptr;
   }
   flows_.clear();
-  drop_queue(nullptr, how);
   port_.retire_receiver(endpoint_, how);
   port_.flush_wakes();
   port_.notify_waiters();

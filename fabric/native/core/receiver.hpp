@@ -42,17 +42,23 @@ class ReceiverCore {
   // ---- inside an Operation
   void push(MessageCore* message) {
     (last_ == nullptr ? first_ : last_->next) = message;
+    message->prev = last_;
     last_ = message;
     ++queued_;
+    if (overflow_ == Overflow::drop_oldest) [[unlikely]] keep_newest(message);
   }
   void drop_queue(const FlowInState* only, Refusal how);
   void fail(const char* why) { fault_ = why; }
   void add_flow(FlowInState* flow) { flows_.push_back(flow); }
   void remove_flow(FlowInState* flow);
   u64 queued() const { return queued_; }
+  bool drops_oldest() const { return overflow_ == Overflow::drop_oldest; }
 
  private:
+  Status next(Operation& operation, u64 deadline_ns, bool may_wait, MessageCore*& out);
   MessageCore* pop();
+  void unlink(MessageCore* message);
+  void keep_newest(MessageCore* message);
   MessageCore* hand_next();
   void grant(FlowInState& flow, bool even_small);
   void grant_all();

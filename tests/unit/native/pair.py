@@ -17,6 +17,7 @@ from fabric.controlplane.audit import compare
 
 STREAM, QUEUE = 0, 1
 AT_MOST_ONCE, AT_LEAST_ONCE = 0, 1
+BLOCK, DROP_OLDEST = 0, 1
 DELIVERED, DROPPED, FAILED = 1, 2, 3
 
 
@@ -80,8 +81,11 @@ class Pair:
         channel: int = 7,
         pattern: int = STREAM,
         delivery: int = AT_MOST_ONCE,
+        overflow: int = BLOCK,
     ) -> Any:
-        return self.b.port.open_receiver(endpoint, channel, 99, pattern, delivery)
+        return self.b.port.open_receiver(
+            endpoint, channel, 99, pattern, delivery, overflow=overflow
+        )
 
     def flow(
         self,
