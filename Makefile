@@ -24,8 +24,10 @@ FUZZ_SECONDS ?= 30
 PYTEST_ARGS ?=
 GROUP ?= latency
 MILLION_ARGS ?=
+MINUTES ?= 3
+SEED ?= 0
 
-.PHONY: help setup build demo quickstart test bench million lint native-test asan tsan fuzz mutants clean
+.PHONY: help setup build demo quickstart test bench million soak lint native-test asan tsan fuzz mutants clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -80,6 +82,9 @@ bench: build ## measure beside peers (GROUP=latency); exits non-zero where a pro
 
 million: build ## a million messages on a stream, a million on a queue, a consumer killed in each (MILLION_ARGS=…)
 	$(PY) -m tests.soak.million $(MILLION_ARGS)
+
+soak: build ## random traffic, faults and changes on two nodes, everything checked after every step (MINUTES=3, SEED=n)
+	$(PY) -m tests.soak.soak --minutes $(MINUTES) --seed $(SEED)
 
 lint: build ## ruff, mypy --strict, shell syntax, generated code
 	.venv/bin/ruff check .
