@@ -20,6 +20,7 @@ from fabric.dataplane.pushes import Handler, Pushes
 from fabric.dataplane.receiver import Receiver
 from fabric.dataplane.requester import Requester
 from fabric.dataplane.responder import Responder
+from fabric.dataplane.scatter import Scatterer
 from fabric.dataplane.segments import Segments
 from fabric.dataplane.sender import Sender
 from fabric.messages import MessageType, Schema, class_from_schema, message_type
@@ -29,9 +30,27 @@ M = TypeVar("M")
 R = TypeVar("R")
 E = TypeVar("E")
 
-PATTERNS: Final = ("stream", "queue", "broadcast", "request", "reply")
+PATTERNS: Final = {"stream": 0, "queue": 1, "broadcast": 2, "request": 3, "reply": 4, "scatter": 3}
 DELIVERIES: Final = ("at_most_once", "at_least_once")
 CLASSES: Final = ("control", "token", "embedding", "bulk")
+OVERFLOWS: Final = ("block", "drop_oldest", "drop_newest", "reject")  # layout.hpp Overflow
+
+
+def _overflow(answer: dict[str, Any]) -> dict[str, int]:
+    """Return the overflow policy of an `open` for the native call; `block` is its default."""
+    number = OVERFLOWS.index(answer.get("overflow", "block"))
+    return {"overflow": number} if number else {}
+
+
+def _way_back(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return what the reply half of an `open` is opened with.
+
+    A reply is for one requester only: what is lost with it must not go to another, whatever the requests' delivery.
+    """
+    return {
+        **answer, "endpoint": answer["reply_endpoint"], "pattern": "reply", "route": None,
+        "delivery": "at_most_once", "overflow": "block",
+    }  # fmt: skip
 
 
 def default_socket() -> str:
@@ -99,6 +118,7 @@ class Port:
         self.need_segment: type[Exception] = _native.NeedSegment
         self.name = name
         self.is_closed = False
+        self._pid = os.getpid()
         self._lock = threading.RLock()
         self._broken: Exception | None = None
         self._endpoints: dict[int, Any] = {}
@@ -131,10 +151,11 @@ class Port:
         type : type
             Message class.
         reply : type, optional
-            Message class of replies; makes the pattern ``request``.
-        pattern : {"stream", "queue", "request"}
+            Message class of replies; makes the pattern ``request``, unless it is ``scatter``.
+        pattern : {"stream", "queue", "broadcast", "request", "scatter"}
         delivery : {"at_most_once", "at_least_once"}
-        overflow : {"block"}
+        overflow : {"block", "drop_oldest", "drop_newest", "reject"}
+            What happens where a receiver has no room; see docs/messages.md for the pairs that are allowed.
         klass : {"control", "token", "embedding", "bulk"}
             Traffic class.
         route : str, optional
@@ -150,7 +171,8 @@ class Port:
         """
         fields: dict[str, Any] = {
             "channel": channel, "schema": message_type(type).schema.text,
-            "pattern": "request" if reply is not None else pattern, "delivery": delivery, "overflow": overflow,
+            "pattern": "request" if reply is not None and pattern != "scatter" else pattern,
+            "delivery": delivery, "overflow": overflow,
             "klass": klass, "route": route, "transforms": list(transforms), "idempotent": idempotent,
         }  # fmt: skip
         if reply is not None:
@@ -195,9 +217,8 @@ class Port:
 
         `delivery` overrides how this end acknowledges (stage hosts). Raises like `sender`.
         """
-        credit = {"messages": messages, "bytes": bytes}
         answer, found = self._open(
-            "receiver", channel, type, stage=stage, transform=transform, **credit
+            "receiver", channel, type, stage=stage, transform=transform, messages=messages, bytes=bytes
         )
         if delivery is not None:
             answer["delivery"] = delivery
@@ -207,8 +228,20 @@ class Port:
 
     def requester(self, channel: str, type: type[M], reply: type[R]) -> Requester[M, R]:
         """Open the asking end of a request channel. Raises like `sender`."""
-        answer, found = self._open("requester", channel, type, reply)
-        back = {**answer, "endpoint": answer["reply_endpoint"], "pattern": "reply", "route": None}
+        return self._asking(channel, type, reply, ("request",))
+
+    def scatterer(self, channel: str, type: type[M], reply: type[R]) -> Scatterer[M, R]:
+        """Open the asking end of a scatter channel: rows of its tensors go to many consumers, answers are gathered.
+
+        Consumers open it with `responder`. Raises like `sender`.
+        """
+        return Scatterer(self._asking(channel, type, reply, ("scatter",)))
+
+    def _asking(
+        self, channel: str, type: type[M], reply: type[R], patterns: tuple[str, ...]
+    ) -> Requester[M, R]:
+        answer, found = self._open("requester", channel, type, reply, patterns=patterns)
+        back = _way_back(answer)
         answered = message_type(reply)
         replies: Receiver[R] = Receiver(
             self, channel, answered, self._native_receiver(back, answered), back
@@ -220,11 +253,11 @@ class Port:
         self, channel: str, type: type[M], reply: type[R], *, messages: int = limits.CREDIT_MESSAGES,
         bytes: int = limits.CREDIT_BYTES,
     ) -> Responder[M, R]:  # fmt: skip
-        """Open the answering end of a request channel. Raises like `sender`."""
+        """Open the answering end of a request or scatter channel. Raises like `sender`."""
         answer, found = self._open(
             "responder", channel, type, reply, messages=messages, bytes=bytes
         )
-        back = {**answer, "endpoint": answer["reply_endpoint"], "pattern": "reply", "route": None}
+        back = _way_back(answer)
         answered = message_type(reply)
         replies: Sender[R] = Sender(
             self, channel, answered, self._native_sender(back, answered), back
@@ -304,6 +337,10 @@ class Port:
             raise self._broken
         if self.is_closed:
             raise errors.ClosedError(f"port {self.name!r} was closed")
+        if os.getpid() != self._pid:
+            raise errors.ClosedError(
+                f"port {self.name!r} belongs to process {self._pid}, which forked this one; attach anew here"
+            )
 
     def provide(self, need: Exception, deadline_ns: int = 0) -> None:
         """Do what a native `NeedSegment` asks for; see `Segments.provide`."""
@@ -312,6 +349,10 @@ class Port:
     def flows_of(self, endpoint: int) -> list[dict[str, Any]]:
         """Return the open flows of a sending endpoint, as the daemon pushed them."""
         return self._pushes.flows_of(endpoint)
+
+    def flow_in(self, flow: int) -> dict[str, Any]:
+        """Return credit and reply flow of an incoming flow; empty when it is closed."""
+        return self._pushes.flow_in(flow)
 
     def closed_endpoint(self, endpoint: int) -> None:
         """Tell the daemon that an endpoint was closed (unless the whole port is closing)."""
@@ -322,8 +363,8 @@ class Port:
             self.connection.post("close", {"endpoint": endpoint})
 
     def _open(
-        self, role: str, channel: str, type: Any, reply: Any = None, **more: Any
-    ) -> tuple[dict[str, Any], MessageType]:
+        self, role: str, channel: str, type: Any, reply: Any = None, *, patterns: tuple[str, ...] = (), **more: Any,
+    ) -> tuple[dict[str, Any], MessageType]:  # fmt: skip
         fields = {
             "role": role,
             "channel": channel,
@@ -333,6 +374,13 @@ class Port:
         if reply is not None:
             fields["reply_schema"] = message_type(reply).schema.text
         answer, _ = self.request("open", fields)
+        if patterns and answer["pattern"] not in patterns:
+            self.connection.post("close", {"endpoint": answer["endpoint"]})
+            fit = "scatterer" if answer["pattern"] == "scatter" else "requester"
+            raise errors.ConfigError(
+                f"channel {channel!r} has pattern {answer['pattern']}: open it as {fit}",
+                channel=channel,
+            )
         if type is None:
             if not answer.get("schema"):
                 raise errors.TypeMismatchError(
@@ -343,14 +391,14 @@ class Port:
 
     def _native_sender(self, answer: dict[str, Any], type_: MessageType) -> Any:
         return self.native.open_sender(
-            answer["endpoint"], answer["channel"], type_.schema.type_id, PATTERNS.index(answer["pattern"]),
-            DELIVERIES.index(answer["delivery"]), CLASSES.index(answer["klass"]),
+            answer["endpoint"], answer["channel"], type_.schema.type_id, PATTERNS[answer["pattern"]],
+            DELIVERIES.index(answer["delivery"]), CLASSES.index(answer["klass"]), **_overflow(answer),
         )  # fmt: skip
 
     def _native_receiver(self, answer: dict[str, Any], type_: MessageType) -> Any:
         return self.native.open_receiver(
-            answer["endpoint"], answer["channel"], type_.schema.type_id, PATTERNS.index(answer["pattern"]),
-            DELIVERIES.index(answer["delivery"]),
+            answer["endpoint"], answer["channel"], type_.schema.type_id, PATTERNS[answer["pattern"]],
+            DELIVERIES.index(answer["delivery"]), **_overflow(answer),
         )  # fmt: skip
 
     def _keep(self, answer: dict[str, Any], endpoint: E) -> E:

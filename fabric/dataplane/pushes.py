@@ -37,7 +37,7 @@ class Pushes:
         self._handlers: dict[str, Handler] = {}
         self._pending_stop: dict[str, Any] | None = None
         self._lanes: set[int] = set()
-        self._flows_in: set[int] = set()
+        self._flows_in: dict[int, dict[str, Any]] = {}
 
     def register(self, op: str, handler: Handler) -> None:
         """Answer pushes called `op` with `handler`; a stop that came before its handler is delivered now."""
@@ -53,6 +53,11 @@ class Pushes:
         """Return the open flows of a sending endpoint."""
         with self._lock:
             return [flow for flow in self._flows.values() if flow["endpoint"] == endpoint]
+
+    def flow_in(self, flow: int) -> dict[str, Any]:
+        """Return credit and reply flow of an incoming flow; empty when it is closed."""
+        with self._lock:
+            return self._flows_in.get(flow, {})
 
     def forget_endpoint(self, endpoint: int) -> None:
         """Drop the flows of a closed endpoint."""
@@ -121,11 +126,15 @@ class Pushes:
                 fields["messages"],
                 fields["bytes"],
             )
-            self._flows_in.add(flow)
+            with self._lock:
+                self._flows_in[flow] = {
+                    key: fields.get(key, 0) for key in ("messages", "bytes", "reply_flow")
+                }
 
     def _push_flow_in_close(self, fields: dict[str, Any], _: list[int]) -> None:
-        if fields["flow"] in self._flows_in:
-            self._flows_in.discard(fields["flow"])
+        with self._lock:
+            known = self._flows_in.pop(fields["flow"], None)
+        if known is not None:
             self._native.close_flow_in(fields["flow"], bool(fields.get("drain", True)))
 
     def _push_flow_out(self, fields: dict[str, Any], _: list[int]) -> None:
@@ -146,6 +155,20 @@ class Pushes:
 
     def _push_route(self, fields: dict[str, Any], _: list[int]) -> None:
         self._tell(fields["endpoint"], "set_route", fields.get("route"))
+
+    def _push_flow_suspect(self, fields: dict[str, Any], _: list[int]) -> None:
+        """The receiver of a flow is silent, or awake again: new work avoids it, and comes back."""
+        with self._lock:
+            flow = self._flows.get(fields["flow"])
+            if flow is not None:
+                flow["suspect"] = bool(fields["suspect"])
+        if flow is not None:
+            self._native.suspect_flow(fields["flow"], bool(fields["suspect"]))
+            self._tell(flow["endpoint"], "wake")
+
+    def _push_sender_forget(self, fields: dict[str, Any], _: list[int]) -> None:
+        """The counts of a closed, drained sender are archived: its ledger row may serve another."""
+        self._native.forget_sender(fields["endpoint"])
 
     def _push_flow_close(self, fields: dict[str, Any], _: list[int]) -> None:
         flow = self._forget_flow(fields["flow"])

@@ -1,8 +1,9 @@
 """The asking end of a request channel: calls, streamed replies, cancellation.
 
 Thread-safe, no thread of its own: of the callers that wait, one reads the replies for all. A call goes to the
-responder with the fewest calls of ours; when that responder is lost the call fails as `PeerLostError`, for it may
-have acted. Late replies of calls that ended are discarded.
+responder with the fewest calls of ours that has room for another reply. When that responder is lost, the call fails as
+`PeerLostError`, for it may have acted; on an `at_least_once` channel another responder gets the request, unless part of
+a streamed reply had come. Replies are taken from one responder only; those of calls that ended are discarded.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from __future__ import annotations
 import collections
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import msgspec
 
 from fabric import errors, limits
 from fabric.dataplane.deadlines import absolute_ns, left_s, monotonic_ns
+from fabric.dataplane.naming import name_channel
 from fabric.dataplane.receiver import Receiver
 from fabric.dataplane.sender import Sender, as_key
 
@@ -38,12 +40,19 @@ _unpack = msgspec.msgpack.Decoder().decode
 class Call:
     """One request in flight. States: waiting → (replies)* → done; `error` set when it ended badly."""
 
-    __slots__ = ("correlation", "deadline_ns", "error", "flow", "is_done", "lost", "replies")
+    __slots__ = (
+        "correlation", "deadline_ns", "error", "flow", "is_done", "lost", "lost_flow", "replies", "reply_flow",
+        "sequence", "source",
+    )  # fmt: skip
 
     def __init__(self, correlation: int, deadline_ns: int) -> None:
         self.correlation = correlation
         self.deadline_ns = deadline_ns
-        self.flow = 0
+        self.flow = 0  # 0: not sent, or sent again to whom only the native sender knows
+        self.reply_flow = 0
+        self.lost_flow = 0  # reply flow of the responder that was lost
+        self.source = 0  # reply flow of the first reply; no other is listened to
+        self.sequence = 0
         self.is_done = False
         self.error: Exception | None = None
         self.lost: Exception | None = None  # the responder is gone; replies may still be queued
@@ -59,12 +68,14 @@ class Requester(Generic[M, R]):
         self.replies = replies
         self.channel = sender.channel
         self.endpoint = sender.endpoint
+        self.need_segment: type[Exception] = port.need_segment
         self._lock = threading.Lock()
         self._news = threading.Condition(self._lock)
         self._has_leader = False
         self._calls: dict[int, Call] = {}
         self._numbers = itertools.count(1)
         self._is_closed = False
+        self._again = sender.delivery == "at_least_once"
 
     def call(
         self, message: M, key: str | bytes | None = None, deadline: float | None = None
@@ -89,7 +100,8 @@ class Requester(Generic[M, R]):
         RemoteError
             The responder raised; ``context["error"]`` names the class.
         PeerLostError
-            The responder died; whether it acted is unknown.
+            The responder died; whether it acted is unknown. On an ``at_least_once`` channel only when a streamed
+            reply was interrupted.
         DeadlineExceeded
             No answer in time; the responder is told to stop.
         TypeMismatchError, ClosedError
@@ -196,20 +208,59 @@ class Requester(Generic[M, R]):
         """Send a call's request to a responder; tries others when one closes meanwhile."""
         need_segment = self._port.need_segment
         while True:
-            flow, reply_flow = self._choose(call, wait_ns)
+            self._choose(call, wait_ns)
             try:
-                self.sender.native.send(
-                    meta, tensors, key, wait_ns, flow=flow, correlation=call.correlation, reply_flow=reply_flow,
-                    expires_ns=call.deadline_ns,
-                )  # fmt: skip
-                return
+                if self.send_to(call, meta, tensors, key, wait_ns):
+                    return
             except need_segment as need:
                 if not may_provide:
                     raise
                 self.sender.provide(need, call.deadline_ns)
-            except (errors.StaleHandleError, errors.BrokenError):
-                if any(f["flow"] == flow for f in self._port.flows_of(self.endpoint)):
-                    raise
+
+    def send_to(
+        self, call: Call, meta: bytes, tensors: list[Any], key: bytes | None, wait_ns: int
+    ) -> bool:
+        """Send a call's request on the flow that was taken for it; False when that flow is gone."""
+        try:
+            call.sequence = self.sender.native.send(
+                meta, tensors, key, wait_ns, flow=call.flow, correlation=call.correlation,
+                reply_flow=call.reply_flow, expires_ns=call.deadline_ns,
+            )  # fmt: skip
+        except (errors.StaleHandleError, errors.BrokenError) as error:
+            if not any(f["flow"] == call.flow for f in self._port.flows_of(self.endpoint)):
+                return False
+            name_channel(error, self.channel)
+            raise
+        except errors.FabricError as error:
+            name_channel(error, self.channel)
+            raise
+        return True
+
+    def targets(self) -> list[dict[str, Any]]:
+        """Return the flows to responders that are there and awake, by endpoint."""
+        flows = [f for f in self._port.flows_of(self.endpoint) if f["reply_flow"]]
+        self._port.check()
+        return sorted(
+            (f for f in flows if not f.get("suspect")), key=lambda f: int(f["target_endpoint"])
+        )
+
+    def take_flow(self, call: Call, flow: dict[str, Any]) -> bool:
+        """Reserve room for the reply of `call` on a flow; False while there is none. Lock held, or one thread only."""
+        busy = sum(c.flow == flow["flow"] and not c.is_done for c in self._calls.values())
+        if call.flow != flow["flow"] and busy >= self._reply_room(flow):
+            return False
+        call.flow, call.reply_flow = flow["flow"], flow["reply_flow"]
+        return True
+
+    def wait(self, calls: Sequence[Call], until_ns: int) -> None:
+        """Wait until one of `calls` has something, at the longest until `until_ns`; reads for all callers."""
+        with self._lock:
+            while not any(c.replies or c.is_done for c in calls) and monotonic_ns() < until_ns:
+                if self._has_leader or not calls:
+                    self._news.wait(min(left_s(until_ns), 1.0))
+                else:
+                    self._lead(calls, until_ns)
+                    return
 
     def take_ready(self) -> bool:
         """Read one reply without waiting and hand it to its call; False when there was none."""
@@ -241,10 +292,12 @@ class Requester(Generic[M, R]):
         call.replies.clear()
         if unfinished and cancel:
             self._send_cancel(call)
+        with self._lock:
+            self._news.notify_all()  # there is room for another reply
 
     def expire(self, call: Call) -> None:
         """Raise the `DeadlineExceeded` of a call."""
-        where = f"responder on flow {call.flow:#x}" if call.flow else "a responder"
+        where = "the responder" if call.flow else "a responder"
         raise errors.DeadlineExceeded(
             f"channel {self.channel!r}: waited for {where} to answer request {call.correlation}",
             channel=self.channel,
@@ -261,13 +314,13 @@ class Requester(Generic[M, R]):
                         channel=self.channel,
                         outcome="unknown",
                     )
+                    call.flow, call.lost_flow = 0, call.reply_flow
             self._news.notify_all()
 
     def fail_if_lost(self, call: Call) -> None:
         """End a call whose responder is gone and whose replies are all read."""
         with self._lock:
-            if call.lost is not None and not call.is_done:
-                self._end(call, call.lost)
+            self._settle_lost(call)
 
     def wake(self) -> None:
         """Let waiting callers look again (a responder came or went). Control thread."""
@@ -295,14 +348,15 @@ class Requester(Generic[M, R]):
                 if self._has_leader:
                     self._news.wait(min(left_s(call.deadline_ns), 1.0))
                     continue
-                self._lead(call)
+                self._lead([call], call.deadline_ns)
 
-    def _lead(self, call: Call) -> None:
+    def _lead(self, calls: Sequence[Call], until_ns: int) -> None:
         """Read one reply with the lock released; called with the lock held, returns with it held."""
         self._has_leader = True
         self._lock.release()
         native = None
-        until = 0 if call.lost is not None else min(call.deadline_ns, monotonic_ns() + _LEADER_NS)
+        lost = [call for call in calls if call.lost is not None]
+        until = 0 if lost else min(until_ns, monotonic_ns() + _LEADER_NS)
         try:
             native = self.replies.native.receive(until)
         finally:
@@ -310,19 +364,30 @@ class Requester(Generic[M, R]):
             self._has_leader = False
             if native is not None:
                 self._deliver(native)
-            elif until == 0 and call.lost is not None and not call.is_done:
-                self._end(call, call.lost)
+            else:
+                for call in lost:
+                    self._settle_lost(call)
             self._news.notify_all()
+
+    def _settle_lost(self, call: Call) -> None:
+        """Decide on a call whose responder is gone and whose replies are all read; lock held."""
+        if call.lost is None or call.is_done:
+            return
+        if self._again and (not call.source or call.source != call.lost_flow):
+            call.lost = None  # the native sender gives the request to another responder
+        else:
+            self._end(call, call.lost)
 
     def _deliver(self, native: Any) -> None:
         """Hand a reply to its call; lock held."""
         call = self._calls.get(native.correlation)
         flags = native.flags
         meta = self._meta(native)
-        if call is None or call.is_done:
+        if call is None or call.is_done or call.source not in (0, native.flow):
             native.ack()
             native.release()
             return
+        self._listen(call, native.flow)
         try:
             if flags & FLAG_ERROR:
                 self._end(call, remote_error(meta))
@@ -342,6 +407,19 @@ class Requester(Generic[M, R]):
             native.release()
         self._news.notify_all()
 
+    def _listen(self, call: Call, reply_flow: int) -> None:
+        """Take replies of a call from this flow only: another responder's would be mixed into them; lock held."""
+        if not call.source and not call.flow:
+            flows = self._port.flows_of(self.endpoint)
+            call.flow = next((f["flow"] for f in flows if f["reply_flow"] == reply_flow), 0)
+            call.reply_flow = reply_flow
+        call.source = reply_flow
+
+    def _reply_room(self, flow: dict[str, Any]) -> int:
+        """Return how many replies the responder of a flow may send before we read one."""
+        granted = self._port.flow_in(flow["reply_flow"]).get("messages", 0)
+        return int(granted) or limits.CREDIT_MESSAGES
+
     def _meta(self, native: Any) -> bytes:
         while True:
             try:
@@ -354,11 +432,10 @@ class Requester(Generic[M, R]):
         call.error = error
         self._news.notify_all()
 
-    def _choose(self, call: Call, wait_ns: int) -> tuple[int, int]:
-        """Return (flow, reply flow) of the responder with the fewest calls of ours; waits for the first responder."""
+    def _choose(self, call: Call, wait_ns: int) -> None:
+        """Take the flow of the responder with the fewest calls of ours; waits for one with room for the reply."""
         while True:
-            flows = [f for f in self._port.flows_of(self.endpoint) if f.get("reply_flow")]
-            self._port.check()
+            flows = self.targets()
             with self._lock:
                 if call.is_done:
                     raise call.error or errors.ClosedError(f"request {call.correlation} has ended")
@@ -366,29 +443,37 @@ class Requester(Generic[M, R]):
                     busy = collections.Counter(
                         c.flow for c in self._calls.values() if not c.is_done
                     )
-                    best = min(flows, key=lambda f: busy[f["flow"]])
-                    call.flow = best["flow"]  # under the lock: the next chooser sees this one
-                    return best["flow"], best["reply_flow"]
+                    if self.take_flow(call, min(flows, key=lambda f: busy[f["flow"]])):
+                        return  # taken under the lock: the next chooser sees this one
+                lack = (
+                    "every responder has its room for replies in use" if flows else "no responder is there"
+                )
                 if not wait_ns:
                     raise errors.WouldBlock(
-                        f"channel {self.channel!r} has no responder", channel=self.channel
+                        f"channel {self.channel!r}: {lack}", channel=self.channel
                     )
                 if monotonic_ns() >= wait_ns:
                     raise errors.DeadlineExceeded(
-                        f"channel {self.channel!r}: waited for a responder, none is there",
+                        f"channel {self.channel!r}: waited for a responder: {lack}",
                         channel=self.channel,
                     )
                 self._news.wait(min(left_s(wait_ns), 0.1))
 
     def _send_cancel(self, call: Call) -> None:
         """Best effort: a responder that cannot be told sees its deadline pass."""
-        if not call.flow:
+        if not call.sequence:
             return
+        flows = [call.flow]
         try:
-            self.sender.native.send(
-                b"", [], None, 0, flow=call.flow, correlation=call.correlation, flags=FLAG_CANCEL,
-                expires_ns=monotonic_ns() + int(limits.CLOSE_S * 1e9),
-            )  # fmt: skip
+            if self._again and not call.flow:  # whoever has it, or got it again
+                if self.sender.native.cancel(call.sequence):
+                    return
+                flows = [f["flow"] for f in self._port.flows_of(self.endpoint)]
+            for flow in filter(None, flows):
+                self.sender.native.send(
+                    b"", [], None, 0, flow=flow, correlation=call.correlation, flags=FLAG_CANCEL,
+                    expires_ns=monotonic_ns() + int(limits.CLOSE_S * 1e9),
+                )  # fmt: skip
         except (errors.FabricError, self._port.need_segment):
             return
 

@@ -47,7 +47,9 @@ class Request(Generic[M, R]):
         self.responder = responder
         self.message = message
         native = message._native
-        self._id = (native.producer, native.correlation, native.reply_flow)
+        # A request that was redelivered names the reply flow of the responder that was lost: ours goes by its flow.
+        own = responder.reply_flow_of(native.flow)
+        self._id = (native.producer, native.correlation, own or native.reply_flow)
         self.deadline_ns: int = native.expires_ns
         self._native = native
         self._is_cancelled = False
@@ -266,6 +268,10 @@ class Responder(Generic[M, R]):
                     f"channel {self.channel!r}: the requester of {correlation} is gone",
                     channel=self.channel,
                 ) from error
+
+    def reply_flow_of(self, flow: int) -> int:
+        """Return the flow on which requests of an incoming flow are answered; 0 when it is not known."""
+        return int(self._port.flow_in(flow).get("reply_flow") or 0)
 
     def forget(self, identity: tuple[int, int, int]) -> None:
         """Stop watching a request for its cancellation."""

@@ -31,6 +31,8 @@ def plan_segment(size_bytes: int) -> tuple[int, int]:
         raise errors.CapacityError(
             f"a message of {size_bytes} bytes needs a slot above SEGMENT_BYTES_MAX ({limits.SEGMENT_BYTES_MAX})",
             limit="SEGMENT_BYTES_MAX",
+            size_bytes=size_bytes,
+            limit_bytes=limits.SEGMENT_BYTES_MAX,
         )
     slot = limits.SLOT_BYTES_MIN
     while slot < size_bytes and slot < mib:
@@ -62,10 +64,11 @@ class Segments:
         StaleHandleError
             The segment to read from no longer exists.
         """
-        if len(need.args) >= 2:
-            self._fetch(int(need.args[1]))
+        size_bytes, segment, group = (*need.args, 0, 0)[:3]
+        if segment:
+            self._fetch(int(segment))
         else:
-            self._grow(int(need.args[0]), deadline_ns)
+            self._grow(int(size_bytes), int(group), deadline_ns)
 
     def give_back_idle(self) -> None:
         """Drop own segments that stayed empty; called by the control thread."""
@@ -78,7 +81,7 @@ class Segments:
             if now - since >= limits.SEGMENT_IDLE_S * 1e9:
                 self._drop(segment)
 
-    def _grow(self, size_bytes: int, deadline_ns: int) -> None:
+    def _grow(self, size_bytes: int, group: int, deadline_ns: int) -> None:
         with self._lock:  # two senders that lack the same size get one segment
             slot_bytes, slot_count = plan_segment(size_bytes)
             if len(self._own) >= limits.SEGMENTS_PER_PORT_MAX:
@@ -87,10 +90,18 @@ class Segments:
                     limit="SEGMENTS_PER_PORT_MAX",
                 )
             timeout = min(limits.CONTROL_CALL_S, left_s(deadline_ns) or limits.CONTROL_CALL_S)
-            fields = {"slot_bytes": slot_bytes, "slot_count": slot_count}
-            answer, fds = self._connection.request("segment_new", fields, timeout)
+            fields = {"slot_bytes": slot_bytes, "slot_count": slot_count, "group": group}
+            try:
+                answer, fds = self._connection.request("segment_new", fields, timeout)
+            except errors.CapacityError:
+                if slot_count == 1:
+                    raise
+                # There may be room for this one message where there is none for its like.
+                answer, fds = self._connection.request(
+                    "segment_new", {**fields, "slot_count": 1}, timeout
+                )
             segment = int(answer["segment"])
-            self._add(segment, fds, writable=True)
+            self._add(segment, fds, writable=True, group=group)
             self._own[segment] = slot_bytes
             self._connection.request("segment_seal", {"segment": segment}, timeout)
 
@@ -98,11 +109,14 @@ class Segments:
         answer_fds = self._connection.request("segment_get", {"segment": segment})[1]
         self._add(segment, answer_fds, writable=False)
 
-    def _add(self, segment: int, fds: list[int], writable: bool) -> None:
+    def _add(self, segment: int, fds: list[int], writable: bool, group: int = 0) -> None:
         if len(fds) != 1:
             raise errors.PeerProtocolError(f"segment {segment} came with {len(fds)} descriptors")
         try:
-            self._native.add_segment(segment, fds[0], writable)
+            if group:
+                self._native.add_segment(segment, fds[0], writable, group)
+            else:
+                self._native.add_segment(segment, fds[0], writable)
         finally:
             os.close(fds[0])
 

@@ -6,24 +6,27 @@ a receiver) end at the deadline with an error that names what was full.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from fabric import limits
 from fabric.dataplane.deadlines import DEFAULT_NS, absolute_ns, left_s, monotonic_ns
+from fabric.dataplane.loans import take_loan
+from fabric.dataplane.naming import name_channel
 from fabric.dataplane.routes import RoutePins, header_fields
 from fabric.errors import (
     BrokenError,
     CapacityError,
-    ClosedError,
     DeadlineExceeded,
-    LoanLimitError,
+    FabricError,
+    RejectedError,
     StaleHandleError,
     TypeMismatchError,
+    WouldBlock,
 )
 from fabric.messages import MessageType
-from fabric.messages.tensor import DTYPES
 
 if TYPE_CHECKING:
     from fabric.dataplane.client import Port
@@ -39,10 +42,25 @@ _SLOT_WAIT_S: Final = 0.02  # between asking for arena memory again; progress is
 
 
 def as_key(key: str | bytes | None) -> bytes | None:
-    """Return a key as bytes; `CapacityError` above `limits.KEY_BYTES_MAX`."""
-    if key is None:
-        return None
-    data = key.encode() if isinstance(key, str) else bytes(key)
+    """Return a key as bytes.
+
+    Raises
+    ------
+    TypeMismatchError
+        Neither text nor bytes.
+    CapacityError
+        Above `limits.KEY_BYTES_MAX`.
+    """
+    if key is None or (type(key) is bytes and len(key) <= limits.KEY_BYTES_MAX):
+        return key
+    if not isinstance(key, (str, bytes, bytearray, memoryview)):
+        raise TypeMismatchError(
+            f"a key of type {type(key).__name__}: give str or bytes, e.g. str({key!r:.40})"
+        )
+    try:
+        data = key.encode() if isinstance(key, str) else bytes(key)
+    except UnicodeEncodeError as error:
+        raise TypeMismatchError(f"a key that is no text: {error}; give bytes") from error
     if len(data) > limits.KEY_BYTES_MAX:
         raise CapacityError(
             f"a key of {len(data)} bytes, KEY_BYTES_MAX is {limits.KEY_BYTES_MAX}",
@@ -71,6 +89,9 @@ class Sender(Generic[M]):
         self.native = native
         self.endpoint: int = answer["endpoint"]
         self.klass = str(answer.get("klass", "token"))
+        self.delivery = str(answer.get("delivery", "at_most_once"))
+        #: of a send that names none (the channel's `deadline`); None leaves the fabric's default
+        self.deadline_s: float | None = answer.get("deadline_s") or None
         self._encode = type_.encode
         self._native_send = native.send
         self.need_segment: type[Exception] = port.need_segment
@@ -107,13 +128,18 @@ class Sender(Generic[M]):
             No room in time (names credit, consumer or memory). Nothing was sent.
         WouldBlock
             No room and ``deadline=0``.
-        CapacityError, ClosedError, BrokenError
+        RejectedError
+            No room, and the channel's overflow policy is ``reject``. Nothing was sent.
+        CapacityError
+            A limit was reached, or the message is larger than a whole arena; names both sizes.
+        ClosedError, BrokenError
 
         Notes
         -----
         Interrupting this call (KeyboardInterrupt) leaves open whether the message was accepted.
         """
         meta, tensors = self._encode(message)
+        deadline = self.deadline_s if deadline is None else deadline
         deadline_ns = monotonic_ns() + DEFAULT_NS if deadline is None else absolute_ns(deadline)
         expires_ns = deadline_ns if deadline is not None else 0
         if key is not None:
@@ -129,10 +155,13 @@ class Sender(Generic[M]):
             return sent
         except self.need_segment as need:
             return self._send_again(need, meta, tensors, key, deadline_ns, flow, expires_ns)
-        except (StaleHandleError, BrokenError):
-            if not flow:
-                raise
-            return self._send_elsewhere(message, meta, tensors, key, deadline_ns, flow, expires_ns)
+        except FabricError as error:
+            if flow and isinstance(error, (StaleHandleError, BrokenError)):
+                return self._send_elsewhere(
+                    message, meta, tensors, key, deadline_ns, flow, expires_ns
+                )
+            name_channel(error, self.channel)
+            raise
 
     def send_many(
         self,
@@ -146,12 +175,12 @@ class Sender(Generic[M]):
         ------
         TypeMismatchError
             A message breaks its declaration; nothing was sent.
+        RejectedError
+            No room for the first one, and the overflow policy is ``reject``.
         """
-        encoded = [self._encode(message) for message in messages]
-        named = [None] * len(encoded) if keys is None else [as_key(key) for key in keys]
-        if len(named) != len(encoded):
-            raise TypeMismatchError(f"{len(encoded)} messages and {len(named)} keys")
+        deadline = self.deadline_s if deadline is None else deadline
         deadline_ns = absolute_ns(deadline)
+        encoded, named = self.encode_many(messages, keys)
         if self._pins is not None:
             for message, key in zip(messages, named, strict=True):
                 self.send(message, key, deadline)
@@ -167,9 +196,10 @@ class Sender(Generic[M]):
             except self.need_segment as need:
                 self.provide(need, deadline_ns)
                 continue
-            except DeadlineExceeded:
-                if done:
+            except FabricError as error:
+                if done and isinstance(error, (DeadlineExceeded, WouldBlock, RejectedError)):
                     return done
+                name_channel(error, self.channel)
                 raise
             done += sent
             if sent == 0 or monotonic_ns() >= deadline_ns:
@@ -197,23 +227,26 @@ class Sender(Generic[M]):
         ------
         TypeMismatchError, DeadlineExceeded, LoanLimitError
         """
+        deadline = self.deadline_s if deadline is None else deadline
         deadline_ns = absolute_ns(deadline)
-        loan, draft, arrays, descriptors = self._take_loan(shapes, deadline_ns)
+        key_bytes = as_key(key)
+        loan = take_loan(self, shapes, deadline_ns)
         try:
-            yield draft
-            meta = self._encode_draft(draft, arrays, descriptors)
-            key_bytes = as_key(key)
+            yield loan.draft
+            meta, tensors = loan.encode()
             flow = (
-                self.choose(draft, key_bytes, meta, list(arrays.values()))
-                if self._pins is not None
-                else 0
+                self.choose(loan.draft, key_bytes, meta, tensors) if self._pins is not None else 0
             )
             expires_ns = deadline_ns if deadline is not None else 0
             self.native.send_loan(
-                loan, meta, key_bytes, deadline_ns, flow=flow, expires_ns=expires_ns
+                loan.native, meta, key_bytes, deadline_ns, flow=flow, expires_ns=expires_ns
             )
+        except FabricError as error:
+            loan.native.discard()
+            name_channel(error, self.channel)
+            raise
         except BaseException:
-            loan.discard()
+            loan.native.discard()
             raise
 
     def flush(self, timeout: float | None = None) -> None:
@@ -278,12 +311,27 @@ class Sender(Generic[M]):
         try:
             self._port.provide(need, deadline_ns)
         except CapacityError as full:
+            if full.context.get("size_bytes", 0) > full.context.get("limit_bytes", math.inf):
+                name_channel(full, self.channel)
+                raise  # it would not fit if everything were free
             if left_s(deadline_ns) <= 0:
                 raise DeadlineExceeded(
                     f"channel {self.channel!r}: no arena slot came free: {full}"
                 ) from full
             # Progress while waiting: slots come back through the return rings.
             self.native.flush(min(deadline_ns, monotonic_ns() + int(_SLOT_WAIT_S * 1e9)))
+
+    def encode_many(
+        self, messages: Sequence[M], keys: Iterable[str | bytes | None] | None
+    ) -> tuple[list[tuple[bytes, list[Any]]], list[bytes | None]]:
+        """Encode all messages and keys before any is sent; raises like `send_many`."""
+        encoded = [self._encode(message) for message in messages]
+        named: list[bytes | None] = [None] * len(encoded)
+        if keys is not None:
+            named = [as_key(key) for key in keys]
+        if len(named) != len(encoded):
+            raise TypeMismatchError(f"{len(encoded)} messages and {len(named)} keys")
+        return encoded, named
 
     def set_route(self, route: str | None) -> None:
         """Let another policy choose from the next message on; pins of the one before are forgotten."""
@@ -311,6 +359,9 @@ class Sender(Generic[M]):
                 )
             except self.need_segment as again:
                 need = again
+            except FabricError as error:
+                name_channel(error, self.channel)
+                raise
 
     def _send_elsewhere(
         self, message: M, meta: bytes, tensors: list[Any], key: bytes | None, deadline_ns: int, flow: int,
@@ -328,6 +379,9 @@ class Sender(Generic[M]):
             )
         except self.need_segment as need:
             return self._send_again(need, meta, tensors, key, deadline_ns, 0, expires_ns)
+        except FabricError as error:
+            name_channel(error, self.channel)
+            raise
 
     def pinned(self, key: bytes | None) -> int:
         """Return the flow that the channel's policy chose for `key` before; 0: `choose` has to ask."""
@@ -355,45 +409,3 @@ class Sender(Generic[M]):
     def _ask_route(self, header: dict[str, Any]) -> tuple[int, float]:
         answer, _ = self._port.request("route_ask", header, limits.ROUTE_ASK_S)
         return int(answer.get("flow") or 0), float(answer.get("ttl_s") or 0.0)
-
-    def _take_loan(
-        self, shapes: dict[str, Any], deadline_ns: int
-    ) -> tuple[Any, Any, dict[str, Any], list[Any]]:
-        if self.is_closed:
-            raise ClosedError(f"the sender of {self.channel!r} was closed")
-        import numpy
-
-        plan = self.type.plan_loan(shapes)
-        total = sum(size for _, _, size in plan)
-        if total > limits.SEGMENT_BYTES_MAX:
-            raise LoanLimitError(
-                f"a loan of {total} bytes, SEGMENT_BYTES_MAX is {limits.SEGMENT_BYTES_MAX}",
-                limit="SEGMENT_BYTES_MAX",
-            )
-        while True:
-            try:
-                loan = self.native.loan([size for _, _, size in plan])
-                break
-            except self.need_segment as need:
-                self.provide(need, deadline_ns)
-        draft = self.type.draft()
-        for name, value in self.type.defaults().items():
-            setattr(draft, name, value)
-        arrays: dict[str, Any] = {}
-        descriptors: list[Any] = []
-        for field, (code, shape, _) in zip(self.type.tensors, plan, strict=True):
-            descriptors.append((code, *shape) if code else None)
-            if code:
-                memory = loan.tensor(field.ordinal)
-                arrays[field.name] = numpy.frombuffer(memory, DTYPES[code][1]).reshape(shape)
-            setattr(draft, field.name, arrays.get(field.name))
-        return loan, draft, arrays, descriptors
-
-    def _encode_draft(self, draft: Any, arrays: dict[str, Any], descriptors: list[Any]) -> bytes:
-        for field in self.type.tensors:
-            if getattr(draft, field.name, None) is not arrays.get(field.name):
-                raise TypeMismatchError(
-                    f"field {field.name!r} of a loan was replaced; write in place: m.{field.name}[...] = values",
-                    field=field.name,
-                )
-        return self._encode(draft)[0]

@@ -1,8 +1,8 @@
 """Encode and decode one message type, precompiled: per message no lookup by name and no dict.
 
-`meta` is a MessagePack array of the fields in order, a tensor standing as [dtype code, size, size, …]; tensors
-themselves are a list of C-contiguous buffers. What is encoded is decoded once with the receiver's decoder, so a
-sender refuses exactly what a receiver would. Thread-safe.
+`meta` is a MessagePack array of the fields in order, a tensor standing as [dtype code, size, size, …], a list of
+tensors as a list of those; tensors themselves are a list of C-contiguous buffers. What is encoded is decoded once with
+the receiver's decoder, so a sender refuses exactly what a receiver would. Thread-safe.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import msgspec
 
 from fabric import limits
 from fabric.errors import CapacityError, PeerProtocolError, TypeMismatchError
-from fabric.messages.tensor import DTYPE_CODES, DTYPES, TensorSpec, numpy_codes, to_array
+from fabric.messages.tensor import DTYPE_CODES, DTYPES, FP8, TensorSpec, numpy_codes, to_array
 
 if TYPE_CHECKING:
     from fabric.messages.declare import MessageType
@@ -42,6 +42,10 @@ class TensorField(NamedTuple):
     codes: frozenset[int]
     rank: int  #: -1 = any
     is_plain: bool  #: neither fixed sizes nor `...`: the rank is all there is to check
+    bytes_as: (
+        int  #: what plain uint8 stands for: u8, or the one fp8 type allowed; 0: it cannot be told
+    )
+    is_byte: bool  #: u8 or fp8 is allowed: an array may say in its metadata which of them it holds
 
 
 def tensor_fields(names: Sequence[str], specs: dict[str, TensorSpec]) -> list[TensorField]:
@@ -60,14 +64,23 @@ def tensor_fields(names: Sequence[str], specs: dict[str, TensorSpec]) -> list[Te
                     frozenset(DTYPE_CODES[d] for d in spec.dtypes),
                     -1 if any_rank else len(spec.dims),
                     not any_rank and not any(type(dim) is int for dim in spec.dims),
+                    _bytes_as(spec),
+                    "u8" in spec.dtypes or any(name in FP8 for name in spec.dtypes),
                 )
             )
     return fields
 
 
+def _bytes_as(spec: TensorSpec) -> int:
+    fp8 = [DTYPE_CODES[name] for name in spec.dtypes if name in FP8]
+    if "u8" in spec.dtypes or not fp8:
+        return DTYPE_CODES["u8"]
+    return fp8[0] if len(fp8) == 1 else 0
+
+
 def shared_axes(fields: list[TensorField]) -> list[tuple[str, TensorField, int, TensorField, int]]:
     """Return the pairs of axes that bear the same name and so must be equal within a message."""
-    first: dict[str, tuple[TensorField, int]] = {}
+    first: dict[str, tuple[TensorField, int]] = {}  # lists name no axes: theirs are their own
     pairs = []
     for field in fields:
         for name, axis in field.spec.named_axes():
@@ -100,8 +113,11 @@ def make_encode(names: Sequence[str], specs: dict[str, TensorSpec], view: type) 
     shared = shared_axes(fields)
     validate: Callable[[bytes], Any] = msgspec.msgpack.Decoder(view).decode
     scalars = _plain_scalars(names, specs, view)
+    own = (view, view.__base__)  # the received and the sent class
 
     def encode(message: Any) -> tuple[bytes, list[Any]]:
+        if type(message) not in own:
+            check_class(message, view)
         try:
             values = list(read(message)) if read is not None else [getattr(message, only)]
         except AttributeError as error:
@@ -111,13 +127,11 @@ def make_encode(names: Sequence[str], specs: dict[str, TensorSpec], view: type) 
         buffers: list[Any] = []
         for position, known, field in plan:
             value = values[position]
-            try:
-                descriptor = (
-                    known.get((value.dtype, value.shape)) if value.flags.c_contiguous else None
-                )
-            except (AttributeError, TypeError):  # not a numpy array
-                descriptor = None
+            descriptor = _recall(field, value, known)
             if descriptor is None:
+                if field.spec.is_list:
+                    values[position] = _describe_list(field, value, known, buffers)
+                    continue
                 if value is None and field.spec.optional:
                     buffers.append(b"")
                     continue
@@ -126,6 +140,8 @@ def make_encode(names: Sequence[str], specs: dict[str, TensorSpec], view: type) 
             buffers.append(value)
         for pair in shared:
             check_shared(values, *pair)
+        if len(buffers) > 1:
+            _check_total(names, buffers)
         try:
             meta = _pack(values)
             if scalars is None or not _hold(scalars, values):
@@ -147,6 +163,40 @@ def make_encode(names: Sequence[str], specs: dict[str, TensorSpec], view: type) 
         return meta, buffers
 
     return encode
+
+
+def check_class(message: Any, view: Any) -> None:
+    """Raise `TypeMismatchError` unless `message` is of the type of `view`, by class or by equal schema."""
+    ours = view.__fabric_type__
+    theirs = getattr(message, "__fabric_type__", None)
+    if theirs is ours or getattr(getattr(theirs, "schema", None), "text", "") == ours.schema.text:
+        return
+    shown = theirs.schema.label if theirs is not None else type(message).__name__
+    raise TypeMismatchError(
+        f"this channel carries {ours.schema.label}, the message is {shown}; "
+        f"send {ours.cls.__name__}(...)",
+        expected=ours.schema.label,
+        found=shown,
+    )
+
+
+def _check_total(names: Sequence[str], buffers: list[Any]) -> None:
+    """Refuse what is too many or too large together; each tensor was checked by itself."""
+    if len(buffers) > limits.TENSORS_PER_MESSAGE_MAX:
+        raise CapacityError(
+            f"{len(buffers)} tensors in one message, TENSORS_PER_MESSAGE_MAX is "
+            f"{limits.TENSORS_PER_MESSAGE_MAX}; stack them or send several messages",
+            limit="TENSORS_PER_MESSAGE_MAX",
+            value=len(buffers),
+        )
+    total = sum(buffer.nbytes for buffer in buffers if type(buffer) is not bytes)
+    if total > limits.MESSAGE_BYTES_MAX:
+        raise CapacityError(
+            f"the tensors take {total} bytes together, MESSAGE_BYTES_MAX is {limits.MESSAGE_BYTES_MAX}; "
+            "send several messages",
+            limit="MESSAGE_BYTES_MAX",
+            value=total,
+        )
 
 
 def _plain_scalars(
@@ -179,6 +229,45 @@ def _hold(scalars: list[tuple[int, Any]], values: list[Any]) -> bool:
     return True
 
 
+def _recall(
+    field: TensorField, value: Any, known: dict[Any, tuple[int, ...]]
+) -> tuple[int, ...] | None:
+    """Return the descriptor of an array like one that was checked before, else None."""
+    try:
+        found = known.get((value.dtype, value.shape)) if value.flags.c_contiguous else None
+        # Equal dtypes may differ in their metadata, where an fp8 array says what it is.
+        return None if found is not None and field.is_byte and value.dtype.metadata else found
+    except (AttributeError, TypeError):  # not a numpy array
+        return None
+
+
+def _describe_list(
+    field: TensorField, values: Any, known: dict[Any, tuple[int, ...]], buffers: list[Any]
+) -> list[tuple[int, ...]]:
+    """Check every tensor of a list field; appends its buffers, returns its descriptors."""
+    if not isinstance(values, (list, tuple)):
+        raise TypeMismatchError(
+            f"field {field.name!r} is {type(values).__name__}, declared {field.spec!r}: give a list",
+            field=field.name,
+        )
+    if len(values) > limits.TENSORS_PER_MESSAGE_MAX:
+        raise CapacityError(
+            f"field {field.name!r} has {len(values)} tensors, TENSORS_PER_MESSAGE_MAX is "
+            f"{limits.TENSORS_PER_MESSAGE_MAX}; stack them or send several messages",
+            limit="TENSORS_PER_MESSAGE_MAX",
+            value=len(values),
+        )
+    found = []
+    for index, value in enumerate(values):
+        descriptor = _recall(field, value, known)
+        if descriptor is None:
+            named = field._replace(name=f"{field.name}[{index}]")
+            descriptor, value = _describe(named, value, known)
+        found.append(descriptor)
+        buffers.append(value)
+    return found
+
+
 def _describe(
     field: TensorField, value: Any, known: dict[Any, tuple[int, ...]]
 ) -> tuple[tuple[int, ...], Any]:
@@ -187,7 +276,8 @@ def _describe(
     check_tensor(field, code, value.shape)
     if len(known) >= _DESCRIPTORS_MAX:
         known.clear()
-    if numpy_codes().get(value.dtype) == code:
+    plain = numpy_codes().get(value.dtype)
+    if (field.bytes_as if plain == DTYPE_CODES["u8"] else plain) == code:
         known[value.dtype, value.shape] = (code, *value.shape)
     return (code, *value.shape), value
 
@@ -202,6 +292,13 @@ def _coerce(field: TensorField, value: Any) -> tuple[int, Any]:
         raise TypeMismatchError(
             f"field {field.name!r}: {error.message}", field=field.name
         ) from error
+    if code == DTYPE_CODES["u8"]:
+        code = field.bytes_as
+        if code == 0:
+            raise TypeMismatchError(
+                f"field {field.name!r}: uint8 may be either of {field.spec!r}; say which with fabric.as_fp8",
+                field=field.name,
+            )
     # ascontiguousarray turns rank 0 into rank 1, so shape is restored.
     return code, array if array.flags.c_contiguous else numpy.ascontiguousarray(array).reshape(
         array.shape

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import math
 import sys
 import typing
 from collections.abc import Callable
@@ -16,11 +15,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
 import msgspec
 
+from fabric import limits
 from fabric.errors import TypeMismatchError
-from fabric.messages import codec, scalars
+from fabric.messages import codec, loans, scalars
 from fabric.messages.schema import FieldSchema, Schema
 from fabric.messages.tensor import DTYPES, TensorSpec, numpy_codes
-from fabric.messages.view import ViewMethods, tensor_property
+from fabric.messages.view import ViewMethods, list_property, tensor_property
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -44,6 +44,11 @@ _NOT_COPIED = frozenset(
         "__firstlineno__",
     }
 )
+
+
+_WIRE_LIST: Any = typing.Annotated[
+    list[tuple[int, ...]], msgspec.Meta(max_length=limits.TENSORS_PER_MESSAGE_MAX)
+]
 
 
 class MessageType:
@@ -78,6 +83,7 @@ class MessageType:
                 "__slots__": tuple(names),
                 "__module__": cls.__module__,
                 "__doc__": f"A {schema.label} being written into a loan.",
+                "__fabric_type__": self,
             },
         )
 
@@ -95,71 +101,8 @@ class MessageType:
         return found
 
     def plan_loan(self, shapes: dict[str, Any]) -> list[tuple[int, tuple[int, ...], int]]:
-        """Return (dtype code, shape, bytes) per tensor for a loan.
-
-        Parameters
-        ----------
-        shapes : dict
-            Field → shape, or (shape, dtype name), or an array-like whose shape and dtype are taken.
-
-        Raises
-        ------
-        TypeMismatchError
-            A tensor is missing, unknown, or breaks its declaration.
-        """
-        unknown = set(shapes) - {field.name for field in self.tensors}
-        if unknown or not self.tensors:
-            raise TypeMismatchError(
-                f"{self.schema.label} has no tensor field {', '.join(sorted(unknown)) or 'at all'}"
-            )
-        plan: list[tuple[int, tuple[int, ...], int]] = []
-        values: list[Any] = [None] * len(self.names)
-        for field in self.tensors:
-            if field.name not in shapes and field.spec.optional:
-                plan.append((0, (), 0))
-                continue
-            if field.name not in shapes:
-                raise TypeMismatchError(
-                    f"loan: give the shape of {field.name!r} ({field.spec!r})", field=field.name
-                )
-            code, shape = _shape_of(field, shapes[field.name])
-            codec.check_tensor(field, code, shape)
-            values[field.position] = (code, *shape)
-            plan.append((code, shape, math.prod(shape) * DTYPES[code][2]))
-        for pair in codec.shared_axes(self.tensors):
-            codec.check_shared(values, *pair)
-        return plan
-
-
-def _shape_of(field: codec.TensorField, given: Any) -> tuple[int, tuple[int, ...]]:
-    if hasattr(given, "shape") and hasattr(given, "dtype"):
-        code = numpy_codes().get(given.dtype)
-        if code is None:
-            name = str(given.dtype).replace("torch.", "")
-            code = next(
-                (
-                    c
-                    for c, d in DTYPES.items()
-                    if d[1] == name or (name == "bfloat16" and d[0] == "bf16")
-                ),
-                0,
-            )
-        shape: Any = given.shape
-    elif isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], str):
-        shape, code = given[0], next((c for c, d in DTYPES.items() if d[0] == given[1]), 0)
-    else:
-        shape, code = given, next(c for c, d in DTYPES.items() if d[0] == field.spec.dtypes[0])
-    try:
-        shape = (int(shape),) if isinstance(shape, int) else tuple(int(n) for n in shape)
-    except (TypeError, ValueError) as error:
-        raise TypeMismatchError(
-            f"loan: {given!r} is no shape for {field.name!r}", field=field.name
-        ) from error
-    if code == 0 or any(n < 0 for n in shape):
-        raise TypeMismatchError(
-            f"loan: {given!r} is no shape and dtype for {field.name!r}", field=field.name
-        )
-    return code, shape
+        """Return (dtype code, shape, bytes) per tensor of a loan; see `loans.plan_loan`."""
+        return loans.plan_loan(self, shapes)
 
 
 @dataclass_transform()
@@ -207,7 +150,8 @@ def message(name: str, version: int = 1) -> Callable[[C], C]:
                 fields.append(FieldSchema(field, text, has_default=field in defaults))
             else:
                 specs[field] = spec
-                kind = "tensor | None" if spec.optional else "tensor"
+                kind = "list[tensor]" if spec.is_list else "tensor"
+                kind = "tensor | None" if spec.optional else kind
                 fields.append(
                     FieldSchema(field, kind, list(spec.dims), list(spec.dtypes), field in defaults)
                 )
@@ -258,7 +202,10 @@ def class_from_schema(schema: Schema) -> type:
     """Return a message class for a type that is known by its schema alone (channel tools, pass-through stages)."""
     specs = {
         field.name: TensorSpec(
-            tuple(field.dims), tuple(field.dtypes or ()), field.type.endswith("None")
+            tuple(field.dims),
+            tuple(field.dtypes or ()),
+            field.type.endswith("None"),
+            field.type.startswith("list"),
         )
         for field in schema.fields
         if field.dims is not None
@@ -302,8 +249,13 @@ def _tensor_spec(annotation: Any) -> TensorSpec | None:
     if isinstance(annotation, TensorSpec):
         return annotation
     arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) is list and isinstance(arguments[0], TensorSpec):
+        return arguments[0].as_list()
     for argument in arguments:
         if isinstance(argument, TensorSpec):
+            # Annotated[list[numpy.ndarray], Tensor[...]] is the spelling that any checker takes.
+            if typing.get_origin(arguments[0]) is list:
+                return argument.as_list()
             return argument | None if type(None) in arguments else argument
     return None
 
@@ -312,7 +264,11 @@ def _struct_field(
     field: FieldSchema, specs: dict[str, TensorSpec], defaults: dict[str, Any]
 ) -> tuple[Any, ...]:
     # A tensor stands for its descriptor on the wire: a tuple, so that it can be looked up as it is.
-    wire = (tuple[int, ...] | None) if field.name in specs else scalars.wire_type(field.type)
+    spec = specs.get(field.name)
+    if spec is None:
+        wire: Any = scalars.wire_type(field.type)
+    else:
+        wire = _WIRE_LIST if spec.is_list else tuple[int, ...] | None
     if field.name not in defaults:
         return field.name, wire
     default = defaults[field.name]
@@ -329,16 +285,30 @@ def _view_class(
     cls: type, schema: Schema, specs: dict[str, TensorSpec], options: dict[str, Any]
 ) -> type:
     namespace: dict[str, Any] = {}
-    positions = {name: index for index, name in enumerate(specs)}
-    for name, spec in specs.items():
-        namespace[name] = tensor_property(cls.__dict__[name], positions[name], name, spec)
+    positions: dict[str, Callable[[Any], int]] = {}
+    lists: list[Any] = []  # of the list fields before this one
+    for index, (name, spec) in enumerate(specs.items()):
+        positions[name] = _position(index, tuple(lists))
+        slot = cls.__dict__[name]
+        if spec.is_list:
+            namespace[name] = list_property(slot, positions[name], name, spec)
+            lists.append(slot.__get__)
+        else:
+            place = positions[name] if lists else index
+            namespace[name] = tensor_property(slot, place, name, spec)
 
-    def tensor_index(_: type, field: str) -> int:
+    def tensor_index(self: Any, field: str, item: int | None = None) -> int:
         if field not in positions:
             raise TypeMismatchError(f"{schema.label} has no tensor field {field!r}", field=field)
-        return positions[field]
+        count = len(cls.__dict__[field].__get__(self)) if specs[field].is_list else None
+        if (item is None) != (count is None) or not 0 <= (item or 0) < (
+            1 if count is None else count
+        ):
+            has = "is one tensor" if count is None else f"has items 0 to {count - 1}"
+            raise TypeMismatchError(f"field {field!r} {has}, asked for item {item}", field=field)
+        return positions[field](self) + (item or 0)
 
-    namespace["tensor_index"] = classmethod(tensor_index)
+    namespace["tensor_index"] = tensor_index
     for name, value in vars(ViewMethods).items():
         if name != "tensor_index" and (
             not name.startswith("__") or name in ("__enter__", "__exit__")
@@ -349,6 +319,15 @@ def _view_class(
     return msgspec.defstruct(
         f"{cls.__name__}View", private, bases=(cls,), namespace=namespace, **options
     )
+
+
+def _position(index: int, lists: tuple[Any, ...]) -> Callable[[Any], int]:
+    """Return what tells a field's first tensor among all: lists before it have as many as they have."""
+
+    def position(view: Any) -> int:
+        return index - len(lists) + sum(len(read(view)) for read in lists)
+
+    return position
 
 
 def _repr(self: Any) -> str:
@@ -365,6 +344,9 @@ def _show(value: Any, is_tensor: bool) -> str:
     if not is_tensor or value is None:
         text = repr(value)
         return text if len(text) <= 80 else text[:77] + "..."
+    if isinstance(value, list):
+        items = [_show(item, True) for item in value[:4]] + ["..."] * (len(value) > 4)
+        return f"[{', '.join(items)}]"
     if isinstance(value, tuple):
         return f"{DTYPES.get(value[0] if value else 0, ('?',))[0]}{list(value[1:])}"
     code = numpy_codes().get(getattr(value, "dtype", None))

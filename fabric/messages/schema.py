@@ -22,7 +22,10 @@ _FIELD = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
 
 
 class FieldSchema(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One field: a scalar `type` such as ``str``, ``list[int]``, ``float | None``, or a tensor's dims and dtypes."""
+    """One field: a scalar `type` such as ``str``, ``list[int]``, ``float | None``, or a tensor's dims and dtypes.
+
+    `type` of a tensor field is ``tensor``, ``tensor | None`` or ``list[tensor]``.
+    """
 
     name: str
     type: str
@@ -181,7 +184,7 @@ def _check_field(schema: Schema, field: FieldSchema) -> None:
             f"message type {schema.name!r}: field name {field.name[:200]!r} is not allowed",
             field=field.name,
         )
-    is_tensor = field.type in ("tensor", "tensor | None")
+    is_tensor = field.type in ("tensor", "tensor | None", "list[tensor]")
     if is_tensor != (field.dims is not None) or is_tensor != bool(field.dtypes):
         raise TypeMismatchError(
             f"message type {schema.name!r}: field {field.name!r} is half a tensor", field=field.name

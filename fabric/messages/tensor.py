@@ -1,7 +1,8 @@
 """Tensor fields: `Tensor["tokens heads dim", "bf16 | f32"]`, and how values become buffers and arrays.
 
-Numpy is imported at first use; torch never is: its tensors are recognised by module name. bf16 has no numpy
-dtype, so it travels and arrives as uint16 bit patterns; `as_torch` gives the real thing.
+Numpy is imported at first use; torch never is: its tensors are recognised by module name. bf16 and the fp8 types have
+no numpy dtype, so they travel and arrive as bit patterns (uint16, uint8); an fp8 array carries its type in its dtype's
+metadata, so that it can be sent on. `as_torch` gives the real thing.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ DTYPE_CODES: Final = {
     "i32": 6,
     "i64": 7,
     "bool": 8,
+    "f8_e4m3": 9,
+    "f8_e5m2": 10,
 }
 #: wire code → (dtype name, numpy name, bytes per element)
 DTYPES: Final = {
@@ -37,7 +40,13 @@ DTYPES: Final = {
     6: ("i32", "int32", 4),
     7: ("i64", "int64", 8),
     8: ("bool", "bool", 1),
+    9: ("f8_e4m3", "uint8", 1),
+    10: ("f8_e5m2", "uint8", 1),
 }
+#: fp8 dtype name → names of the same in ml_dtypes and torch
+FP8: Final = {"f8_e4m3": "float8_e4m3fn", "f8_e5m2": "float8_e5m2"}
+_FP8_CODES: Final = {name: DTYPE_CODES[short] for short, name in FP8.items()}
+_TAG: Final = "fabric"  # key of the dtype metadata that says which fp8 type uint8 stands for
 _CODE_OF_NUMPY: Final = {
     "float32": 1,
     "float16": 2,
@@ -54,16 +63,32 @@ _codes: dict[Any, int] = {}  # np.dtype → code, filled at first use
 
 
 class TensorSpec:
-    """Declared shape and dtypes of one tensor field; made by `Tensor[...]`, immutable."""
+    """Declared shape and dtypes of one tensor field; made by `Tensor[...]`, immutable.
 
-    __slots__ = ("dims", "dtypes", "optional")
+    `is_list`: the field holds a list of such tensors, each checked by itself.
+    """
+
+    __slots__ = ("dims", "dtypes", "is_list", "optional")
 
     def __init__(
-        self, dims: tuple[str | int, ...], dtypes: tuple[str, ...], optional: bool = False
+        self,
+        dims: tuple[str | int, ...],
+        dtypes: tuple[str, ...],
+        optional: bool = False,
+        is_list: bool = False,
     ) -> None:
         self.dims = dims
         self.dtypes = dtypes
         self.optional = optional
+        self.is_list = is_list
+
+    def as_list(self) -> TensorSpec:
+        """Return the declaration of a list of these; a list has no absent items."""
+        if self.optional or self.is_list:
+            raise TypeMismatchError(
+                f"list[{self!r}]: the items of a list of tensors cannot be absent or lists"
+            )
+        return TensorSpec(self.dims, self.dtypes, is_list=True)
 
     def __or__(self, other: Any) -> TensorSpec:
         if other is None or other is type(None):
@@ -80,9 +105,8 @@ class TensorSpec:
 
     def __repr__(self) -> str:
         dims = " ".join(str(dim) for dim in self.dims)
-        return f'Tensor["{dims}", "{" | ".join(self.dtypes)}"]' + (
-            " | None" if self.optional else ""
-        )
+        text = f'Tensor["{dims}", "{" | ".join(self.dtypes)}"]'
+        return f"list[{text}]" if self.is_list else text + (" | None" if self.optional else "")
 
     def __call__(self) -> None:  # typing accepts only callables in Optional[...] and Annotated[...]
         raise TypeError("a tensor field's declaration is not callable")
@@ -118,7 +142,12 @@ class TensorSpec:
                 )
 
     def named_axes(self) -> list[tuple[str, int]]:
-        """Return (name, axis) of every named dimension; axes after `...` count from the end."""
+        """Return (name, axis) of every named dimension; axes after `...` count from the end.
+
+        None for a list: its tensors may differ, also where a dimension has a name.
+        """
+        if self.is_list:
+            return []
         at = self.dims.index("...") if "..." in self.dims else len(self.dims)
         return [
             (dim, axis if axis < at else axis - len(self.dims))
@@ -132,7 +161,8 @@ class Tensor:
 
     ``Tensor["tokens heads dim", "bf16 | f32"]``: dimensions by name (equal within one message where the name is
     the same; ``_`` is never compared), by size, or ``...`` for any rank; then the dtypes allowed, default all:
-    f32, f16, bf16, i8, u8, i32, i64, bool. ``| None`` makes the field optional.
+    f32, f16, bf16, i8, u8, i32, i64, bool, f8_e4m3, f8_e5m2. ``| None`` makes the field optional;
+    ``list[Tensor[...]]`` is a list of tensors, together at most `limits.TENSORS_PER_MESSAGE_MAX` a message.
     """
 
     def __class_getitem__(cls, item: Any) -> TensorSpec:
@@ -181,6 +211,39 @@ def numpy_codes() -> dict[Any, int]:
     return _codes
 
 
+def as_fp8(array: Any, dtype: str) -> Any:
+    """Return a uint8 array of bit patterns as one that says which fp8 type it holds; no copy.
+
+    Needed only where a field takes several types of one byte; elsewhere plain uint8 is taken.
+
+    Parameters
+    ----------
+    array : numpy.ndarray
+        Of dtype uint8.
+    dtype : {"f8_e4m3", "f8_e5m2"}
+        e4m3 is the variant without infinities (OCP, ``float8_e4m3fn``).
+
+    Raises
+    ------
+    TypeMismatchError
+        Another dtype.
+    """
+    import numpy
+
+    if dtype not in FP8 or getattr(array, "dtype", None) != numpy.uint8:
+        raise TypeMismatchError(
+            f"as_fp8 takes a uint8 array and one of {', '.join(FP8)}, not {dtype!r}", dtype=dtype
+        )
+    return array.view(numpy.dtype("uint8", metadata={_TAG: dtype}))
+
+
+def fp8_name(array: Any) -> str | None:
+    """Return which fp8 type an array says it holds, None for any other array."""
+    metadata = getattr(array.dtype, "metadata", None)
+    name = metadata.get(_TAG) if metadata else None
+    return name if name in FP8 else None
+
+
 def to_array(value: Any) -> tuple[int, Any]:
     """Return (wire code, numpy array) of an array-like; zero-copy where the memory is on the host.
 
@@ -195,8 +258,13 @@ def to_array(value: Any) -> tuple[int, Any]:
         value = _foreign_array(value)
     array = numpy.asarray(value)
     dtype = array.dtype
+    fp8 = fp8_name(array)
+    if fp8 is not None:
+        return DTYPE_CODES[fp8], array
     if dtype.name == "bfloat16":  # ml_dtypes
         array = array.view(numpy.uint16)
+    elif dtype.name in _FP8_CODES:
+        return _FP8_CODES[dtype.name], array.view(numpy.uint8)
     elif dtype.byteorder not in ("=", "|") and not dtype.isnative:
         array = array.astype(dtype.newbyteorder("="))
     code = numpy_codes().get(array.dtype)
@@ -229,7 +297,7 @@ def _foreign_array(value: Any) -> Any:
 
 
 def _torch_array(value: Any) -> Any:
-    """Numpy view of a torch tensor; a device tensor is copied to the host, bf16 becomes bit patterns."""
+    """Numpy view of a torch tensor; a device tensor is copied to the host, bf16 and fp8 become bit patterns."""
     import numpy
 
     torch = sys.modules["torch"]
@@ -238,6 +306,9 @@ def _torch_array(value: Any) -> Any:
     host = value.detach().cpu().resolve_conj().resolve_neg()
     if host.dtype is torch.bfloat16:
         return host.contiguous().view(torch.int16).numpy().view(numpy.uint16)
+    for short, name in FP8.items():
+        if host.dtype is getattr(torch, name, None):
+            return as_fp8(host.contiguous().view(torch.uint8).numpy(), short)
     try:
         return host.numpy()
     except (TypeError, RuntimeError) as error:
@@ -253,7 +324,7 @@ class _Writable:
 
 
 def as_torch(array: Any) -> Any:
-    """Return a torch tensor over the same memory as `array` (uint16 becomes bfloat16).
+    """Return a torch tensor over the same memory as `array` (uint16 becomes bfloat16, tagged uint8 its fp8 type).
 
     Notes
     -----
@@ -268,6 +339,7 @@ def as_torch(array: Any) -> Any:
             "torch is not imported in this process; import it, or use the numpy array"
         )
     array = numpy.asarray(array)
+    fp8 = fp8_name(array)
     is_bf16 = array.dtype == numpy.uint16
     if is_bf16:
         array = array.view(numpy.int16)
@@ -277,4 +349,6 @@ def as_torch(array: Any) -> Any:
         tensor = torch.from_numpy(
             array if array.flags.writeable else numpy.asarray(_Writable(array))
         )
+    if fp8 is not None:
+        return tensor.view(getattr(torch, FP8[fp8]))
     return tensor.view(torch.bfloat16) if is_bf16 else tensor

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from fabric import limits
 from fabric.errors import ClosedError, PeerProtocolError, TypeMismatchError
-from fabric.messages.tensor import DTYPES, TensorSpec, as_torch
+from fabric.messages.tensor import DTYPES, FP8, TensorSpec, as_fp8, as_torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,13 +83,21 @@ class ViewMethods:
             self._native.release()
 
     def as_torch(self, field: str) -> Any:
-        """Return tensor `field` as a torch tensor over the slot (bf16 as bfloat16); do not write to it."""
+        """Return tensor `field` as a torch tensor over the slot (bf16, fp8 as such); do not write to it.
+
+        A list of tensors gives a list.
+        """
         value = getattr(self, field)
+        if isinstance(value, list):
+            return [as_torch(item) for item in value]
         return None if value is None else as_torch(value)
 
-    def copy_into(self, field: str, target: Any) -> int:
-        """Copy tensor `field` into a writable buffer with one copy, checked before and after; return the bytes."""
-        index = self.tensor_index(field)
+    def copy_into(self, field: str, target: Any, item: int | None = None) -> int:
+        """Copy tensor `field` into a writable buffer with one copy, checked before and after; return the bytes.
+
+        `item` is the index in a list of tensors.
+        """
+        index = self.tensor_index(field, item)
         while True:
             try:
                 return int(self._native.copy_into(index, target))
@@ -105,18 +113,24 @@ class ViewMethods:
         if self._native is not None:
             self._native.release()
 
-    @classmethod
-    def tensor_index(cls, field: str) -> int:
-        """Return the position of a tensor field among the tensors."""
+    def tensor_index(self, field: str, item: int | None = None) -> int:
+        """Return the position of a tensor field (of one item of a list) among the tensors of the message."""
         raise NotImplementedError
 
 
-def tensor_property(slot: Any, index: int, field: str, spec: TensorSpec) -> property:
-    """Return the property that turns the wire descriptor in `slot` into a read-only array, once."""
+def tensor_property(
+    slot: Any, place: int | Callable[[Any], int], field: str, spec: TensorSpec
+) -> property:
+    """Return the property that turns the wire descriptor in `slot` into a read-only array, once.
+
+    `place` is the tensor's index in the message, or what tells it of a view.
+    """
     read_slot: Callable[[Any], Any] = slot.__get__
     write_slot: Callable[[Any, Any], None] = slot.__set__
     allowed = frozenset(spec.dtypes)
     checked: dict[Any, tuple[str, tuple[int, ...]]] = {}
+    fixed = place if isinstance(place, int) else None
+    has_fp8 = not allowed.isdisjoint(FP8)
 
     def read(self: Any) -> Any:
         raw = read_slot(self)
@@ -135,14 +149,48 @@ def tensor_property(slot: Any, index: int, field: str, spec: TensorSpec) -> prop
             if len(checked) >= _CHECKED_MAX:
                 checked.clear()
             checked[raw] = numpy_name, shape
+        index = fixed if fixed is not None else place(self)  # type: ignore[operator]
         try:
             array = self._native.tensor(index, numpy_name, shape)
         except Exception as first:
             array = _materialise(self, first, index, numpy_name, shape)
+        if has_fp8:
+            array = _tagged(array, raw[0])
         write_slot(self, array)
         return array
 
     return property(read, doc=f"{spec!r}, read-only.")
+
+
+def list_property(slot: Any, place: Callable[[Any], int], field: str, spec: TensorSpec) -> property:
+    """Return the property that turns the wire descriptors in `slot` into read-only arrays, once."""
+    read_slot: Callable[[Any], Any] = slot.__get__
+    write_slot: Callable[[Any, Any], None] = slot.__set__
+    allowed = frozenset(spec.dtypes)
+
+    def read(self: Any) -> Any:
+        raws = read_slot(self)
+        if type(raws) is not list or not raws or type(raws[0]) is not tuple:
+            return raws
+        first = place(self)
+        arrays = []
+        for item, raw in enumerate(raws):
+            numpy_name, shape = check_descriptor(f"{field}[{item}]", spec, allowed, raw)
+            try:
+                array = self._native.tensor(first + item, numpy_name, shape)
+            except Exception as error:
+                array = _materialise(self, error, first + item, numpy_name, shape)
+            arrays.append(_tagged(array, raw[0]))
+        write_slot(self, arrays)
+        return arrays
+
+    return property(read, doc=f"{spec!r}, read-only.")
+
+
+def _tagged(array: Any, code: int) -> Any:
+    """Let an array of fp8 bit patterns say so, that it can be sent on or given to torch."""
+    name = DTYPES[code][0]
+    return as_fp8(array, name) if name in FP8 else array
 
 
 def check_descriptor(

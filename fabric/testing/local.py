@@ -22,6 +22,7 @@ from typing import Any
 from fabric import _native, errors, limits
 from fabric.dataplane.framing import FrameSocket, close_fds
 from fabric.messages import Schema, require_equal
+from fabric.registry.declare import unknown_channel
 from fabric.testing.local_wiring import (
     LocalChannel,
     LocalEndpoint,
@@ -42,6 +43,8 @@ class LocalFabric(LocalWiring):
         Socket to give to `fabric.attach`.
     routes : dict
         Channel name → ``decide(fields, flows) -> (flow, ttl_s)``, the answer to `route_ask`.
+    arena_bytes : int
+        What all segments together may take.
     ports, channels, endpoints, flows, segments : dict
         What exists, for tests to look at.
     """
@@ -61,6 +64,7 @@ class LocalFabric(LocalWiring):
             tuple[int, int, int], tuple[int, int]
         ] = {}  # (low, high, class) → (lane, fd)
         self.segments: dict[int, int] = {}  # segment → fd
+        self.arena_bytes = limits.ARENA_BYTES_PER_TENANT_MAX
         self.routes: dict[str, Callable[[dict[str, Any], list[int]], tuple[int, float]]] = {}
         self.is_ready: set[str] = set()
         self.asked: list[str] = []
@@ -129,7 +133,7 @@ class LocalFabric(LocalWiring):
         `handed_upto` overrides what its state segment says was handed over.
         """
         port = next(p for p in self.ports.values() if p.name == name)
-        self._forget_port(port, handed_upto, is_lost=True)
+        self._forget_port(port, handed_upto)
 
     def push_to(self, name: str, op: str, fields: dict[str, Any]) -> dict[str, Any]:
         """Push to the port called `name` and return its answer."""
@@ -276,14 +280,12 @@ class LocalFabric(LocalWiring):
     def _ask_open(self, port: LocalPort, fields: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         channel = self.channels.get(fields["channel"])
         if channel is None:
-            raise errors.ConfigError(
-                f"channel {fields['channel']!r} is not declared", channel=fields["channel"]
-            )
+            raise unknown_channel(fields["channel"], self.channels)
         declared = channel.fields
-        if (declared["pattern"] == "request") != (fields["role"] in ("requester", "responder")):
+        is_request = declared["pattern"] in ("request", "scatter")
+        if is_request != (fields["role"] in ("requester", "responder")):
             raise errors.ConfigError(f"channel {channel.name!r} has pattern {declared['pattern']}")
         self._same_type(channel, fields)
-        is_request = declared["pattern"] == "request"
         endpoint = LocalEndpoint(
             self._number(), fields["role"], channel, port, self._number() if is_request else 0,
             fields.get("messages", limits.CREDIT_MESSAGES), fields.get("bytes", limits.CREDIT_BYTES),
@@ -293,19 +295,20 @@ class LocalFabric(LocalWiring):
         answer = {
             "endpoint": endpoint.endpoint, "channel": channel.number, "type": Schema.parse(declared["schema"]).type_id,
             "pattern": declared["pattern"], "delivery": declared["delivery"], "klass": declared["klass"],
-            "route": declared.get("route"), "schema": declared["schema"],
+            "route": declared.get("route"), "schema": declared["schema"], "overflow": declared["overflow"],
         }  # fmt: skip
         return {**answer, "reply_endpoint": endpoint.reply} if is_request else answer
 
     def _ask_close(self, port: LocalPort, fields: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         endpoint = self.endpoints.pop(fields["endpoint"], None)
         if endpoint is not None:
-            threading.Thread(target=self._unwire, args=(endpoint, None, False), daemon=True).start()
+            threading.Thread(target=self._settle_closed, args=(endpoint,), daemon=True).start()
         return {}
 
     def _ask_segment_new(
         self, port: LocalPort, fields: dict[str, Any], fds: list[int]
     ) -> dict[str, Any]:
+        self._check_quota(fields["slot_bytes"], fields["slot_count"])
         segment = next(self._numbers)
         fd = _native.create_segment(
             segment,
@@ -318,6 +321,14 @@ class LocalFabric(LocalWiring):
         self.segments[segment] = fd
         fds.append(fd)
         return {"segment": segment}
+
+    def _check_quota(self, slot_bytes: int, slot_count: int) -> None:
+        used = sum(os.fstat(fd).st_size for fd in self.segments.values())
+        if used + slot_bytes * slot_count > self.arena_bytes:
+            raise errors.CapacityError(
+                f"a slot of {slot_bytes} bytes: {used} of {self.arena_bytes} bytes of arenas are in use",
+                limit="ARENA_BYTES_PER_TENANT_MAX", size_bytes=slot_bytes, limit_bytes=self.arena_bytes,
+            )  # fmt: skip
 
     def _ask_segment_seal(
         self, port: LocalPort, fields: dict[str, Any], fds: list[int]

@@ -9,17 +9,20 @@ import contextlib
 import itertools
 import logging
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fabric import _native, errors
+from fabric import _native, errors, limits
 from fabric.dataplane.framing import FrameSocket, close_fds
 
 log = logging.getLogger("fabric.testing")
 
 CLASSES = ("control", "token", "embedding", "bulk")
-_PEER_LOST = 6  # layout.hpp Reason::peer_lost
+PEER_LOST, _CLOSED = 6, 10  # layout.hpp Reason
+_HANDED = "handed"  # state of a held entry, as `inspect_state` names it
+_POLL_S = 0.005
 _SENDS = frozenset({"sender", "requester"})
 
 
@@ -109,9 +112,12 @@ class LocalWiring:
             return  # the other end was opened meanwhile and made it
         flow = LocalFlow(self._node << 48 | next(self._numbers), source, target)
         lane = self._lane(source.port, target.port, source.channel.fields["klass"])
-        self._add_flow_in(target.port, target.endpoint, flow.flow, lane, source.port, target)
-        if source.channel.fields["pattern"] == "request":
+        if source.channel.fields["pattern"] in ("request", "scatter"):
             flow.reply_flow = self._node << 48 | next(self._numbers)
+        self._add_flow_in(
+            target.port, target.endpoint, flow.flow, lane, source.port, target, flow.reply_flow
+        )
+        if flow.reply_flow:
             self._add_flow_in(source.port, source.reply, flow.reply_flow, lane, target.port, target)
             self._add_flow_out(
                 target.port, target.reply, flow.reply_flow, lane, source.reply, target, 0
@@ -129,9 +135,13 @@ class LocalWiring:
         lane: int,
         producer: LocalPort,
         credit: LocalEndpoint,
+        reply_flow: int = 0,
     ) -> None:
-        fields = {"endpoint": endpoint, "flow": flow, "lane": lane, "producer_port": producer.port}
-        self._push(port, "flow_in", {**fields, "messages": credit.messages, "bytes": credit.bytes})
+        fields = {
+            "endpoint": endpoint, "flow": flow, "lane": lane, "producer_port": producer.port,
+            "messages": credit.messages, "bytes": credit.bytes, "reply_flow": reply_flow,
+        }  # fmt: skip
+        self._push(port, "flow_in", fields)
 
     def _add_flow_out(
         self,
@@ -171,7 +181,30 @@ class LocalWiring:
                 self._push(port, "lane", fields, (fd, *peer.fds[1:]))
         return self.lanes[key][0]
 
-    def _unwire(self, endpoint: LocalEndpoint, handed_upto: int | None, is_lost: bool) -> None:
+    def _settle_closed(self, endpoint: LocalEndpoint) -> None:
+        """End the flows of an endpoint that its living process closed; what it was handed may be acknowledged first."""
+        if endpoint.role not in _SENDS:
+            self._close_flows(endpoint)
+            deadline = time.monotonic() + limits.CLOSE_S
+            while time.monotonic() < deadline and self._has_unacknowledged(endpoint):
+                time.sleep(_POLL_S)
+        self._unwire(endpoint, None, _CLOSED)
+
+    def _close_flows(self, endpoint: LocalEndpoint) -> None:
+        with self._wiring:
+            for flow in [f for f in self.flows.values() if f.target is endpoint]:
+                with contextlib.suppress(errors.FabricError):
+                    self._push(flow.source.port, "flow_close", {"flow": flow.flow})
+
+    def _has_unacknowledged(self, endpoint: LocalEndpoint) -> bool:
+        with self._wiring:
+            flows = {f.flow for f in self.flows.values() if f.target is endpoint}
+            if not endpoint.port.fds:
+                return False
+            held = _native.inspect_state(endpoint.port.fds[0])["held"]
+        return any(e["flow"] in flows and e["state"] == _HANDED for e in held)
+
+    def _unwire(self, endpoint: LocalEndpoint, handed_upto: int | None, reason: int) -> None:
         with self._wiring:
             for flow in [f for f in self.flows.values() if endpoint in (f.source, f.target)]:
                 del self.flows[flow.flow]
@@ -180,11 +213,11 @@ class LocalWiring:
                     (flow.reply_flow, flow.target, flow.source),
                 ):
                     if number:
-                        self._end_flow(number, source, target, endpoint, handed_upto, is_lost)
+                        self._end_flow(number, source, target, endpoint, handed_upto, reason)
 
     def _end_flow(
         self, flow: int, source: LocalEndpoint, target: LocalEndpoint, gone: LocalEndpoint, handed_upto: int | None,
-        is_lost: bool,
+        reason: int,
     ) -> None:  # fmt: skip
         """Tell whoever is left on a flow of the endpoint that is `gone`."""
         with contextlib.suppress(errors.FabricError):  # the other side may be leaving too
@@ -193,14 +226,13 @@ class LocalWiring:
                     self._push(target.port, "flow_in_close", {"flow": flow, "drain": True})
             elif source.port.is_alive:
                 handed = handed_upto if handed_upto is not None else self._handed(target.port, flow)
-                if is_lost or not target.port.is_alive:
-                    self._push(
-                        source.port,
-                        "flow_lost",
-                        {"flow": flow, "handed_upto": handed, "reason": _PEER_LOST},
-                    )
-                else:
-                    self._push(source.port, "flow_close", {"flow": flow})
+                self._push(
+                    source.port,
+                    "flow_lost",
+                    {"flow": flow, "handed_upto": handed, "reason": reason},
+                )
+                if target.port.is_alive:
+                    self._push(target.port, "flow_in_close", {"flow": flow, "drain": True})
 
     def _handed(self, port: LocalPort, flow: int) -> int:
         if not port.fds:
@@ -209,7 +241,7 @@ class LocalWiring:
         return next((int(row["handed"]) for row in rows if row["flow"] == flow), 0)
 
     def _forget_port(
-        self, port: LocalPort, handed_upto: int | None = None, is_lost: bool = False
+        self, port: LocalPort, handed_upto: int | None = None, reason: int = PEER_LOST
     ) -> None:
         with self._lock:
             if not port.is_alive:
@@ -219,7 +251,7 @@ class LocalWiring:
             for endpoint in mine:
                 del self.endpoints[endpoint.endpoint]
         for endpoint in mine:
-            self._unwire(endpoint, handed_upto, is_lost)
+            self._unwire(endpoint, handed_upto, reason)
         with self._wiring, self._lock:  # a flow that is being made still uses lanes and descriptors
             for key in [key for key in self.lanes if port.port in key[:2]]:
                 lane, fd = self.lanes.pop(key)

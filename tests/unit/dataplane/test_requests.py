@@ -116,7 +116,7 @@ def test_call_names_what_it_waited_for_at_its_deadline(node, embed, types):
 def test_call_without_a_responder_says_so(ports, types):
     left, _ = ports
     left.declare("embed", types.query, reply=types.answer)
-    with pytest.raises(errors.DeadlineExceeded, match="none is there"):
+    with pytest.raises(errors.DeadlineExceeded, match="no responder is there"):
         left.requester("embed", types.query, types.answer).call(types.query(1), deadline=0.1)
 
 
