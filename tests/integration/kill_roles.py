@@ -96,6 +96,21 @@ def consume(job: dict[str, Any]) -> None:
             report(acked=number, stream=part.stream)
 
 
+def leave(job: dict[str, Any]) -> None:
+    """Take `take` parts, close the receiver, then acknowledge the first of them only."""
+    with fabric.attach(job["name"]) as port:
+        declare(port, job)
+        inn = port.receiver(job["channel"], Part)
+        report(ready=True)
+        taken = [inn.receive() for _ in range(job["take"])]
+        report(got=[part.number for part in taken])
+        inn.close()
+        report(closed=True)
+        taken[0].ack()
+        report(acked=taken[0].number)
+        time.sleep(job.get("stay_s", 3.0))
+
+
 def respond(job: dict[str, Any]) -> None:
     """Answer every request with `steps` streamed replies, `interval_s` apart."""
     with fabric.attach(job["name"]) as port:
@@ -162,6 +177,7 @@ if __name__ == "__main__":
     roles = {
         "produce": produce,
         "consume": consume,
+        "leave": leave,
         "respond": respond,
         "ask": ask,
         "generate": generate,
