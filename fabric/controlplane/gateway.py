@@ -188,9 +188,9 @@ class NodeGateway:
         asyncio.get_running_loop().add_reader(self._engine.event_fd(), self._on_events)
 
     def _inject_faults(self) -> None:
-        """Test hook: `FABRIC_ENGINE_FAULT=name:argument`; the engine refuses it unless FABRIC_FAULTS=1."""
-        fault, _, argument = os.environ.get("FABRIC_ENGINE_FAULT", "").partition(":")
-        if fault:
+        """Test hook: `FABRIC_ENGINE_FAULT=name:argument,…`; the engine refuses it unless FABRIC_FAULTS=1."""
+        for each in filter(None, os.environ.get("FABRIC_ENGINE_FAULT", "").split(",")):
+            fault, _, argument = each.partition(":")
             self._engine.inject(fault, int(argument or 1))
             self._context.events.add("fault injected", fault=fault, argument=argument)
 
@@ -215,27 +215,37 @@ class NodeGateway:
             node = next((n for n, (s, _) in self._sessions.items() if s == event["session"]), 0)
             reason = str(event.get("reason", ""))
             self._context.events.add("link down", node=node, group=event["group"], reason=reason)
-            if node:
+            if node and reason != "replaced":
                 self.up.discard((node, event["group"]))
                 self.on_link_down(node, event["group"], reason)
+        elif kind in ("link_silent", "limit_reached"):
+            node = next((n for n, (s, _) in self._sessions.items() if s == event["session"]), 0)
+            self._context.events.add(kind.replace("_", " "), node=node, reason=event["reason"])
         else:
             self._context.events.add(
                 f"engine {kind}", **{k: v for k, v in event.items() if k != "event"}
             )
 
     def _reclaim(self, port: Port) -> None:
-        """Free the slots of a former engine that nobody holds; none while a lane still has records that name some."""
-        native = self._context.native
-        for lane in self._lanes.of(port.port):
-            seen = native.inspect_lane(lane.fd, lane.side(port.port))
-            if seen["head"] != seen["tail"]:
-                return
-        held: dict[int, set[int]] = {}
+        """Free the slots of a former engine that no held table and (the engine looks) no record in a lane names.
+
+        After the lanes were given to the engine, never before: a record may move from its lane to a table meanwhile.
+        """
+        held: dict[int, list[tuple[int, int, int, int]]] = {}
         for reader in self._ports:
-            for entry in native.inspect_state(reader.state_fd)["held"]:
-                held.setdefault(entry["segment"], set()).add(entry["slot"])
+            state = self._context.native.inspect_state(reader.state_fd)
+            lanes = {row["flow"]: [row["lane"]] for row in state["flows"]}
+            shared = [
+                lane.lane
+                for lane in self._lanes.of(port.port)
+                if lane.peer(port.port) == reader.port
+            ]
+            for entry in state["held"]:
+                for lane in lanes.get(entry["flow"], shared):  # a view may outlive its flow
+                    holder = (entry["slot"], entry["generation"], entry["flow"], lane)
+                    held.setdefault(entry["segment"], []).append(holder)
         for segment in self._segments.of(port.port):
-            self._engine.reclaim(segment.segment, sorted(held.get(segment.segment, ())))
+            self._engine.reclaim(segment.segment, held.get(segment.segment, []))
 
     def _grow(self, slot_bytes: int) -> None:
         """One more arena segment for payload that arrives: write-mapped by the engine, then given to readers."""

@@ -145,12 +145,12 @@ class Rig(ABC):
         )
         return flow
 
-    def grow_sender(self, slot_bytes: int) -> None:
-        """Give the sending port a segment of that slot size, sealed after it mapped it."""
+    def grow_sender(self, slot_bytes: int, group: int) -> None:
+        """Give the sending port a segment of that slot size for a class group, sealed after it mapped it."""
         number, fd = self.segments.create(
             self.sender_place, slot_bytes, 8 if slot_bytes < 1 << 24 else 2
         )
-        self.sender_port.add_segment(number, fd, True)
+        self.sender_port.add_segment(number, fd, True, group)
         _native.seal_segment(fd)
 
     def show_receiver(self, segment: int) -> None:
@@ -196,7 +196,7 @@ class Flow:
             try:
                 return self.sender.send(meta, [payload], None, deadline, expires_ns=expires_ns)
             except _native.NeedSegment as need:
-                self.rig.grow_sender(need.args[0])
+                self.rig.grow_sender(need.args[0], need.args[2])
 
     def receive(self, wait_s: float = WAIT_S) -> _native.Message | None:
         """Next message or None at the deadline."""

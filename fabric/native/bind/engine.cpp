@@ -1,6 +1,7 @@
 // Python face of the engine: conversion and forwarding only. Every call releases the GIL.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <unistd.h>
@@ -26,6 +27,9 @@ const char* event_name(EngineEvent::Kind kind) {
     case EngineEvent::Kind::stale: return "stale";
     case EngineEvent::Kind::corrupt: return "corrupt";
     case EngineEvent::Kind::lane_corrupt: return "lane_corrupt";
+    case EngineEvent::Kind::link_silent: return "link_silent";
+    case EngineEvent::Kind::transfer_stalled: return "transfer_stalled";
+    case EngineEvent::Kind::limit: return "limit_reached";
   }
   return "?";
 }
@@ -37,12 +41,15 @@ nb::dict event_dict(const EngineEvent& event) {
     case EngineEvent::Kind::need_segment: out["segment"] = event.a; return out;
     case EngineEvent::Kind::grow: out["slot_bytes"] = event.a; return out;
     case EngineEvent::Kind::link_down:
+    case EngineEvent::Kind::link_silent:
       out["session"] = event.a;
       out["group"] = event.b;
       break;
     case EngineEvent::Kind::lane_corrupt: out["lane"] = event.a; break;
     case EngineEvent::Kind::flow_unknown: out["flow"] = event.a; break;
+    case EngineEvent::Kind::limit: out["session"] = event.a; break;
     case EngineEvent::Kind::stale:
+    case EngineEvent::Kind::transfer_stalled:
     case EngineEvent::Kind::corrupt:
       out["flow"] = event.a;
       out["flow_seq"] = event.b;
@@ -52,37 +59,106 @@ nb::dict event_dict(const EngineEvent& event) {
   return out;
 }
 
+/// Names of SessionCounters, kept stable: telemetry exports them.
+void add_counters(nb::dict& out, const SessionCounters& c) {
+  out["messages_in"] = c.messages_in;
+  out["messages_out"] = c.messages_out;
+  out["payload_bytes_in"] = c.payload_bytes_in;
+  out["payload_bytes_out"] = c.payload_bytes_out;
+  out["retransmits"] = c.retransmits;
+  out["repeats"] = c.repeats;
+  out["crc_errors"] = c.crc_errors;
+  out["chunks_late"] = c.chunks_late;
+  out["gaps"] = c.gaps;
+  out["breaks"] = c.breaks;
+  out["silent_breaks"] = c.silent_breaks;
+  out["protocol_breaks"] = c.protocol_breaks;
+  out["transfers_done_in"] = c.transfers_done_in;
+  out["transfers_done_out"] = c.transfers_done_out;
+  out["transfers_aborted"] = c.transfers_aborted;
+  out["transfers_stalled"] = c.transfers_stalled;
+  out["backlog_stalls"] = c.backlog_stalls;
+  out["lane_stalls"] = c.lane_stalls;
+  out["slot_stalls"] = c.slot_stalls;
+  out["foreign"] = c.foreign;
+}
+
+nb::dict group_dict(const SessionStats& s, u32 group) {
+  const GroupStats& g = s.group[group];
+  nb::dict out;
+  out["session"] = s.session;
+  out["group"] = group;
+  out["up"] = g.up;
+  out["bytes_in"] = g.sample.bytes_in;
+  out["bytes_out"] = g.sample.bytes_out;
+  out["frames_in"] = g.sample.frames_in;
+  out["frames_out"] = g.sample.frames_out;
+  out["rtt_ns"] = g.sample.rtt_ns;
+  out["link_retransmits"] = g.sample.retransmits;
+  out["backlog_bytes"] = g.backlog;
+  return out;
+}
+
+nb::dict session_dict(const SessionStats& s) {
+  nb::dict out;
+  out["session"] = s.session;
+  out["node"] = s.peer_node;
+  add_counters(out, s.count);
+  out["transfers_out"] = s.transfers_out;
+  out["transfers_in"] = s.transfers_in;
+  out["reports_unacked"] = s.reports_unacked;
+  out["reports_blocked"] = s.reports_blocked;
+  return out;
+}
+
 nb::dict stats_dict(Engine& engine) {
-  std::vector<GroupStats> stats;
+  EngineStats stats;
   {
     nb::gil_scoped_release released;
     stats = engine.stats();
   }
-  nb::list groups;
-  for (const GroupStats& s : stats) {
-    nb::dict g;
-    g["session"] = s.session;
-    g["group"] = s.group;
-    g["up"] = s.up;
-    g["bytes_in"] = s.sample.bytes_in;
-    g["bytes_out"] = s.sample.bytes_out;
-    g["frames_in"] = s.sample.frames_in;
-    g["frames_out"] = s.sample.frames_out;
-    g["rtt_ns"] = s.sample.rtt_ns;
-    g["retransmits"] = s.retransmits;
-    g["crc_errors"] = s.crc_errors;
-    g["repeats"] = s.repeats;
-    g["backlog_bytes"] = s.backlog;
-    g["transfers_out"] = s.transfers_out;
-    g["transfers_in"] = s.transfers_in;
-    g["reports_unacked"] = s.reports_unacked;
-    groups.append(g);
+  nb::list groups, sessions, ends;
+  for (const SessionStats& s : stats.sessions) {
+    for (u32 group = 0; group < 2; ++group) groups.append(group_dict(s, group));
+    sessions.append(session_dict(s));
   }
-  nb::dict out;
+  for (u32 end = 0; end < 4; ++end)
+    for (u32 reason = 0; reason < u32(Reason::count); ++reason)
+      if (stats.ends[end][reason] != 0) ends.append(nb::make_tuple(end, reason, stats.ends[end][reason]));
+  nb::dict out, closed;
+  add_counters(closed, stats.closed);
   out["groups"] = groups;
-  out["wakeups"] = engine.wakeups();
+  out["sessions"] = sessions;
+  out["closed_sessions"] = closed;
+  out["ends"] = ends;
+  out["wakeups"] = stats.wakeups;
+  out["flows_out"] = stats.flows_out;
+  out["flows_in"] = stats.flows_in;
+  out["unknown_flows"] = stats.unknown_flows;
+  out["orphan_returns"] = stats.orphan_returns;
+  out["slots_taken"] = stats.slots_taken;
+  out["slot_waits"] = stats.slot_waits;
+  out["segment_waits"] = stats.segment_waits;
+  out["releases_refused"] = stats.releases_refused;
+  out["limits_hit"] = stats.limits_hit;
   return out;
 }
+
+constexpr const char* kStatsDoc =
+    "Counters and gauges at one moment. `groups`: one dict per session and connection group (session, group, up, bytes_in,\n"
+    "bytes_out, frames_in, frames_out, rtt_ns, link_retransmits, backlog_bytes). `sessions`: per session, counters since it\n"
+    "began (messages_in/out, payload_bytes_in/out: hop-acknowledged; retransmits, repeats, crc_errors, chunks_late, gaps,\n"
+    "breaks, silent_breaks, protocol_breaks, transfers_done_in/out, transfers_aborted, transfers_stalled, backlog_stalls,\n"
+    "lane_stalls, slot_stalls, foreign) and gauges (transfers_in/out, reports_unacked, reports_blocked). `closed_sessions`:\n"
+    "the same counters summed over sessions that ended. `ends`: (end, reason, count) of messages that ended in the engine.\n"
+    "Engine-wide gauges: flows_out, flows_in, unknown_flows, orphan_returns, slots_taken, slot_waits, segment_waits; counters:\n"
+    "wakeups, releases_refused, limits_hit.";
+
+constexpr const char* kInjectDoc =
+    "Test faults, refused unless FABRIC_FAULTS=1. Links, all present and future ones (0 = off): link_delay_us, link_rate_bytes\n"
+    "(a second), link_lose, link_repeat, link_reorder, link_corrupt (every n-th frame), link_stall (ms), link_cut_at (once,\n"
+    "after so many posted bytes), link_none (all off). Behind the link, the n-th once: corrupt_chunk, lose_record, repeat_record,\n"
+    "flip_after_checksum, zero_after_checksum; stall (ms), drop_connection (group).";
 
 nb::list event_list(Engine& engine) {
   std::vector<EngineEvent> events;
@@ -143,8 +219,14 @@ void bind_memory(nb::class_<Engine>& engine) {
         checked([&] { return e.add_segment(segment, fd, writable); });
       }, "segment"_a, "fd"_a, "writable"_a)
       .def("drop_segment", [](Engine& e, u32 segment) { checked([&] { return e.drop_segment(segment); }); }, "segment"_a)
-      .def("reclaim", &Engine::reclaim, "segment"_a, "keep"_a, Released(),
-           "After a restart: frees the slots of an own segment not listed in `keep`; returns how many.")
+      .def("reclaim", [](Engine& e, u32 segment, const std::vector<std::tuple<u32, u32, u64, u32>>& holders) {
+        std::vector<Engine::Holder> held;
+        for (const auto& [slot, generation, flow, lane] : holders) held.push_back({slot, generation, flow, lane});
+        nb::gil_scoped_release released;
+        return e.reclaim(segment, held);
+      }, "segment"_a, "holders"_a,
+      "After a restart: frees the slots of an own segment; returns how many. Kept are those that `holders` (slot, generation,\n"
+      "flow, lane) read, taken from the held tables after every lane was added, and those named by records still in a lane.")
       .def("drained", &Engine::drained, "lane"_a, Released());
 }
 
@@ -168,10 +250,10 @@ void bind_engine(nb::module_& module) {
       .def("stop", [](Engine& e, u64 drain_ms) { e.stop(drain_ms * 1'000'000); }, "drain_ms"_a, Released())
       .def("event_fd", &Engine::event_fd, "Readable when events() has something.")
       .def("events", &event_list, nb::sig("def events(self) -> list[dict[str, typing.Any]]"))
-      .def("stats", &stats_dict, nb::sig("def stats(self) -> dict[str, typing.Any]"))
+      .def("stats", &stats_dict, nb::sig("def stats(self) -> dict[str, typing.Any]"), kStatsDoc)
       .def("inject", [](Engine& e, const std::string& fault, u64 argument) {
         checked([&] { return e.inject(fault, argument); });
-      }, "fault"_a, "argument"_a);
+      }, "fault"_a, "argument"_a, kInjectDoc);
   bind_memory(engine);
   bind_sessions(engine);
 }

@@ -1,44 +1,14 @@
 // The engine's public calls: configuration from the control plane's thread, under the engine's lock.
 #include <unistd.h>
 
-#include <cstdlib>
 #include <cstring>
 
 #include "core/clock.hpp"
-#include "engine/engine.hpp"
+#include "engine/access.hpp"
 #include "links/inproc_link.hpp"
 #include "links/tcp_link.hpp"
 
 namespace fabric {
-
-/// Holds the lock; with `operation`, counts as an operation of the port and has the thread look again.
-/// It never waits for an audit's end, which may need this very caller: what moves ring cursors is left
-/// to the thread.
-class Engine::Access {
- public:
-  explicit Access(Engine& engine, bool operation = false) : engine_(engine), operation_(operation) {
-    engine_.callers_.fetch_add(1, std::memory_order_acq_rel);
-    engine_.lock_.lock();
-    engine_.callers_.fetch_sub(1, std::memory_order_acq_rel);
-    if (operation_) busy(1);
-  }
-  ~Access() {
-    if (operation_) {
-      engine_.ring_dirty();
-      busy(0);
-      engine_.recheck_ = true;
-    }
-    engine_.lock_.unlock();
-    if (operation_) engine_.kick();
-  }
-
- private:
-  void busy(u32 value) {
-    if (engine_.state_) engine_.state_.as<StateLayout>()->head.busy.store(value, std::memory_order_seq_cst);
-  }
-  Engine& engine_;
-  bool operation_;
-};
 
 std::vector<EngineEvent> Engine::take_events() {
   Access access(*this);
@@ -62,6 +32,7 @@ Status Engine::add_lane(const LaneOptions& options) {
   if (!status.ok()) return status;
   Access access(*this, true);
   if (lanes_.count(options.number) != 0) return Status::fail(Code::invalid, "lane number is in use");
+  if (!thread_.joinable()) find_former(*lane);
   lanes_by_bit_[options.number % kLanesPerPortMax].push_back(lane.get());
   lanes_[options.number] = std::move(lane);
   return Status::success();
@@ -93,7 +64,7 @@ void Engine::remove_lane(u32 number) {
       if (report.lane == number) report.lane = kNoLane;  // the number may come again
   std::erase(lanes_by_bit_[number % kLanesPerPortMax], &lane);
   lanes_.erase(found);
-  retry_slots();
+  slots_changed();
 }
 
 Status Engine::add_segment(u32 segment, int fd, bool writable) {
@@ -102,7 +73,7 @@ Status Engine::add_segment(u32 segment, int fd, bool writable) {
     const Status status = arena_.add(segment, fd);
     if (!status.ok()) return status;
     grow_asked_.clear();
-    retry_slots();
+    slots_changed();
     return status;
   }
   std::shared_ptr<Segment> mapped;
@@ -127,19 +98,26 @@ Status Engine::drop_segment(u32 segment) {
   return arena_.owns(segment) ? arena_.drop(segment) : Status::success();
 }
 
-u32 Engine::reclaim(u32 segment, const std::vector<u32>& keep) {
+u32 Engine::reclaim(u32 segment, const std::vector<Holder>& holders) {
   Access access(*this, true);
   const std::shared_ptr<Segment> own = arena_.find(segment);
   if (own == nullptr) return 0;
-  const std::set<u32> kept(keep.begin(), keep.end());
   std::set<u32> used;
+  const auto keep = [&](const Holder& holder) {
+    if (!arena_.valid({segment, holder.slot, holder.generation})) return;
+    if (used.insert(holder.slot).second) arena_.hold_reader({segment, holder.slot, holder.generation}, holder.flow);
+    if (const auto lane = lanes_.find(holder.lane); lane != lanes_.end()) lane->second->flows_seen.insert(holder.flow);
+  };
+  for (const Holder& holder : holders) keep(holder);
+  for (const auto& [number, holder] : former_)
+    if (number == segment) keep(holder);
   for (const auto& [id, flow] : flows_in_)
     for (const Incoming& entry : flow.pending)
       if (entry.transfer != nullptr && entry.transfer->slot.segment == segment) used.insert(entry.transfer->slot.slot);
   u32 freed = 0;
   for (u32 slot = 0; slot < own->slot_count(); ++slot) {
     const u32 generation = own->generation(slot);
-    if (generation % 2 == 0 || kept.count(slot) != 0 || used.count(slot) != 0) continue;
+    if (generation % 2 == 0 || used.count(slot) != 0) continue;
     arena_.free({segment, slot, generation});
     ++freed;
   }
@@ -158,7 +136,7 @@ Status Engine::open_session(u64 session, u32 peer_node, u64 peer_incarnation) {
 }
 
 Status Engine::add_connection(u64 session, int fd, u32 group) {
-  auto link = std::make_unique<TcpLink>(fd, session);
+  std::unique_ptr<Link> link = std::make_unique<TcpLink>(fd, session);
   Access access(*this, true);
   return attach_link(session, std::move(link), group);
 }
@@ -195,6 +173,14 @@ void Engine::close_session(u64 id) {
   }
   for (auto& [flow_id, flow] : flows_in_)
     if (flow.session == id) truncate_incoming(flow);
+  for (auto& [segment, waiters] : segment_waiters_)
+    std::erase_if(waiters, [id](const auto& waiter) { return waiter.first == id; });
+  std::erase_if(segment_waiters_, [](const auto& entry) { return entry.second.empty(); });
+  std::erase_if(unknown_in_, [id](const auto& entry) { return entry.second == id; });
+  for (auto& [flow_id, held] : orphan_returns_)
+    std::erase_if(held, [id](const HeldReturn& entry) { return entry.session == id; });
+  std::erase_if(orphan_returns_, [](const auto& entry) { return entry.second.empty(); });
+  closed_.add(session->count);
   sessions_.erase(id);
 }
 
@@ -206,7 +192,8 @@ Status Engine::add_forward(u64 flow_id, u32 lane, u64 session) {
   Forward& flow = flow_out(flow_id);
   if (flow.lane != nullptr && flow.lane != found->second.get()) {  // what came over another lane is not this flow's
     blame(*flow.lane, "a record names a flow of another lane");
-    acknowledge(flow, ~u64{0});
+    mark_acknowledged(flow, ~u64{0});
+    blocked_retry_ = true;  // the thread releases what is acknowledged
   }
   flow.lane = found->second.get();
   flow.group = flow.lane->klass <= u32(Class::token) ? 0 : 1;
@@ -217,11 +204,14 @@ Status Engine::add_forward(u64 flow_id, u32 lane, u64 session) {
   }
   const auto orphans = orphan_returns_.find(flow_id);
   if (orphans != orphan_returns_.end()) {
-    for (const HeldReturn& held : orphans->second) flow.lane->return_backlog.push_back(held);
+    for (const HeldReturn& held : orphans->second) {
+      if (held.session == session) flow.lane->return_backlog.push_back(held);
+      else acknowledge_report(held.session, held.number);  // of a node that has no part in this flow
+    }
     orphan_returns_.erase(orphans);
-    flush_backlog(*flow.lane);
+    blocked_retry_ = true;
   }
-  pump_flow(flow, monotonic_ns());
+  pumps_due_.push_back(flow_id);
   return Status::success();
 }
 
@@ -241,12 +231,9 @@ Status Engine::add_deliver(u64 flow_id, u32 lane_number, u64 session_id, u64 pub
   flow.lane = &lane;
   flow.session = session_id;
   lane.flows_seen.insert(flow_id);
-  if (rebound) {
-    for (u64 i = 0; i < lane.readings.size(); ++i)
-      if (!lane.readings[i].done && lane.readings[i].entry.flow == flow_id) take_return(lane, lane.readings_base + i);
-  }
+  if (rebound) rereads_due_.emplace_back(lane_number, flow_id);
   Session* session = find_session(session_id);
-  if (session != nullptr && unknown_in_.erase(flow_id) != 0) ask_resume(*session, flow);
+  if (unknown_in_.erase(flow_id) != 0 && session != nullptr) ask_resume(*session, flow);
   return Status::success();
 }
 
@@ -311,6 +298,22 @@ u64 Engine::last_in_lane(EngineLane& lane, u64 flow) const {
   return last;
 }
 
+/// Slots that records of a killed engine name: their reader has not taken them yet, or takes them just now.
+void Engine::find_former(EngineLane& lane) {
+  LaneDirection& direction = lane.end.layout()->direction[lane.side];
+  RecordReader reader;
+  reader.attach(&direction.records, lane.end.layout()->records[lane.side]);
+  RecordSpan span;
+  for (; reader.peek(span) == Peek::item; reader.advance(span)) {
+    wire::RecordView view;
+    if (!wire::view_record({span.bytes, span.header.total_len}, view)) continue;
+    for (u32 i = 0; i < view.head.segment_count; ++i) {
+      const SegmentEntry entry = wire::segment_at(view, i);
+      former_.push_back({entry.segment, {entry.slot, entry.generation, view.head.flow, lane.number}});
+    }
+  }
+}
+
 bool Engine::drained(u32 number) {
   Access access(*this);
   const auto found = lanes_.find(number);
@@ -320,53 +323,6 @@ bool Engine::drained(u32 number) {
   const ReturnReader& returns = lane.end.returns_in;
   return lane.outgoing.empty() && records.read_cursor() == records.head() && lane.return_backlog.empty() &&
          lane.readings.empty() && returns.tail() == returns.head();
-}
-
-std::vector<GroupStats> Engine::stats() {
-  Access access(*this);
-  std::vector<GroupStats> out;
-  for (auto& [id, session] : sessions_) {
-    for (u32 group = 0; group < 2; ++group) {
-      Connection& connection = session->connection[group];
-      GroupStats stats{id, group, connection.link != nullptr, connection.past, session->retransmits,
-                       session->crc_errors, session->repeats, 0, session->out_transfers.size(),
-                       session->in_transfers.size(), session->reports.size()};
-      if (connection.link != nullptr) {
-        const LinkSample now = connection.link->sample();
-        stats.sample.bytes_in += now.bytes_in;
-        stats.sample.bytes_out += now.bytes_out;
-        stats.sample.frames_in += now.frames_in;
-        stats.sample.frames_out += now.frames_out;
-        stats.sample.rtt_ns = now.rtt_ns;
-        stats.backlog = connection.link->backlog();
-      }
-      out.push_back(stats);
-    }
-  }
-  return out;
-}
-
-Status Engine::inject(const std::string& fault, u64 argument) {
-  const char* allowed = std::getenv("FABRIC_FAULTS");
-  if (allowed == nullptr || std::strcmp(allowed, "1") != 0)
-    return Status::fail(Code::invalid, "faults are refused unless FABRIC_FAULTS=1 is in the environment");
-  Access access(*this, true);
-  if (fault == "flip_after_checksum") faults_.flip_after_checksum = argument;
-  else if (fault == "zero_after_checksum") faults_.zero_after_checksum = argument;
-  else if (fault == "corrupt_chunk") faults_.corrupt_chunk = argument;
-  else if (fault == "lose_record") faults_.lose_record = argument;
-  else if (fault == "repeat_record") faults_.repeat_record = argument;
-  else if (fault == "stall") faults_.stall_until_ns = monotonic_ns() + argument * 1'000'000;
-  else if (fault == "drop_connection") {
-    for (auto& [id, session] : sessions_) {
-      if (argument > 1) break;
-      session->connection[argument].reason = "fault injected";
-      tear_down(*session, static_cast<u32>(argument));
-    }
-  } else {
-    return Status::fail(Code::invalid, "no such fault: " + fault);
-  }
-  return Status::success();
 }
 
 void Engine::stop(u64 drain_ns) {

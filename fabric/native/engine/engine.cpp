@@ -4,7 +4,9 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "core/clock.hpp"
 
@@ -12,7 +14,6 @@ namespace fabric {
 namespace {
 
 constexpr u64 kDoorbellTag = 1, kKickTag = 2;
-constexpr u64 kReadBudgetBytes = 2 * 1024 * 1024;    // one connection, one step
 constexpr int kBlockedRetryMs = 5;                   // a full local ring has no event of its own
 constexpr u64 kFrozenSliceNs = 50'000'000;
 constexpr std::chrono::milliseconds kStallSlice{5};  // fault injection only
@@ -98,6 +99,7 @@ bool Engine::operate(u64 now) {
 
 bool Engine::step(u64 now) {
   if (!removals_.empty()) apply_removals();
+  take_up(now);
   std::vector<u64> tags;
   tags.swap(ready_tags_);
   for (u64 tag : tags) handle_tag(tag);
@@ -121,6 +123,7 @@ bool Engine::step(u64 now) {
     read_lane(*lane, now);
   }
   expire(now);
+  if (watch_ns_ != 0 && now >= watch_ns_) watch_links(now);
   if (blocked_retry_ || !ready.empty()) retry_blocked(now);
   bool more = false;
   for (auto& [id, session] : sessions_) {
@@ -129,6 +132,27 @@ bool Engine::step(u64 now) {
   }
   ring_dirty();
   return more;
+}
+
+void Engine::take_up(u64 now) {
+  std::vector<std::pair<u32, u64>> rereads;
+  rereads.swap(rereads_due_);
+  std::sort(rereads.begin(), rereads.end());
+  rereads.erase(std::unique(rereads.begin(), rereads.end()), rereads.end());
+  for (const auto& [number, flow] : rereads) {
+    const auto found = lanes_.find(number);
+    if (found == lanes_.end()) continue;
+    EngineLane& lane = *found->second;
+    std::vector<u64> due;
+    for (u64 i = 0; i < lane.readings.size(); ++i)
+      if (!lane.readings[i].done && lane.readings[i].entry.flow == flow) due.push_back(lane.readings_base + i);
+    for (u64 reading : due) take_return(lane, reading);
+  }
+  if (std::exchange(slots_due_, false)) retry_slots();
+  std::vector<u64> pumps;
+  pumps.swap(pumps_due_);
+  for (u64 id : pumps)
+    if (const auto flow = flows_out_.find(id); flow != flows_out_.end()) pump_flow(flow->second, now);
 }
 
 void Engine::retry_blocked(u64) {
@@ -171,10 +195,11 @@ void Engine::ring_dirty() {
 }
 
 int Engine::wait_timeout_ms(u64 now) const {
-  if (!ready_tags_.empty() || recheck_) return 0;
+  if (!ready_tags_.empty() || recheck_ || slots_due_ || !pumps_due_.empty() || !rereads_due_.empty()) return 0;
   int timeout = blocked_retry_ ? kBlockedRetryMs : -1;
-  if (!timers_.empty()) {
-    const u64 first = timers_.begin()->first;
+  u64 first = timers_.empty() ? ~u64{0} : timers_.begin()->first;
+  if (watch_ns_ != 0) first = std::min(first, watch_ns_);
+  if (first != ~u64{0}) {
     const u64 left_ms = first > now ? std::min<u64>((first - now) / 1'000'000 + 1, 60'000) : 0;
     if (timeout < 0 || left_ms < static_cast<u64>(timeout)) timeout = static_cast<int>(left_ms);
   }
@@ -208,7 +233,8 @@ void Engine::handle_tag(u64 tag) {
 void Engine::emit(EngineEvent::Kind kind, u64 a, u64 b, std::string reason) {
   // Requests and losses are few by nature and always told; observations are dropped beyond the limit.
   const bool observation = kind == EngineEvent::Kind::flow_unknown || kind == EngineEvent::Kind::stale ||
-                           kind == EngineEvent::Kind::corrupt;
+                           kind == EngineEvent::Kind::corrupt || kind == EngineEvent::Kind::transfer_stalled ||
+                           kind == EngineEvent::Kind::limit;
   if (observation && events_.size() >= kEngineEventsMax) return;
   // The same unknown flow is one fact, however many records name it.
   if (kind == EngineEvent::Kind::flow_unknown)

@@ -15,6 +15,7 @@
 
 #include "engine/events.hpp"
 #include "engine/session.hpp"
+#include "links/fault_link.hpp"
 
 namespace fabric {
 
@@ -28,9 +29,17 @@ struct LaneOptions {
   u64 peer_port = 0, peer_incarnation = 0;
   int peer_doorbell_fd = -1, peer_event_fd = -1;
 };
-struct GroupStats {
-  u64 session; u32 group; bool up; LinkSample sample; u64 retransmits, crc_errors, repeats, backlog;
-  u64 transfers_out, transfers_in, reports_unacked;
+struct GroupStats { bool up; LinkSample sample; u64 backlog; };
+struct SessionStats {
+  u64 session; u32 peer_node; GroupStats group[2]; SessionCounters count;
+  u64 transfers_out, transfers_in, reports_unacked, reports_blocked;
+};
+struct EngineStats {
+  std::vector<SessionStats> sessions;
+  SessionCounters closed;               ///< sums over sessions that were closed
+  u64 ends[4][int(Reason::count)] = {}; ///< messages that ended in this engine, by End and Reason
+  u64 wakeups = 0, flows_out = 0, flows_in = 0, unknown_flows = 0, orphan_returns = 0, slots_taken = 0;
+  u64 releases_refused = 0, limits_hit = 0, segment_waits = 0, slot_waits = 0;
 };
 
 class Engine {
@@ -50,8 +59,10 @@ class Engine {
   void remove_lane(u32 number);
   Status add_segment(u32 segment, int fd, bool writable);
   Status drop_segment(u32 segment);
-  /// After a restart: frees slots of an own segment that no lane and no held table mentions.
-  u32 reclaim(u32 segment, const std::vector<u32>& keep);
+  struct Holder { u32 slot, generation; u64 flow; u32 lane; };
+  /// After a restart: frees the slots of an own segment that neither `holders` (read from held tables *after* all lanes
+  /// were added) nor a record in one of our lanes names; the others belong to those readers.
+  u32 reclaim(u32 segment, const std::vector<Holder>& holders);
   Status open_session(u64 session, u32 peer_node, u64 peer_incarnation);
   Status add_connection(u64 session, int fd, u32 group);   ///< takes the fd, also on failure
   Status add_inproc(u64 session, u64 link, u32 group);
@@ -60,7 +71,7 @@ class Engine {
   Status add_deliver(u64 flow, u32 lane, u64 session, u64 published);
   void remove_flow(u64 flow);           ///< takes effect at the thread's next step
   bool drained(u32 lane);
-  std::vector<GroupStats> stats();
+  EngineStats stats();
   u64 wakeups() const { return wakeups_.load(std::memory_order_relaxed); }
   Status inject(const std::string& fault, u64 argument);
 
@@ -80,6 +91,7 @@ class Engine {
   void mark_dirty(EngineLane& lane);    // its peer's doorbell rings at the end of the step
   void ring_dirty();
   void retry_blocked(u64 now);
+  void take_up(u64 now);                // what public calls left to the thread
   void emit(EngineEvent::Kind kind, u64 a, u64 b = 0, std::string reason = {});
 
   // outgoing.cpp — lane → session
@@ -93,6 +105,7 @@ class Engine {
   void end_here(Outgoing& entry, End end, Reason reason, u64 now);
   bool publish_end(Outgoing& entry);
   void acknowledge(Forward& flow, u64 upto);
+  void mark_acknowledged(Forward& flow, u64 upto);
   void release_front(EngineLane& lane);
   bool release_slots(Outgoing& entry);
   void pump_bulk(Session& session, u64 now);
@@ -100,6 +113,7 @@ class Engine {
   void on_grant(Session& session, const wire::FrameHeader& header, std::span<const u8> body, u64 now);
   void on_chunk_acks(Session& session, std::span<const u8> body, u64 now);
   void queue_bulk(Session& session, const std::shared_ptr<OutTransfer>& transfer);
+  std::shared_ptr<OutTransfer> next_bulk(Session& session);
   void expire(u64 now);
   void watch_deadline(Outgoing& entry);
   void drop_out_transfer(Outgoing& entry);
@@ -110,6 +124,7 @@ class Engine {
   void grant(Session& session, InTransfer& transfer);
   bool try_allocate(u64 flow, u64 flow_seq);
   void retry_slots();
+  void slots_changed() { slots_due_ = true; }
   u8* place_chunk(Session& session, const wire::FrameHeader& header);
   void on_chunk(Session& session, const wire::FrameHeader& header, const u8* body);
   InTransfer* find_transfer(Session& session, u64 id, Incoming** entry, Deliver** flow);
@@ -123,16 +138,19 @@ class Engine {
   void take_return(EngineLane& lane, u64 reading);
   void finish_reading(u32 lane, u64 reading);
   void pop_readings(EngineLane& lane);  // moves the return ring's tail over what is done
-  void free_slot(const ReturnEntry& entry);
+  void free_slot(EngineLane& lane, const ReturnEntry& entry);
   void apply_removals();
   void forget_flow(u64 flow);
   bool reported(u32 lane, u64 reading) const;
   u64 last_in_lane(EngineLane& lane, u64 flow) const;
+  void find_former(EngineLane& lane);
 
   // sessions.cpp — links, acknowledgements, reports
   Session* find_session(u64 id);
   Status attach_link(u64 session, std::unique_ptr<Link> link, u32 group);
   void connection_up(Session& session, u32 group, u64 now);
+  void break_link(Session& session, u32 group, std::string reason);
+  bool exceeded(Session& session, const char* limit);
   void answer_again(Session& session);
   void ask_resume(Session& session, Deliver& flow);
   void tear_down(Session& session, u32 group);
@@ -140,9 +158,9 @@ class Engine {
   void arm(Connection& connection);
   void post_control(Session& session, wire::FrameHeader header, std::vector<u8> body);
   void post_frame(Session& session, u32 group, OutFrame frame);
-  bool on_frame(Session& session, const wire::FrameHeader& header, const u8* body);
+  bool on_frame(Session& session, u32 group, const wire::FrameHeader& header, const u8* body);
   void on_hop_ack(Session& session, const wire::FrameHeader& header, std::span<const u8> body);
-  void on_report(Session& session, const wire::FrameHeader& header, std::span<const u8> body);
+  bool on_report(Session& session, const wire::FrameHeader& header, std::span<const u8> body);
   void deliver_report(Session& session, u64 number, const ReturnEntry& entry);
   void flush_backlog(EngineLane& lane);
   void acknowledge_report(u64 session, u64 number);
@@ -151,6 +169,17 @@ class Engine {
   void on_refuse(Session& session, const wire::FrameHeader& header);
   void on_resume(Session& session, const wire::FrameHeader& header, u64 now);
   void pump_session(Session& session, u64 now);
+
+  // silence.cpp — peers that say nothing, transfers that do not move
+  void watch_links(u64 now);
+  void watch_connection(Session& session, u32 group, u64 now);
+  void watch_transfers(Session& session, u64 now);
+  void resend_stalled(Session& session, OutTransfer& transfer, u64 now);
+  void ask_peer(Session& session, u32 group, u64 now);
+
+  // faults.cpp
+  std::unique_ptr<Link> wrapped(std::unique_ptr<Link> link);
+  bool inject_link(const std::string& fault, u64 argument);
 
   std::mutex lock_;
   std::atomic<int> callers_{0};
@@ -176,14 +205,23 @@ class Engine {
   std::unordered_set<u64> removed_flows_;
   std::deque<u64> removed_order_;
   std::vector<u64> removals_;
-  std::unordered_set<u64> unknown_in_;  // flows a peer sent on before add_deliver
+  std::unordered_map<u64, u64> unknown_in_;  // flows a peer sent on before add_deliver → its session
   std::set<std::pair<u64, Outgoing*>> timers_;
-  std::unordered_map<u32, std::vector<std::pair<u64, u64>>> segment_waiters_;  // session, transfer
+  std::unordered_map<u32, std::set<std::pair<u64, u64>>> segment_waiters_;     // session, transfer
   std::deque<std::pair<u64, u64>> slot_waiters_;        // flow, flow_seq
   std::set<u64> grow_asked_;
   EngineFaults faults_;
   bool blocked_retry_ = false;          // lanes or rings found full: look again soon
   bool recheck_ = true;                 // configuration changed: look at every lane
+  // Public calls may come while an audit reads: what moves cursors waits for the thread.
+  bool slots_due_ = false;
+  std::vector<u64> pumps_due_;                        // flows
+  std::vector<std::pair<u32, u64>> rereads_due_;      // lane, flow: its return entries have a session now
+  std::vector<std::pair<u32, Holder>> former_;        // segment, slot named by a record of a former life
+  u64 watch_ns_ = 0;                    // when watch_links is due; 0: no connection
+  std::shared_ptr<LinkFaults> link_faults_ = std::make_shared<LinkFaults>();
+  SessionCounters closed_;
+  EngineStats totals_;                  // only what is counted over all sessions
   std::vector<u64> ready_tags_;         // thread only: what epoll reported
 };
 

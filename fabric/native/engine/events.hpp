@@ -11,14 +11,16 @@ namespace fabric {
 inline constexpr std::size_t kEngineEventsMax = 4096;
 
 struct EngineEvent {
-  enum class Kind : u8 { need_segment, grow, link_down, flow_unknown, stale, corrupt, lane_corrupt };
+  enum class Kind : u8 {
+    need_segment, grow, link_down, flow_unknown, stale, corrupt, lane_corrupt, link_silent, transfer_stalled, limit
+  };
   Kind kind;
-  u64 a = 0;           // segment | slot bytes | session | flow | lane
-  u64 b = 0;           // – | – | group | – | flow_seq
+  u64 a = 0;           // segment | slot bytes | session | flow | flow | flow | lane | session | flow | session
+  u64 b = 0;           // – | – | group | – | flow_seq | flow_seq | – | group | flow_seq | –
   std::string reason;
 };
 
-/// Test hooks. Each numbered fault counts down on its own and fires once.
+/// Test hooks behind the link; those of a link are links/fault_link.hpp. Each counts down and fires once.
 struct EngineFaults {
   u64 flip_after_checksum = 0;   // n-th delivered bulk payload: one byte, after verification
   u64 zero_after_checksum = 0;   // n-th delivered bulk payload: all bytes

@@ -1,4 +1,5 @@
 // Session → lane: records in flow order, destination-first transfers, return rings read for peers.
+#include <algorithm>
 #include <cstring>
 
 #include "core/clock.hpp"
@@ -46,7 +47,10 @@ bool Engine::on_record(Session& session, const wire::FrameHeader& header, std::s
   const u64 seq = view.head.flow_seq;
   const auto found = flows_in_.find(view.head.flow);
   if (found == flows_in_.end() || found->second.session != session.id) {
-    unknown_in_.insert(view.head.flow);
+    if (found != flows_in_.end()) ++session.count.foreign;
+    if (unknown_in_.size() >= kUnknownFlowsMax && unknown_in_.count(view.head.flow) == 0)
+      return exceeded(session, "UNKNOWN_FLOWS_MAX");
+    unknown_in_[view.head.flow] = session.id;
     emit(EngineEvent::Kind::flow_unknown, view.head.flow, 0, "frame");
     wire::FrameHeader refuse{};
     refuse.type = u8(wire::FrameType::refuse);
@@ -75,7 +79,7 @@ bool Engine::on_record(Session& session, const wire::FrameHeader& header, std::s
   }
   const bool announce = header.type == u8(wire::FrameType::announce);
   if (seq <= flow.last) {
-    ++session.repeats;
+    ++session.count.repeats;
     if (seq <= flow.published) {
       if (!flow.ack_due) session.ack_due.push_back(flow.id);
       flow.ack_due = true;
@@ -89,6 +93,7 @@ bool Engine::on_record(Session& session, const wire::FrameHeader& header, std::s
     return true;
   }
   if (announce != (view.head.segment_count > 0)) return false;
+  if (flow.pending_bytes + record.size() > kLaneBytes) return exceeded(session, "LANE_BYTES");
   if (EngineFaults::fires(faults_.lose_record)) {  // acknowledged, never published
     flow.last = flow.published = seq;
     if (!flow.ack_due) session.ack_due.push_back(flow.id);
@@ -100,6 +105,7 @@ bool Engine::on_record(Session& session, const wire::FrameHeader& header, std::s
   Incoming& entry = flow.pending.emplace_back();
   entry.flow_seq = seq;
   entry.record = std::move(record);
+  flow.pending_bytes += entry.record.size();
   if (announce) return begin_transfer(session, entry, flow, header);
   entry.ready = true;
   publish_flow(flow);
@@ -125,13 +131,19 @@ bool Engine::begin_transfer(Session& session, Incoming& entry, Deliver& flow,
     grant(session, transfer);
     return true;
   }
-  if (!try_allocate(flow.id, entry.flow_seq)) slot_waiters_.emplace_back(flow.id, entry.flow_seq);
+  if (!try_allocate(flow.id, entry.flow_seq)) {
+    const std::pair<u64, u64> waiter{flow.id, entry.flow_seq};
+    if (std::find(slot_waiters_.begin(), slot_waiters_.end(), waiter) == slot_waiters_.end())
+      slot_waiters_.push_back(waiter);
+    ++session.count.slot_stalls;
+  }
   return true;
 }
 
 void Engine::grant(Session& session, InTransfer& transfer) {
   wire::FrameHeader header{};
   header.type = u8(wire::FrameType::grant);
+  transfer.moved_ns = monotonic_ns();
   header.a = transfer.id;
   std::vector<u8> body;
   for (const auto& [offset, length] : transfer.ranges) {
@@ -207,19 +219,29 @@ void Engine::on_chunk(Session& session, const wire::FrameHeader& header, const u
   Incoming* entry;
   Deliver* flow;
   InTransfer* transfer = find_transfer(session, header.a, &entry, &flow);
-  if (transfer == nullptr || entry->ready) return;
+  session.chunk_heard_ns = monotonic_ns();
+  if (transfer == nullptr || entry->ready) {
+    ++session.count.chunks_late;
+    return;
+  }
   wire::ChunkAck ack{header.a, header.b, header.body_len, 0};
   if (!transfer->covers(header.b, header.body_len)) {
-    if (body == nullptr) return;  // had no place: neither taken nor asked for again
+    if (body == nullptr) {  // had no place: neither taken nor asked for again
+      ++session.count.chunks_late;
+      return;
+    }
     if (EngineFaults::fires(faults_.corrupt_chunk) && header.body_len > 0)
       transfer->base[header.b + header.body_len / 2] ^= 0x40;
     if (crc32c(body, header.body_len, 0) != header.body_crc) {
-      ++session.crc_errors;
+      ++session.count.crc_errors;
       ack.status = 1;
     } else {
       transfer->ranges[header.b] = header.body_len;
       transfer->received += header.body_len;
+      transfer->moved_ns = session.chunk_heard_ns;
     }
+  } else {
+    ++session.count.chunks_late;  // verified before: a repeat
   }
   session.chunk_acks.push_back(ack);
   if (transfer->received < transfer->expected) return;
@@ -229,15 +251,20 @@ void Engine::on_chunk(Session& session, const wire::FrameHeader& header, const u
 
 void Engine::forget_transfer(Incoming& entry) {
   if (entry.transfer == nullptr) return;
-  if (Session* session = find_session(entry.transfer->session)) session->in_transfers.erase(entry.transfer->id);
+  if (Session* session = find_session(entry.transfer->session)) {
+    session->in_transfers.erase(entry.transfer->id);
+    ++session->count.transfers_aborted;
+  }
   if (entry.transfer->slot) arena_.free(entry.transfer->slot);
   entry.transfer.reset();
 }
 
-void Engine::make_skip(Deliver&, Incoming& entry, std::span<const u8> record) {
+void Engine::make_skip(Deliver& flow, Incoming& entry, std::span<const u8> record) {
   if (entry.ready) return;  // complete before the sender gave up: it stays a message
   forget_transfer(entry);
+  flow.pending_bytes -= entry.record.size();
   entry.record.assign(record.begin(), record.end());
+  flow.pending_bytes += entry.record.size();
   entry.ready = true;
 }
 
@@ -247,6 +274,7 @@ void Engine::truncate_incoming(Deliver& flow) {
   while (keep < flow.pending.size() && flow.pending[keep].ready) ++keep;
   while (flow.pending.size() > keep) {
     forget_transfer(flow.pending.back());
+    flow.pending_bytes -= flow.pending.back().record.size();
     flow.pending.pop_back();
   }
   flow.last = flow.published + flow.pending.size();
@@ -258,12 +286,16 @@ void Engine::publish_flow(Deliver& flow) {
   while (!flow.pending.empty() && flow.pending.front().ready) {
     Incoming& entry = flow.pending.front();
     if (!publish_entry(flow, entry)) {
-      if (!flow.lane_blocked) flow.lane->blocked_flows.push_back(flow.id);
+      if (!flow.lane_blocked) {
+        flow.lane->blocked_flows.push_back(flow.id);
+        if (Session* session = find_session(flow.session)) ++session->count.lane_stalls;
+      }
       flow.lane_blocked = true;
       blocked_retry_ = true;
       break;
     }
     flow.published = entry.flow_seq;
+    flow.pending_bytes -= entry.record.size();
     any = true;
     flow.pending.pop_front();
   }
@@ -280,6 +312,13 @@ bool Engine::publish_entry(Deliver& flow, Incoming& entry) {
   const bool twice = faults_.repeat_record == 1;
   u8* room = lane.end.records_out.reserve(static_cast<u32>(entry.record.size()));
   if (room == nullptr) return false;
+  if (Session* session = find_session(flow.session)) {
+    RecordHeader head;
+    std::memcpy(&head, entry.record.data(), sizeof head);
+    if (head.kind == u8(RecordKind::message)) ++session->count.messages_in;
+    if (head.kind == u8(RecordKind::message)) session->count.payload_bytes_in += head.payload_bytes;
+    if (entry.transfer != nullptr) ++session->count.transfers_done_in;
+  }
   if (entry.transfer != nullptr) finish_payload(entry, lane, flow.id);
   std::memcpy(room, entry.record.data(), entry.record.size());
   lane.end.records_out.commit();
@@ -334,7 +373,7 @@ void Engine::read_returns(EngineLane& lane) {
 void Engine::take_return(EngineLane& lane, u64 reading) {
   const ReturnEntry entry = lane.readings[reading - lane.readings_base].entry;
   if (entry.kind == u8(ReturnKind::release)) {
-    free_slot(entry);
+    free_slot(lane, entry);
     finish_reading(lane.number, reading);
     return;
   }
@@ -374,10 +413,14 @@ void Engine::pop_readings(EngineLane& lane) {
   if (upto != 0) lane.end.returns_in.release(upto);
 }
 
-void Engine::free_slot(const ReturnEntry& entry) {
-  const SlotRef ref{u32(entry.a >> 32), u32(entry.a), u32(entry.b)};
-  if (!arena_.valid(ref)) return;  // a repeat
-  arena_.free(ref);
+/// Only the reader of a slot gives it back: the flow must be one that this lane's port reads. A repeat changes nothing.
+void Engine::free_slot(EngineLane& lane, const ReturnEntry& entry) {
+  const u32 segment = u32(entry.a >> 32), slot = u32(entry.a), generation = u32(entry.b);
+  if (!arena_.valid({segment, slot, generation})) return;
+  if (lane.flows_seen.count(entry.flow) == 0 || !arena_.drop_reader(segment, slot, generation, entry.flow)) {
+    ++totals_.releases_refused;
+    return;
+  }
   if (!slot_waiters_.empty()) retry_slots();
 }
 

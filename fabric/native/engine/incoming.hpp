@@ -24,6 +24,7 @@ struct InTransfer {
   u64 received = 0;
   SlotRef slot;
   u8* base = nullptr;
+  u64 moved_ns = 0;                     // granted, or a chunk was verified
   std::map<u64, u64> ranges;            // verified: offset → length, one entry a chunk
   bool covers(u64 offset, u64 length) const;
   bool overlaps(u64 offset, u64 length) const;
@@ -44,6 +45,7 @@ struct Deliver {
   bool known = false;                   // false: any first flow_seq is taken (successor of a killed engine)
   bool ack_due = false, gap_told = false, lane_blocked = false;
   std::deque<Incoming> pending;
+  u64 pending_bytes = 0;                // of records: all lie in the sender's lane, so no more than that holds
 };
 
 }  // namespace fabric

@@ -110,7 +110,10 @@ void Engine::pump_flow(Forward& flow, u64 now) {
   while (flow.next < flow.unacked.size()) {
     if (connection.link == nullptr || connection.down) return;
     if (connection.link->backlog() > kRecordBacklogBytes) {
-      if (!flow.blocked) session->blocked[flow.group].push_back(flow.id);
+      if (!flow.blocked) {
+        session->blocked[flow.lane != nullptr ? flow.lane->klass : u32(Class::bulk)].push_back(flow.id);
+        ++session->count.backlog_stalls;
+      }
       flow.blocked = true;
       return;
     }
@@ -122,7 +125,7 @@ void Engine::pump_flow(Forward& flow, u64 now) {
 void Engine::post_entry(Session& session, Forward& flow, Outgoing& entry, u64 now) {
   if (entry.end == End::none && !entry.sent && entry.deadline_ns != 0 && now >= entry.deadline_ns)
     end_here(entry, End::dropped, Reason::expired, now);
-  if (entry.sent) ++session.retransmits;
+  if (entry.sent) ++session.count.retransmits;
   if (entry.end != End::none || entry.slots.empty()) {
     post_record(session, flow, entry, wire::FrameType::eager, now);
     entry.sent = true;
@@ -157,6 +160,7 @@ void Engine::start_transfer(Session&, Outgoing& entry) {
   auto transfer = std::make_shared<OutTransfer>();
   transfer->id = next_transfer_++;
   transfer->owner = &entry;
+  transfer->klass = view.head.klass;
   for (u32 i = 0; i < view.head.segment_count; ++i) transfer->pieces.push_back(wire::segment_at(view, i));
   lay_out(*transfer);
   entry.transfer = std::move(transfer);
@@ -167,6 +171,7 @@ void Engine::end_here(Outgoing& entry, End end, Reason reason, u64 now) {
   if (entry.end != End::none || entry.acked) return;
   entry.end = end;
   entry.reason = reason;
+  ++totals_.ends[u32(end)][u32(reason)];
   // What travels on is a skip record: the flow stays without gaps, credit stays exact.
   RecordHeader header = header_of(entry);
   header.kind = u8(RecordKind::skip);
@@ -187,6 +192,7 @@ void Engine::end_here(Outgoing& entry, End end, Reason reason, u64 now) {
     if (session->connection[entry.flow->group].link != nullptr)
       post_record(*session, *entry.flow, entry, wire::FrameType::cancel, now);
     drop_out_transfer(entry);
+    ++session->count.transfers_aborted;
   }
 }
 
@@ -215,17 +221,27 @@ void Engine::drop_out_transfer(Outgoing& entry) {
 
 void Engine::acknowledge(Forward& flow, u64 upto) {
   EngineLane* lane = flow.lane;
+  mark_acknowledged(flow, upto);
+  if (lane != nullptr) release_front(*lane);
+}
+
+void Engine::mark_acknowledged(Forward& flow, u64 upto) {
+  Session* session = flow.session != 0 && upto != ~u64{0} ? find_session(flow.session) : nullptr;
   while (!flow.unacked.empty() && flow.unacked.front()->flow_seq <= upto) {
     Outgoing& entry = *flow.unacked.front();
     entry.acked = true;
     if (entry.timed) timers_.erase({entry.deadline_ns, &entry});
     entry.timed = false;
+    if (session != nullptr && entry.end == End::none) {
+      ++session->count.messages_out;
+      session->count.payload_bytes_out += header_of(entry).payload_bytes;
+      if (entry.transfer != nullptr) ++session->count.transfers_done_out;
+    }
     drop_out_transfer(entry);
     entry.flow = nullptr;
     flow.unacked.pop_front();
     if (flow.next > 0) --flow.next;
   }
-  if (lane != nullptr) release_front(*lane);
 }
 
 bool Engine::release_slots(Outgoing& entry) {
@@ -267,7 +283,7 @@ void Engine::release_front(EngineLane& lane) {
 void Engine::queue_bulk(Session& session, const std::shared_ptr<OutTransfer>& transfer) {
   if (transfer->queued || transfer->pending.empty()) return;
   transfer->queued = true;
-  session.bulk.push_back(transfer);
+  session.bulk[transfer->klass].push_back(transfer);
 }
 
 void Engine::on_grant(Session& session, const wire::FrameHeader& header, std::span<const u8> body, u64 now) {
@@ -281,26 +297,45 @@ void Engine::on_grant(Session& session, const wire::FrameHeader& header, std::sp
     have[range.offset] = range.length;
   }
   transfer->granted = true;
+  transfer->moved_ns = now;
   transfer->pending.clear();
   for (u32 i = 0; i < transfer->chunks.size(); ++i) {
     const auto range = have.find(transfer->chunks[i].target_offset);
     transfer->acked[i] = range != have.end() && range->second == transfer->chunks[i].length;
     if (!transfer->acked[i]) transfer->pending.push_back(i);
   }
-  if (transfer->owner->sent) session.retransmits += transfer->pending.size();
+  if (transfer->owner->sent) session.count.retransmits += transfer->pending.size();
   if (transfer->pending.empty()) transfer->owner->sent = true;
   queue_bulk(session, transfer);
   pump_bulk(session, now);
 }
 
+/// Round robin within a class, one chunk each: a large transfer delays a small one by one chunk. A higher class
+/// goes first; a lower one has every `kLowerClassEvery`-th turn, so that it is late and never stuck.
+std::shared_ptr<OutTransfer> Engine::next_bulk(Session& session) {
+  std::deque<std::shared_ptr<OutTransfer>>*high = nullptr, *low = nullptr;
+  for (auto& waiting : session.bulk) {
+    if (waiting.empty()) continue;
+    if (high == nullptr) high = &waiting;
+    low = &waiting;
+  }
+  if (high == nullptr) return nullptr;
+  const bool lower = high != low && ++session.bulk_turn % kLowerClassEvery == 0;
+  auto& from = lower ? *low : *high;
+  std::shared_ptr<OutTransfer> transfer = std::move(from.front());
+  from.pop_front();
+  transfer->queued = false;
+  return transfer;
+}
+
 void Engine::pump_bulk(Session& session, u64 now) {
   Connection& connection = session.connection[1];
-  // Round robin, one chunk each: a large transfer delays a small one by one chunk.
-  while (!session.bulk.empty() && connection.link != nullptr && !connection.down &&
-         connection.link->backlog() < kBulkBacklogBytes) {
-    const std::shared_ptr<OutTransfer> transfer = session.bulk.front();
-    session.bulk.pop_front();
-    transfer->queued = false;
+  // While records wait for this connection, chunks leave them room.
+  const bool records_wait = !session.blocked[u32(Class::embedding)].empty() || !session.blocked[u32(Class::bulk)].empty();
+  const u64 room = records_wait ? kRecordBacklogBytes : kBulkBacklogBytes;
+  while (connection.link != nullptr && !connection.down && connection.link->backlog() < room) {
+    const std::shared_ptr<OutTransfer> transfer = next_bulk(session);
+    if (transfer == nullptr) break;
     if (transfer->owner == nullptr || transfer->pending.empty()) continue;
     if (!post_chunk(session, *transfer, now)) continue;
     if (transfer->pending.empty()) {
@@ -322,9 +357,9 @@ bool Engine::post_chunk(Session& session, OutTransfer& transfer, u64 now) {
   const SegmentEntry& piece = transfer.pieces[chunk.piece];
   const auto mapped = segments_.find(piece.segment);
   if (mapped == segments_.end()) {
-    std::vector<std::pair<u64, u64>>& waiters = segment_waiters_[piece.segment];
+    std::set<std::pair<u64, u64>>& waiters = segment_waiters_[piece.segment];
     if (waiters.empty()) emit(EngineEvent::Kind::need_segment, piece.segment);
-    waiters.emplace_back(session.id, transfer.id);
+    waiters.emplace(session.id, transfer.id);
     return false;
   }
   const u8* base = nullptr;
@@ -345,6 +380,7 @@ bool Engine::post_chunk(Session& session, OutTransfer& transfer, u64 now) {
   frame.body_len = chunk.length;
   frame.keep = mapped->second;
   transfer.pending.pop_front();
+  transfer.moved_ns = now;
   post_frame(session, 1, std::move(frame));
   return true;
 }
@@ -358,9 +394,13 @@ void Engine::on_chunk_acks(Session& session, std::span<const u8> body, u64 now) 
     const std::shared_ptr<OutTransfer> transfer = found->second;
     for (u32 i = 0; i < transfer->chunks.size(); ++i) {
       if (transfer->chunks[i].target_offset != ack.offset || transfer->chunks[i].length != ack.length) continue;
-      if (ack.status == 0) transfer->acked[i] = true;
+      if (ack.status == 0) {
+        transfer->acked[i] = true;
+        transfer->moved_ns = now;
+        transfer->stalls = 0;
+      }
       if (ack.status == 0 || transfer->acked[i]) break;
-      ++session.retransmits;
+      ++session.count.retransmits;
       if (++transfer->bad > kChunksBadMax) {
         emit(EngineEvent::Kind::corrupt, transfer->owner->flow_id, transfer->owner->flow_seq,
              "receiver refused too many chunks");

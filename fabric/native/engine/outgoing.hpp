@@ -32,6 +32,8 @@ struct OutTransfer {
   std::vector<bool> acked;
   u64 total = 0;                       // bytes of the destination slot
   u32 bad = 0;                         // chunks that the receiver found corrupted
+  u32 klass = 3, stalls = 0;           // stalls: in a row
+  u64 moved_ns = 0;                    // granted, posted or acknowledged last
   bool granted = false, queued = false;
 };
 

@@ -3,6 +3,7 @@
 
 #include <deque>
 #include <set>
+#include <string>
 #include <unordered_map>
 
 #include "engine/incoming.hpp"
@@ -13,8 +14,8 @@ namespace fabric {
 
 inline constexpr u64 kRecordBacklogBytes = 256 * 1024;  // records wait in the lane beyond this
 inline constexpr u64 kBulkBacklogBytes = 512 * 1024;    // chunks wait with their sender beyond this
-inline constexpr u64 kReportsUnackedMax = 16384;
-inline constexpr u32 kChunksBadMax = 16;
+inline constexpr u64 kReadBudgetBytes = 2 * 1024 * 1024;  // one connection, one step
+inline constexpr u32 kLowerClassEvery = 8;              // chunks of a higher class between two of a lower one
 
 struct Connection {
   std::unique_ptr<Link> link;
@@ -24,6 +25,26 @@ struct Connection {
   bool more = false;                    // unread input is at hand
   std::string reason;
   LinkSample past{};                    // of earlier links of this group
+  u64 heard_ns = 0;                     // when bytes of the peer were last taken
+  u64 ping_ns = 0, ping_end = 0;        // unanswered: when it was posted, where it ends in the stream; 0: none
+  u64 alive_ns = 0;                     // later than the ping: the transport still moves what is before it
+  u64 acked = 0, acked_ns = 0;          // what the transport has confirmed, and since when no more
+};
+
+/// Since the session began; the sums of closed sessions are kept by the engine. Python: Engine.stats().
+struct SessionCounters {
+  u64 messages_in = 0, messages_out = 0, payload_bytes_in = 0, payload_bytes_out = 0;
+  u64 retransmits = 0;         // records and chunks posted again
+  u64 repeats = 0;             // records that came again, discarded
+  u64 crc_errors = 0;          // bodies whose checksum did not hold
+  u64 chunks_late = 0;         // chunks without a place: late, repeated or never asked for
+  u64 gaps = 0;                // records that were missing and asked for again
+  u64 breaks = 0, silent_breaks = 0, protocol_breaks = 0;
+  u64 transfers_done_in = 0, transfers_done_out = 0, transfers_aborted = 0, transfers_stalled = 0;
+  u64 backlog_stalls = 0, lane_stalls = 0, slot_stalls = 0;   // link full, reader's lane full, arena full
+  u64 foreign = 0;             // said of flows that are not this session's: void
+
+  void add(const SessionCounters& other);
 };
 
 inline constexpr u32 kNoLane = ~0u;
@@ -45,10 +66,12 @@ struct Session {
   std::vector<u64> ack_due;             // flows to acknowledge
   std::vector<wire::ChunkAck> chunk_acks;
   std::unordered_map<u64, std::shared_ptr<OutTransfer>> out_transfers;
-  std::deque<std::shared_ptr<OutTransfer>> bulk;
-  std::deque<u64> blocked[2];           // flows waiting for a group's backlog to shrink
+  std::deque<std::shared_ptr<OutTransfer>> bulk[4];   // by class
+  u32 bulk_turn = 0;                    // chunks posted since a lower class had its turn
+  std::deque<u64> blocked[4];           // by class: flows waiting for their group's backlog to shrink
   std::unordered_map<u64, u64> in_transfers;   // transfer → flow
-  u64 retransmits = 0, crc_errors = 0, repeats = 0;
+  u64 chunk_heard_ns = 0;
+  SessionCounters count;
 };
 
 }  // namespace fabric

@@ -14,10 +14,15 @@ namespace fabric {
 /// Hands a link's callbacks to the engine, for one connection and one progress call.
 class SessionSink final : public Sink {
  public:
-  SessionSink(Engine& engine, Session& session, u32 group) : engine_(engine), session_(session), group_(group) {}
-  u8* place(const wire::FrameHeader& header) override { return engine_.place_chunk(session_, header); }
+  SessionSink(Engine& engine, Session& session, u32 group)
+      : engine_(engine), session_(session), group_(group), now_(monotonic_ns()) {}
+  u8* place(const wire::FrameHeader& header) override {
+    heard();
+    return engine_.place_chunk(session_, header);
+  }
   bool deliver(const wire::FrameHeader& header, const u8* body) override {
-    return engine_.on_frame(session_, header, body);
+    heard();
+    return engine_.on_frame(session_, group_, header, body);
   }
   void sent(u64) override {}
   void broken(const std::string& reason) override {
@@ -26,9 +31,14 @@ class SessionSink final : public Sink {
   }
 
  private:
+  void heard() {
+    session_.connection[group_].heard_ns = now_;
+    session_.connection[group_].ping_ns = 0;
+  }
   Engine& engine_;
   Session& session_;
   u32 group_;
+  u64 now_;
 };
 
 Session* Engine::find_session(u64 id) {
@@ -44,6 +54,7 @@ Status Engine::attach_link(u64 session_id, std::unique_ptr<Link> link, u32 group
     connection.reason = "replaced";
     tear_down(*session, group);
   }
+  link = wrapped(std::move(link));
   connection.tag = next_tag_++;
   epoll_event event{};
   event.events = EPOLLIN;
@@ -74,20 +85,21 @@ void Engine::connection_up(Session& session, u32 group, u64 now) {
       if (const auto flow = flows_out_.find(id); flow != flows_out_.end()) flow->second.blocked = false;
     blocked.clear();
   }
-  for (const auto& transfer : session.bulk) transfer->queued = false;
-  session.bulk.clear();
+  for (auto& bulk : session.bulk) {
+    for (const auto& transfer : bulk) transfer->queued = false;
+    bulk.clear();
+  }
   if (group == 0) {
     session.reports_sent = 0;
     answer_again(session);
   }
-  wire::FrameHeader ping{};
-  ping.type = u8(wire::FrameType::ping);
-  ping.a = now;
-  OutFrame frame;
-  frame.header = ping;
-  post_frame(session, group, std::move(frame));
+  Connection& connection = session.connection[group];
+  connection.heard_ns = connection.alive_ns = connection.acked_ns = now;
+  connection.acked = 0;
+  ask_peer(session, group, now);
+  watch_ns_ = now;  // the thread finds out when it is due
   for (auto& [id, flow] : flows_out_)
-    if (flow.session == session.id) pump_flow(flow, now);
+    if (flow.session == session.id) pumps_due_.push_back(id);
 }
 
 /// Grants, acknowledgements and resumes that found no control connection were dropped, and what they
@@ -106,6 +118,7 @@ void Engine::answer_again(Session& session) {
 }
 
 void Engine::ask_resume(Session& session, Deliver& flow) {
+  ++session.count.gaps;
   flow.gap_told = true;  // until the next record in order
   wire::FrameHeader resume{};
   resume.type = u8(wire::FrameType::resume);
@@ -122,6 +135,9 @@ void Engine::tear_down(Session& session, u32 group) {
   connection.past.bytes_out += last.bytes_out;
   connection.past.frames_in += last.frames_in;
   connection.past.frames_out += last.frames_out;
+  connection.past.retransmits += last.retransmits;
+  ++session.count.breaks;
+  if (connection.reason.starts_with("peer protocol")) ++session.count.protocol_breaks;
   ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, connection.link->fd(), nullptr);
   connection.link->close();
   connection.link.reset();
@@ -140,6 +156,19 @@ void Engine::progress_link(Session& session, u32 group, u64 budget) {
   }
   if (connection.down) tear_down(session, group);
   else arm(connection);
+}
+
+void Engine::break_link(Session& session, u32 group, std::string reason) {
+  if (session.connection[group].link == nullptr) return;
+  session.connection[group].reason = std::move(reason);
+  tear_down(session, group);
+}
+
+/// A peer went beyond what an honest one can: the frame is refused, which breaks the connection.
+bool Engine::exceeded(Session& session, const char* limit) {
+  ++totals_.limits_hit;
+  emit(EngineEvent::Kind::limit, session.id, 0, limit);
+  return false;
 }
 
 void Engine::arm(Connection& connection) {
@@ -165,7 +194,7 @@ void Engine::post_control(Session& session, wire::FrameHeader header, std::vecto
   post_frame(session, 0, std::move(frame));
 }
 
-bool Engine::on_frame(Session& session, const wire::FrameHeader& header, const u8* body) {
+bool Engine::on_frame(Session& session, u32 group, const wire::FrameHeader& header, const u8* body) {
   const auto type = static_cast<wire::FrameType>(header.type);
   if (type == wire::FrameType::chunk) {
     on_chunk(session, header, body);
@@ -173,7 +202,7 @@ bool Engine::on_frame(Session& session, const wire::FrameHeader& header, const u
   }
   const std::span<const u8> bytes{body, header.body_len};
   if (header.body_len > 0 && crc32c(body, header.body_len, 0) != header.body_crc) {
-    ++session.crc_errors;
+    ++session.count.crc_errors;
     return false;
   }
   const u64 now = monotonic_ns();
@@ -185,13 +214,13 @@ bool Engine::on_frame(Session& session, const wire::FrameHeader& header, const u
     case wire::FrameType::chunk_ack: on_chunk_acks(session, bytes, now); return true;
     case wire::FrameType::refuse: on_refuse(session, header); return true;
     case wire::FrameType::resume: on_resume(session, header, now); return true;
-    case wire::FrameType::report: on_report(session, header, bytes); return true;
+    case wire::FrameType::report: return on_report(session, header, bytes);
     case wire::FrameType::hop_ack: on_hop_ack(session, header, bytes); return true;
     case wire::FrameType::ping: {
-      wire::FrameHeader pong{};
-      pong.type = u8(wire::FrameType::pong);
-      pong.a = header.a;
-      post_control(session, pong, {});
+      OutFrame pong;  // over the connection that was asked
+      pong.header.type = u8(wire::FrameType::pong);
+      pong.header.a = header.a;
+      post_frame(session, group, std::move(pong));
       return true;
     }
     case wire::FrameType::pong:
@@ -204,13 +233,19 @@ bool Engine::on_frame(Session& session, const wire::FrameHeader& header, const u
 // A session answers for its own flows only; what an older one still says of a flow is void.
 void Engine::on_refuse(Session& session, const wire::FrameHeader& header) {
   const auto flow = flows_out_.find(header.a);
-  if (flow != flows_out_.end() && flow->second.session == session.id) flow->second.refused = true;
+  if (flow == flows_out_.end()) return;
+  if (flow->second.session == session.id) flow->second.refused = true;
+  else ++session.count.foreign;
 }
 
 void Engine::on_resume(Session& session, const wire::FrameHeader& header, u64 now) {
   const auto found = flows_out_.find(header.a);
-  if (found == flows_out_.end() || found->second.session != session.id) return;
+  if (found == flows_out_.end()) return;
   Forward& flow = found->second;
+  if (flow.session != session.id) {
+    ++session.count.foreign;
+    return;
+  }
   acknowledge(flow, header.b);
   flow.next = 0;
   flow.refused = false;
@@ -223,7 +258,9 @@ void Engine::on_hop_ack(Session& session, const wire::FrameHeader& header, std::
     wire::FlowAck ack;
     std::memcpy(&ack, body.data() + at, sizeof ack);
     const auto flow = flows_out_.find(ack.flow);
-    if (flow != flows_out_.end() && flow->second.session == session.id) acknowledge(flow->second, ack.flow_seq);
+    if (flow == flows_out_.end()) continue;
+    if (flow->second.session == session.id) acknowledge(flow->second, ack.flow_seq);
+    else ++session.count.foreign;
   }
   while (!session.reports.empty() && session.reports.front().number <= header.a) {
     finish_reading(session.reports.front().lane, session.reports.front().reading);
@@ -232,24 +269,31 @@ void Engine::on_hop_ack(Session& session, const wire::FrameHeader& header, std::
   }
 }
 
-void Engine::on_report(Session& session, const wire::FrameHeader& header, std::span<const u8> body) {
+bool Engine::on_report(Session& session, const wire::FrameHeader& header, std::span<const u8> body) {
   const std::size_t count = body.size() / sizeof(ReturnEntry);
   session.report_ack_due = true;
   for (std::size_t i = 0; i < count; ++i) {
     const u64 number = header.a + i;
     if (number <= session.report_seen) continue;  // a repeat after a reconnect
-    if (number != session.report_seen + 1) return;  // not acknowledged: comes again
+    if (number != session.report_seen + 1) return true;  // not acknowledged: comes again
+    if (session.report_blocked.size() >= kReportsUnackedMax) return exceeded(session, "REPORTS_UNACKED_MAX");
     ReturnEntry entry;
     std::memcpy(&entry, body.data() + i * sizeof entry, sizeof entry);
     session.report_seen = number;
     deliver_report(session, number, entry);
   }
+  return true;
 }
 
 void Engine::deliver_report(Session& session, u64 number, const ReturnEntry& entry) {
   if (entry.kind != u8(ReturnKind::end) && entry.kind != u8(ReturnKind::credit)) return;
   const auto flow = flows_out_.find(entry.flow);
-  if (flow == flows_out_.end() || flow->second.lane == nullptr) {
+  const u64 owner = flow == flows_out_.end() ? 0 : flow->second.session;
+  if (owner != 0 && owner != session.id && find_session(owner) != nullptr) {  // no word of a flow of another node
+    ++session.count.foreign;
+    return;
+  }
+  if (owner != session.id || flow->second.lane == nullptr) {
     if (removed_flows_.count(entry.flow) != 0) return;
     emit(EngineEvent::Kind::flow_unknown, entry.flow, 0, "report");
     orphan_returns_[entry.flow].push_back({entry, session.id, number});
@@ -335,9 +379,9 @@ void Engine::send_reports(Session& session) {
 }
 
 void Engine::pump_session(Session& session, u64 now) {
-  for (u32 group = 0; group < 2; ++group) {
-    Connection& connection = session.connection[group];
-    std::deque<u64>& blocked = session.blocked[group];
+  for (u32 klass = 0; klass < 4; ++klass) {
+    Connection& connection = session.connection[klass <= u32(Class::token) ? 0 : 1];
+    std::deque<u64>& blocked = session.blocked[klass];
     while (!blocked.empty() && connection.link != nullptr && !connection.down &&
            connection.link->backlog() <= kRecordBacklogBytes) {
       const auto flow = flows_out_.find(blocked.front());

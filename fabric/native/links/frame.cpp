@@ -51,6 +51,22 @@ const char* name(Parse result) {
   return "?";
 }
 
+namespace {
+
+/// Each extension lies inside its room; what it says is its reader's to check.
+bool extensions_fit(std::span<const u8> bytes) {
+  for (std::size_t at = 0; at + sizeof(ExtensionHead) <= bytes.size();) {
+    ExtensionHead head;
+    std::memcpy(&head, bytes.data() + at, sizeof head);
+    const std::size_t whole = sizeof head + head.len;
+    if (whole > bytes.size() - at) return false;
+    at += (whole + 7) & ~std::size_t{7};
+  }
+  return true;
+}
+
+}  // namespace
+
 bool view_record(std::span<const u8> bytes, RecordView& out) {
   if (bytes.size() < kRecordHeaderBytes || bytes.size() > kRecordBytesMax) return false;
   std::memcpy(&out.head, bytes.data(), sizeof out.head);
@@ -70,7 +86,9 @@ bool view_record(std::span<const u8> bytes, RecordView& out) {
     if (entry.length > kTransferBytesMax || entry.offset > kTransferBytesMax) return false;
     out.segment_bytes += entry.length;
   }
-  return out.segment_bytes <= kTransferBytesMax;
+  if (out.segment_bytes > kTransferBytesMax || !extensions_fit(out.extensions)) return false;
+  if (head.kind == u8(RecordKind::skip)) return head.segment_count == 0 && out.inline_bytes.empty();
+  return head.payload_bytes == out.inline_bytes.size() + out.segment_bytes;
 }
 
 }  // namespace fabric::wire

@@ -79,8 +79,8 @@ void seal_header(FrameHeader& header);
 const char* name(Parse result);
 
 /// The body of a record-carrying frame, with the fixed part copied out once and every length checked:
-/// header ≤ total ≤ kRecordBytesMax, table inside, `total_len == body size`, segments ≤ 64, the sum of
-/// lengths equal to payload_bytes − inline bytes.
+/// header ≤ total ≤ kRecordBytesMax, table and extensions inside, `total_len == body size`, segments ≤ 64, the sum
+/// of lengths equal to payload_bytes − inline bytes; a skip record has neither.
 struct RecordView {
   RecordHeader head;
   std::span<const u8> extensions;

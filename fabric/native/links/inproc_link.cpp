@@ -55,15 +55,17 @@ void InprocLink::post(OutFrame frame) {
   const u8* body = frame.owned.empty() ? frame.body : frame.owned.data();
   const u32 body_len = frame.owned.empty() ? frame.body_len : static_cast<u32>(frame.owned.size());
   frame.header.session = session_;
-  frame.header.sequence = ++seq_out_;
+  if (frame.header.sequence == 0) frame.header.sequence = ++seq_out_;
   frame.header.body_len = body_len;
   wire::seal_header(frame.header);
   Bytes bytes(wire::kFrameHeaderBytes + body_len);
   std::memcpy(bytes.data(), &frame.header, wire::kFrameHeaderBytes);
   if (body_len > 0) std::memcpy(bytes.data() + wire::kFrameHeaderBytes, body, body_len);
+  const bool is_cut = frame.cut_after < bytes.size();
+  if (is_cut) bytes.resize(frame.cut_after);
   backlog_ += bytes.size();
   ++counters_.frames_out;
-  out_.emplace_back(std::move(bytes), frame.cookie);
+  out_.push_back({std::move(bytes), frame.cookie, is_cut});
 }
 
 bool InprocLink::fail(Sink& sink, std::string reason) {
@@ -76,13 +78,15 @@ bool InprocLink::fail(Sink& sink, std::string reason) {
 
 bool InprocLink::move_out(Sink& sink) {
   std::vector<u64> sent;
+  bool is_cut = false;
   {
     std::lock_guard guard(wire_->lock);
     if (wire_->closed[1 - side_]) return fail(sink, "closed by peer");
     Wire::Queue& queue = wire_->queue[1 - side_];
     bool moved = false;
-    while (!out_.empty() && queue.bytes < kInprocQueueBytes) {
-      auto& [bytes, cookie] = out_.front();
+    while (!out_.empty() && queue.bytes < kInprocQueueBytes && !is_cut) {
+      auto& [bytes, cookie, cut] = out_.front();
+      is_cut = cut;
       backlog_ -= bytes.size();
       counters_.bytes_out += bytes.size();
       queue.bytes += bytes.size();
@@ -94,8 +98,9 @@ bool InprocLink::move_out(Sink& sink) {
     queue.starved = !out_.empty();
     if (moved) wire_->notify(1 - side_);
   }
+  counters_.acked = counters_.bytes_out;
   for (u64 cookie : sent) sink.sent(cookie);
-  return true;
+  return is_cut ? fail(sink, "fault injected: cut") : true;
 }
 
 bool InprocLink::progress(Sink& sink, u64 budget) {
@@ -130,10 +135,11 @@ bool InprocLink::take_in(Sink& sink, Bytes& frame) {
   wire::FrameHeader header;
   u32 header_bytes = 0;
   const wire::Parse parse = wire::parse_header(frame, header, header_bytes);
-  if (parse != wire::Parse::ok || frame.size() != header_bytes + header.body_len)
-    return fail(sink, std::string("peer protocol: ") + wire::name(parse));
+  if (parse != wire::Parse::ok) return fail(sink, std::string("peer protocol: ") + wire::name(parse));
+  if (frame.size() != header_bytes + header.body_len) return fail(sink, "peer protocol: frame cut short");
   if (header.session != session_) return fail(sink, "peer protocol: frame of another session");
-  if (header.sequence != ++seq_in_) return fail(sink, "peer protocol: gap in frame sequence");
+  if (header.sequence != seq_in_ + 1) return fail(sink, "peer protocol: gap in frame sequence");
+  ++seq_in_;
   ++counters_.frames_in;
   counters_.bytes_in += frame.size();
   const u8* body = frame.data() + header_bytes;

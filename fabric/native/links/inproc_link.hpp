@@ -39,7 +39,8 @@ class InprocLink final : public Link {
   std::shared_ptr<Wire> wire_;
   int side_;
   u64 session_, seq_in_ = 0, seq_out_ = 0, backlog_ = 0;
-  std::deque<std::pair<Bytes, u64>> out_;  // encoded frame, cookie
+  struct Encoded { Bytes bytes; u64 cookie; bool is_cut; };
+  std::deque<Encoded> out_;
   bool broken_ = false, closed_ = false;
   LinkSample counters_{};
 };

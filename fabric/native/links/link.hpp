@@ -15,12 +15,13 @@
 namespace fabric {
 
 struct OutFrame {
-  wire::FrameHeader header{};          ///< type, flags, a, b, session, body_crc; the link adds the rest
+  wire::FrameHeader header{};          ///< type, flags, a, b, body_crc; sequence 0: the link adds it, and the rest
   std::vector<u8> owned;               ///< the body, when small
   const u8* body = nullptr;            ///< or memory kept alive by `keep`
   u32 body_len = 0;
   std::shared_ptr<const void> keep;
   u64 cookie = 0;                      ///< ≠ 0: Sink::sent(cookie) when the transport has every byte
+  u64 cut_after = ~u64{0};             ///< tests: the connection ends after so many bytes of this frame
 };
 
 struct LinkCapabilities {
@@ -33,6 +34,7 @@ struct LinkCapabilities {
 
 struct LinkSample {       ///< counters since creation; rtt 0 = unknown
   u64 bytes_in, bytes_out, frames_in, frames_out, rtt_ns, retransmits;
+  u64 acked;              ///< of bytes_out, what the peer's transport has confirmed; a link that cannot know says bytes_out
 };
 
 class Sink {

@@ -2,7 +2,7 @@
 
 #include <fcntl.h>
 #include <netinet/in.h>
-#include <netinet/tcp.h>
+#include <linux/tcp.h>  // with tcpi_bytes_acked, which the C library's may lack
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -27,6 +27,9 @@ TcpLink::TcpLink(int fd, u64 session) : fd_(fd), session_(session), buffer_(kBuf
   const int one = 1, lowat = kTcpNotSentLowatBytes;
   ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
   ::setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &lowat, sizeof lowat);
+  tcp_info info{};
+  socklen_t size = sizeof info;  // the handshake's bytes are not ours
+  if (::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) == 0) acked_before_ = info.tcpi_bytes_acked;
 }
 
 void TcpLink::close() {
@@ -45,6 +48,9 @@ LinkSample TcpLink::sample() {
   if (fd_.get() >= 0 && ::getsockopt(fd_.get(), IPPROTO_TCP, TCP_INFO, &info, &size) == 0) {
     counters_.rtt_ns = u64{info.tcpi_rtt} * 1000;
     counters_.retransmits = info.tcpi_total_retrans;
+    counters_.acked = info.tcpi_bytes_acked - std::min<u64>(acked_before_, info.tcpi_bytes_acked);
+  } else {
+    counters_.acked = counters_.bytes_out;
   }
   return counters_;
 }
@@ -55,12 +61,14 @@ void TcpLink::post(OutFrame frame) {
     frame.body = nullptr;  // set when written: the vector moves with the frame
     frame.body_len = static_cast<u32>(frame.owned.size());
   }
-  Pending pending{frame.header, std::move(frame), 0};
+  const u64 whole = wire::kFrameHeaderBytes + frame.body_len;
+  Pending pending{frame.header, std::move(frame), 0, 0};
+  pending.size = std::min(whole, pending.frame.cut_after);
   pending.header.session = session_;
-  pending.header.sequence = ++seq_out_;
+  if (pending.header.sequence == 0) pending.header.sequence = ++seq_out_;
   pending.header.body_len = pending.frame.body_len;
   wire::seal_header(pending.header);
-  backlog_ += wire::kFrameHeaderBytes + pending.frame.body_len;
+  backlog_ += pending.size;
   ++counters_.frames_out;
   out_.push_back(std::move(pending));
 }
@@ -87,14 +95,15 @@ TcpLink::Step TcpLink::write_some(Sink& sink) {
   iovec gather[kGatherMax];
   int count = 0;
   for (auto it = out_.begin(); it != out_.end() && count + 2 <= kGatherMax; ++it) {
-    const u64 head = wire::kFrameHeaderBytes;
+    const u64 head = std::min<u64>(wire::kFrameHeaderBytes, it->size), body_len = it->size - head;
     if (it->done < head)
       gather[count++] = {reinterpret_cast<u8*>(&it->header) + it->done, std::size_t(head - it->done)};
     const u64 skip = it->done > head ? it->done - head : 0;
-    if (it->frame.body_len > skip) {
+    if (body_len > skip) {
       const u8* body = it->frame.owned.empty() ? it->frame.body : it->frame.owned.data();
-      gather[count++] = {const_cast<u8*>(body) + skip, std::size_t(it->frame.body_len - skip)};
+      gather[count++] = {const_cast<u8*>(body) + skip, std::size_t(body_len - skip)};
     }
+    if (it->frame.cut_after != ~u64{0}) break;
   }
   msghdr message{};
   message.msg_iov = gather;
@@ -105,24 +114,24 @@ TcpLink::Step TcpLink::write_some(Sink& sink) {
     if (errno == EAGAIN || errno == EWOULDBLOCK) return Step::idle;
     return fail(sink, system_reason("send"));
   }
-  account_written(sink, static_cast<u64>(written));
-  return Step::again;
+  return account_written(sink, static_cast<u64>(written));
 }
 
-void TcpLink::account_written(Sink& sink, u64 bytes) {
+TcpLink::Step TcpLink::account_written(Sink& sink, u64 bytes) {
   counters_.bytes_out += bytes;
   backlog_ -= bytes;
-  while (bytes > 0) {
+  while (!out_.empty()) {
     Pending& front = out_.front();
-    const u64 total = wire::kFrameHeaderBytes + front.frame.body_len;
-    const u64 part = std::min(bytes, total - front.done);
+    const u64 part = std::min(bytes, front.size - front.done);
     front.done += part;
     bytes -= part;
-    if (front.done < total) return;
+    if (front.done < front.size) break;
+    if (front.frame.cut_after != ~u64{0}) return fail(sink, "fault injected: cut");
     const u64 cookie = front.frame.cookie;
     out_.pop_front();
     if (cookie != 0) sink.sent(cookie);
   }
+  return Step::again;
 }
 
 TcpLink::Step TcpLink::read_some(Sink& sink, u64& budget) {

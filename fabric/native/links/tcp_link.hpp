@@ -28,10 +28,10 @@ class TcpLink final : public Link {
 
  private:
   enum class Step : u8 { again, idle, broken };
-  struct Pending { wire::FrameHeader header; OutFrame frame; u64 done = 0; };
+  struct Pending { wire::FrameHeader header; OutFrame frame; u64 size, done = 0; };
 
   Step write_some(Sink& sink);
-  void account_written(Sink& sink, u64 bytes);
+  Step account_written(Sink& sink, u64 bytes);
   Step read_some(Sink& sink, u64& budget);
   Step fill_buffer(Sink& sink, u64& budget);
   Step fill_body(Sink& sink, u64& budget);
@@ -42,7 +42,7 @@ class TcpLink final : public Link {
   Step received(Sink& sink, long count, u64& budget);
 
   Fd fd_;
-  u64 session_, seq_in_ = 0, seq_out_ = 0, backlog_ = 0;
+  u64 session_, seq_in_ = 0, seq_out_ = 0, backlog_ = 0, acked_before_ = 0;
   std::deque<Pending> out_;
   std::vector<u8> buffer_;
   std::size_t begin_ = 0, end_ = 0;      // unread bytes of buffer_

@@ -71,8 +71,8 @@ void a_corrupted_chunk_is_sent_again() {
   must(pair.b.engine.inject("corrupt_chunk", 3));
   send_all(pair, {3'000'000, 3'000'000});
   u64 errors = 0, again = 0;
-  for (const GroupStats& stats : pair.b.engine.stats()) errors += stats.crc_errors;
-  for (const GroupStats& stats : pair.a.engine.stats()) again += stats.retransmits;
+  for (const SessionStats& stats : pair.b.engine.stats().sessions) errors += stats.count.crc_errors;
+  for (const SessionStats& stats : pair.a.engine.stats().sessions) again += stats.count.retransmits;
   CHECK(errors > 0 && again > 0);
 }
 
@@ -138,9 +138,7 @@ void answers_dropped_without_a_control_connection_come_again() {
   CHECK(pair.a.send(kFlow, 1, pattern(500'000, 1), true));
   CHECK(eventually([&] {  // announced over group 1, granted into the void
     pair.serve();
-    for (const GroupStats& stats : pair.b.engine.stats())
-      if (stats.group == 1 && stats.transfers_in == 1) return true;
-    return false;
+    return pair.b.engine.stats().sessions.at(0).transfers_in == 1;
   }));
   std::this_thread::sleep_for(std::chrono::milliseconds(20));
   must(pair.b.engine.add_connection(kSession, fds[1], 0));
@@ -265,7 +263,7 @@ void a_killed_sender_engine_is_continued_from_the_lane() {
   successor.stop(0);
 }
 
-void an_idle_engine_does_not_wake() {
+void an_idle_engine_wakes_to_ask_its_peer_and_for_nothing_else() {
   Pair pair(Transport::tcp);
   pair.connect();
   send_all(pair, {10, 100'000});
@@ -277,8 +275,9 @@ void an_idle_engine_does_not_wake() {
     std::this_thread::sleep_for(std::chrono::milliseconds(100));
     return before == last && wakeups() == last;
   }));
-  std::this_thread::sleep_for(std::chrono::milliseconds(300));
-  CHECK(wakeups() == before);
+  constexpr u64 kSeconds = 2;
+  std::this_thread::sleep_for(std::chrono::seconds(kSeconds));
+  CHECK(wakeups() - before <= kSeconds * 8);  // two connections, asked and answered, at both ends
 }
 
 void a_frozen_engine_takes_nothing_until_thawed() {
@@ -314,7 +313,7 @@ int main() {
   a_lost_and_a_repeated_record_are_visible();
   a_new_peer_incarnation_gets_what_was_not_taken_over();
   a_killed_sender_engine_is_continued_from_the_lane();
-  an_idle_engine_does_not_wake();
+  an_idle_engine_wakes_to_ask_its_peer_and_for_nothing_else();
   a_frozen_engine_takes_nothing_until_thawed();
   std::puts("engine_test: ok");
 }
