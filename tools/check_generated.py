@@ -14,6 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 STUB = ROOT / "fabric/_native.pyi"
+SCHEMA = ROOT / "docs/fabric.schema.json"
 
 
 def api_is_current(write: bool) -> bool:
@@ -47,10 +48,24 @@ def stub_is_current(write: bool) -> bool:
     return False
 
 
+def schema_is_current(write: bool) -> bool:
+    """Whether the published JSON Schema is what the readers of fabric.yaml give."""
+    from fabric.config import json_schema
+
+    if write:
+        SCHEMA.write_text(json_schema.text())
+    if SCHEMA.is_file() and SCHEMA.read_text() == json_schema.text():
+        return True
+    sys.stderr.write(f"{SCHEMA} is stale: python tools/check_generated.py --write\n")
+    return False
+
+
 def main(arguments: list[str]) -> int:
     """Run every check; 1 when a file is stale."""
     write = arguments == ["--write"]
-    return 0 if all([api_is_current(write), stub_is_current(write)]) else 1
+    return (
+        0 if all([api_is_current(write), stub_is_current(write), schema_is_current(write)]) else 1
+    )
 
 
 if __name__ == "__main__":

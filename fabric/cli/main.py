@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from fabric import errors
-from fabric.cli import audit, channel_io, doctor, listing, node, spec, topology, workers
+from fabric.cli import audit, channel_io, doctor, listing, node, schema, spec, topology, workers
 from fabric.cli.failure import Failure, explain, report
 
 HELP = """Show and change what a node of the fabric does.
@@ -39,6 +39,7 @@ for verb in (
     topology.topology,
     spec.apply,
     spec.validate,
+    schema.schema,
     audit.audit,
 ):
     app.command(verb.__name__)(verb)

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from fabric import limits
+from fabric.config import decoders as d
 from fabric.config import reader as r
 from fabric.config import rules
 from fabric.config.spec import (
@@ -33,71 +34,71 @@ _CLASS_PATH = re.compile(r"[^\0:]{1,4096}:[A-Za-z_][A-Za-z0-9_.]*")
 
 DEADLINE_S_MIN = 0.001
 
-_name = r.text("a name such as least_outstanding", _NAME)
+_name = d.text("a name such as least_outstanding", _NAME)
 
-_credit = r.record(
+_credit = d.record(
     {
-        "messages": r.Field(r.integer(1, limits.OUTSTANDING_PER_ENDPOINT)),
-        "bytes": r.Field(r.size_bytes(1, limits.MESSAGE_BYTES_MAX * 64)),
+        "messages": d.Field(d.integer(1, limits.OUTSTANDING_PER_ENDPOINT)),
+        "bytes": d.Field(d.size_bytes(1, limits.MESSAGE_BYTES_MAX * 64)),
     },
     "credit",
 )
 CHANNEL_KEYS = {
-    "type": r.Field(r.text("a message type name such as kv.layer", _NAME), required=True),
-    "reply": r.Field(r.optional(r.text("a message type name such as kv.answer", _NAME))),
-    "pattern": r.Field(r.choice(PATTERNS, {"gather": rules.GATHER_FIX})),
-    "delivery": r.Field(r.choice(DELIVERIES)),
-    "overflow": r.Field(r.choice(OVERFLOWS)),
-    "class": r.Field(r.choice(CLASSES)),
-    "route": r.Field(r.optional(_name)),
-    "transforms": r.Field(
-        r.sequence(_name, "a list of transforms", limits.TRANSFORMS_PER_CHANNEL_MAX)
+    "type": d.Field(d.text("a message type name such as kv.layer", _NAME), required=True),
+    "reply": d.Field(d.optional(d.text("a message type name such as kv.answer", _NAME))),
+    "pattern": d.Field(d.choice(PATTERNS, {"gather": rules.GATHER_FIX})),
+    "delivery": d.Field(d.choice(DELIVERIES)),
+    "overflow": d.Field(d.choice(OVERFLOWS)),
+    "class": d.Field(d.choice(CLASSES)),
+    "route": d.Field(d.optional(_name)),
+    "transforms": d.Field(
+        d.sequence(_name, "a list of transforms", limits.TRANSFORMS_PER_CHANNEL_MAX)
     ),
-    "idempotent": r.Field(r.boolean),
-    "credit": r.Field(_credit),
-    "deadline": r.Field(r.optional(r.duration(DEADLINE_S_MIN, limits.DEADLINE_S_MAX))),
+    "idempotent": d.Field(d.boolean),
+    "credit": d.Field(_credit),
+    "deadline": d.Field(d.optional(d.duration(DEADLINE_S_MIN, limits.DEADLINE_S_MAX))),
 }
 _JUDGED = ("pattern", "delivery", "overflow", "class", "idempotent", "reply", "transforms")
-_channel = r.record(CHANNEL_KEYS, "a channel")
-_restart = r.record(
+_channel = d.record(CHANNEL_KEYS, "a channel")
+_restart = d.record(
     {
-        "backoff_s": r.Field(
-            r.sequence(r.number(0.01, 3600.0, "seconds"), "two numbers: [first, longest]", 2)
+        "backoff_s": d.Field(
+            d.sequence(d.number(0.01, 3600.0, "seconds"), "two numbers: [first, longest]", 2)
         )
     },
     "restart",
 )
-_module = r.record(
+_module = d.record(
     {
-        "class": r.Field(
-            r.text(
+        "class": d.Field(
+            d.text(
                 "a class such as 'fabric_modules.prefill:Prefill' or 'file.py:Class'", _CLASS_PATH
             ),
             required=True,
         ),
-        "node": r.Field(r.optional(_name)),
-        "replicas": r.Field(r.integer(1, limits.REPLICAS_MAX)),
-        "config": r.Field(r.plain),
-        "channels": r.Field(
-            r.named(_name, "a mapping of fields to channels", _NAME, limits.FIELDS_PER_TYPE_MAX)
+        "node": d.Field(d.optional(_name)),
+        "replicas": d.Field(d.integer(1, limits.REPLICAS_MAX)),
+        "config": d.Field(d.plain),
+        "channels": d.Field(
+            d.named(_name, "a mapping of fields to channels", _NAME, limits.FIELDS_PER_TYPE_MAX)
         ),
-        "restart": r.Field(_restart),
+        "restart": d.Field(_restart),
     },
     "a module",
 )
-_document = r.record(
+DOCUMENT = d.record(
     {
-        "version": r.Field(r.integer(1, 1), required=True),
-        "plugins": r.Field(
-            r.sequence(
-                r.text("a path of a plugin file", _PATH), "a list of files", limits.PLUGINS_MAX
+        "version": d.Field(d.integer(1, 1), required=True),
+        "plugins": d.Field(
+            d.sequence(
+                d.text("a path of a plugin file", _PATH), "a list of files", limits.PLUGINS_MAX
             )
         ),
-        "channels": r.Field(
-            r.named(_channel, "a mapping of names to channels", _NAME, limits.CHANNELS_MAX)
+        "channels": d.Field(
+            d.named(_channel, "a mapping of names to channels", _NAME, limits.CHANNELS_MAX)
         ),
-        "modules": r.Field(
-            r.named(_module, "a mapping of names to modules", _NAME, limits.MODULES_MAX)
+        "modules": d.Field(
+            d.named(_module, "a mapping of names to modules", _NAME, limits.MODULES_MAX)
         ),
     },
     "the document (version, plugins, channels, modules)",
@@ -184,7 +185,7 @@ def parse(content: str, *, source: str = "fabric.yaml", search: Sequence[str] = 
             limit="CONFIG_BYTES_MAX",
         )
     try:
-        values = _document(reader, _compose(content, source), "")
+        values = DOCUMENT(reader, _compose(content, source), "")
     except RecursionError as error:
         raise ConfigError(
             f"{source}: nested too deeply, or an anchor that contains itself", file=source
