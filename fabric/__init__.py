@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from fabric.dataplane.receiver import Receiver
     from fabric.dataplane.requester import Requester
     from fabric.dataplane.responder import Request, Responder
+    from fabric.dataplane.scatter import Scatterer
     from fabric.dataplane.sender import Sender
-    from fabric.messages import Tensor, as_torch, message
+    from fabric.messages import Tensor, as_fp8, as_torch, message
     from fabric.worker.module import Call, In, Module, Out, Serve
 
 __version__ = "0.1.0"
@@ -34,8 +35,10 @@ _HOME = {
     "Requester": "fabric.dataplane.requester",
     "Responder": "fabric.dataplane.responder",
     "Request": "fabric.dataplane.responder",
+    "Scatterer": "fabric.dataplane.scatter",
     "message": "fabric.messages",
     "Tensor": "fabric.messages",
+    "as_fp8": "fabric.messages",
     "as_torch": "fabric.messages",
     "route": "fabric.abc.route",
     "transform": "fabric.abc.transform",
@@ -74,10 +77,12 @@ __all__ = [
     "Request",
     "Requester",
     "Responder",
+    "Scatterer",
     "Sender",
     "Serve",
     "Tensor",
     "aio",
+    "as_fp8",
     "as_torch",
     "attach",
     "errors",

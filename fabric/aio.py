@@ -9,25 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar
 
 from fabric import errors
 from fabric.dataplane import client
-from fabric.dataplane import requester as sync_requester
-from fabric.dataplane import responder as sync_responder
-from fabric.dataplane.deadlines import absolute_ns, left_s, monotonic_ns
+from fabric.dataplane.aio_requests import Request, Requester, Responder, Scatterer
+from fabric.dataplane.aio_wait import Waiter, send_when_possible
+from fabric.dataplane.deadlines import absolute_ns, left_s
+from fabric.dataplane.naming import name_channel
 from fabric.dataplane.receiver import Receiver as SyncReceiver
 from fabric.dataplane.sender import Sender as SyncSender
 from fabric.dataplane.sender import as_key
 
-__all__ = ["Port", "Receiver", "Request", "Requester", "Responder", "Sender", "attach"]
+__all__ = ["Port", "Receiver", "Request", "Requester", "Responder", "Scatterer", "Sender", "attach"]
 
 M = TypeVar("M")
 R = TypeVar("R")
-T = TypeVar("T")
-_WAIT_S_MAX = 0.25  # a waiter looks again after this long, should an event be missed
 
 
 @asynccontextmanager
@@ -42,61 +41,12 @@ async def attach(
         await port.close()
 
 
-class _Waiter:
-    """Waits for the port's event descriptor; any number of tasks of one loop."""
-
-    def __init__(self, native: Any) -> None:
-        self._native = native
-        self._loop = asyncio.get_running_loop()
-        self._waiting: set[asyncio.Future[None]] = set()
-        self._fd = native.event_fd()
-        self._loop.add_reader(self._fd, self._on_event)
-
-    async def until(
-        self, attempt: Callable[[], tuple[bool, T]], deadline_ns: int
-    ) -> tuple[bool, T]:
-        """Call `attempt` until it is done or the deadline is reached; returns its last answer."""
-        while True:
-            done, value = attempt()
-            if done or not deadline_ns or monotonic_ns() >= deadline_ns:
-                return done, value
-            news = self._loop.create_future()
-            self._waiting.add(news)
-            try:
-                if not self._native.arm():
-                    await asyncio.sleep(0)
-                    continue
-                done, value = attempt()  # between the last look and arming something may have come
-                if done:
-                    return done, value
-                await asyncio.wait([news], timeout=min(left_s(deadline_ns), _WAIT_S_MAX))
-            finally:
-                self._waiting.discard(news)
-                news.cancel()
-
-    def wake(self) -> None:
-        """Let every waiter look again."""
-        for future in self._waiting:
-            if not future.done():
-                future.set_result(None)
-
-    def close(self) -> None:
-        """Stop watching."""
-        self._loop.remove_reader(self._fd)
-        self.wake()
-
-    def _on_event(self) -> None:
-        self._native.disarm()
-        self._native.progress()
-        self.wake()
-
-
 class Port:
     """Asyncio face of `fabric.Port`; `sync` is the port itself."""
 
     def __init__(self, port: client.Port) -> None:
         self.sync = port
-        self._waiter = _Waiter(port.native)
+        self._waiter = Waiter(port.native)
 
     @property
     def name(self) -> str:
@@ -127,6 +77,12 @@ class Port:
             await asyncio.to_thread(self.sync.requester, channel, type, reply), self._waiter
         )
 
+    async def scatterer(self, channel: str, type: type[M], reply: type[R]) -> Scatterer[M, R]:
+        """See `fabric.Port.scatterer`."""
+        return Scatterer(
+            await asyncio.to_thread(self.sync.scatterer, channel, type, reply), self._waiter
+        )
+
     async def responder(
         self, channel: str, type: type[M], reply: type[R], **options: Any
     ) -> Responder[M, R]:
@@ -145,7 +101,7 @@ class Port:
 class Sender(Generic[M]):
     """Asyncio face of `fabric.Sender`; `sync` is the endpoint itself."""
 
-    def __init__(self, sender: SyncSender[M], waiter: _Waiter) -> None:
+    def __init__(self, sender: SyncSender[M], waiter: Waiter) -> None:
         self.sync = sender
         self._waiter = waiter
 
@@ -166,7 +122,7 @@ class Sender(Generic[M]):
                 self.sync.native.send(meta, tensors, key_bytes, 0, flow=flow, expires_ns=expires_ns)
             )
 
-        return await _send(self.sync, self._waiter, attempt, flow, deadline_ns)
+        return await send_when_possible(self.sync, self._waiter, attempt, flow, deadline_ns)
 
     async def send_many(
         self,
@@ -174,9 +130,39 @@ class Sender(Generic[M]):
         keys: Sequence[str | bytes | None] | None = None,
         deadline: float | None = None,
     ) -> int:
-        """Send in order until the deadline; returns how many were accepted. See `fabric.Sender.send_many`."""
-        named = [None] * len(messages) if keys is None else list(keys)
+        """See `fabric.Sender.send_many`."""
         deadline_ns = absolute_ns(deadline)
+        sync = self.sync
+        if sync.has_policy:
+            return await self._send_each(messages, keys, deadline_ns, deadline)
+        encoded, named = sync.encode_many(messages, keys)
+        metas, tensors = [meta for meta, _ in encoded], [buffers for _, buffers in encoded]
+        expires_ns = deadline_ns if deadline is not None else 0
+        done = 0
+
+        def attempt(_: int) -> int:
+            nonlocal done
+            done += int(
+                sync.native.send_many(
+                    metas[done:], tensors[done:], named[done:], 0, expires_ns=expires_ns
+                )
+            )
+            if done < len(metas):
+                raise errors.WouldBlock(f"{len(metas) - done} of {len(metas)} messages wait")
+            return done
+
+        try:
+            return await send_when_possible(sync, self._waiter, attempt, 0, deadline_ns)
+        except (errors.DeadlineExceeded, errors.WouldBlock, errors.RejectedError):
+            if done:
+                return done
+            raise
+
+    async def _send_each(
+        self, messages: Sequence[M], keys: Sequence[str | bytes | None] | None, deadline_ns: int, deadline: float | None
+    ) -> int:  # fmt: skip
+        """A routing policy may have to be asked for every message."""
+        named = [None] * len(messages) if keys is None else list(keys)
         for count, (message, key) in enumerate(zip(messages, named, strict=True)):
             try:
                 await self.send(message, key, left_s(deadline_ns) if deadline is not None else None)
@@ -212,43 +198,10 @@ class Sender(Generic[M]):
         await self.close()
 
 
-async def _send(
-    sender: SyncSender[Any],
-    waiter: _Waiter,
-    send: Callable[[int], int],
-    flow: int,
-    deadline_ns: int,
-) -> int:
-    """Try a send that does not wait until it is accepted; raises `DeadlineExceeded` with the last reason."""
-    while True:
-        last: list[Exception] = []
-
-        def attempt(last: list[Exception] = last) -> tuple[bool, int | Exception]:
-            try:
-                return True, send(flow)
-            except errors.WouldBlock as full:
-                last[:] = [full]
-                return False, 0
-            except sender.need_segment as need:
-                return True, need
-
-        done, found = await waiter.until(attempt, deadline_ns)
-        if isinstance(found, Exception):
-            await asyncio.to_thread(sender.provide, found, deadline_ns or monotonic_ns() + 1)
-        elif done:
-            return found
-        elif deadline_ns:
-            raise errors.DeadlineExceeded(
-                f"channel {sender.channel!r}: {last[0]}", channel=sender.channel
-            ) from last[0]
-        else:
-            raise last[0]
-
-
 class Receiver(Generic[M]):
     """Asyncio face of `fabric.Receiver`; ``async for message in receiver``. `sync` is the endpoint itself."""
 
-    def __init__(self, receiver: SyncReceiver[M], waiter: _Waiter, port: client.Port) -> None:
+    def __init__(self, receiver: SyncReceiver[M], waiter: Waiter, port: client.Port) -> None:
         self.sync = receiver
         self._waiter = waiter
         self._port = port
@@ -257,7 +210,11 @@ class Receiver(Generic[M]):
         """See `fabric.Receiver.receive`."""
 
         def attempt() -> tuple[bool, Any]:
-            native = self.sync.native.receive(0)
+            try:
+                native = self.sync.native.receive(0)
+            except errors.FabricError as error:
+                name_channel(error, self.sync.channel)
+                raise
             return native is not None, native
 
         _, native = await self._waiter.until(attempt, absolute_ns(timeout))
@@ -267,7 +224,7 @@ class Receiver(Generic[M]):
         """See `fabric.Receiver.receive_many`."""
 
         def attempt() -> tuple[bool, list[Any]]:
-            natives = self.sync.native.receive_many(count, 0)
+            natives = self.sync.take_many(count, 0)
             return bool(natives), natives
 
         _, natives = await self._waiter.until(attempt, absolute_ns(timeout))
@@ -299,180 +256,6 @@ class Receiver(Generic[M]):
                 return message
 
     async def __aenter__(self) -> Receiver[M]:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-
-class Requester(Generic[M, R]):
-    """Asyncio face of `fabric.Requester`; `sync` is the endpoint itself."""
-
-    def __init__(self, requester: sync_requester.Requester[M, R], waiter: _Waiter) -> None:
-        self.sync = requester
-        self._waiter = waiter
-
-    async def call(
-        self, message: M, key: str | bytes | None = None, deadline: float | None = None
-    ) -> Any:
-        """See `fabric.Requester.call`; cancelling the task cancels the request."""
-        stream = self.stream(message, key, deadline)
-        try:
-            async for reply in stream:
-                return reply
-        finally:
-            await stream.aclose()
-        raise errors.RemoteError(
-            f"channel {self.sync.channel!r}: the responder answered with an empty stream"
-        )
-
-    async def stream(
-        self, message: M, key: str | bytes | None = None, deadline: float | None = None
-    ) -> Any:
-        """See `fabric.Requester.stream`; an asynchronous generator, closing it cancels the request."""
-        call = sync_requester.Call(
-            self.sync.next_correlation(), absolute_ns(deadline) or monotonic_ns()
-        )
-        self.sync.register(call)
-        try:
-            meta, tensors = self.sync.sender.type.encode(message)
-            key_bytes = as_key(key)
-
-            def send(_: int) -> int:
-                self.sync.send_request(call, meta, tensors, key_bytes, 0, may_provide=False)
-                return 0
-
-            await _send(self.sync.sender, self._waiter, send, 0, call.deadline_ns)
-            while True:
-                done, reply = await self._waiter.until(
-                    lambda: self._attempt(call), call.deadline_ns
-                )
-                if not done:
-                    self.sync.expire(call)
-                if reply is None:
-                    return
-                yield reply
-        finally:
-            self.sync.finish(call)
-
-    def cancel(self, correlation: int) -> None:
-        """See `fabric.Requester.cancel`."""
-        self.sync.cancel(correlation)
-        self._waiter.wake()
-
-    async def close(self) -> None:
-        """See `fabric.Requester.close`."""
-        await asyncio.to_thread(self.sync.close)
-        self._waiter.wake()
-
-    def _attempt(self, call: sync_requester.Call) -> tuple[bool, Any]:
-        others = False
-        while True:
-            found, reply = self.sync.take_from(call)
-            if not found and self.sync.take_ready():
-                others = True
-                continue
-            if not found and call.lost is not None:
-                self.sync.fail_if_lost(call)
-                continue
-            if others:
-                self._waiter.wake()
-            return found, reply
-
-    async def __aenter__(self) -> Requester[M, R]:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-
-class Request(Generic[M, R]):
-    """Asyncio face of `fabric.Request`; `sync` is the request itself."""
-
-    def __init__(self, request: sync_responder.Request[M, R], waiter: _Waiter) -> None:
-        self.sync = request
-        self.message: M = request.message
-        self._waiter = waiter
-
-    @property
-    def cancelled(self) -> bool:
-        """See `fabric.Request.cancelled`."""
-        return self.sync.cancelled
-
-    async def reply(self, message: R) -> None:
-        """See `fabric.Request.reply`."""
-        await self._transmit(lambda: self.sync.reply(message, may_wait=False))
-
-    async def send(self, message: R) -> None:
-        """See `fabric.Request.send`."""
-        await self._transmit(lambda: self.sync.send(message, may_wait=False))
-
-    async def end(self) -> None:
-        """See `fabric.Request.end`."""
-        await self._transmit(lambda: self.sync.end(may_wait=False))
-
-    async def stream(self, messages: AsyncIterator[R]) -> int:
-        """Send every message as a streamed reply, then end it; see `fabric.Request.stream`."""
-        count = 0
-        async for message in messages:
-            await self.send(message)
-            count += 1
-        await self.end()
-        return count
-
-    async def fail(self, error: BaseException) -> None:
-        """See `fabric.Request.fail`."""
-        await asyncio.to_thread(self.sync.fail, error)
-
-    async def _transmit(self, part: Callable[[], None]) -> None:
-        def send(_: int) -> int:
-            part()
-            return 0
-
-        deadline_ns = self.sync.deadline_ns or absolute_ns(None)
-        await _send(self.sync.responder.replies, self._waiter, send, 0, deadline_ns)
-
-
-class Responder(Generic[M, R]):
-    """Asyncio face of `fabric.Responder`; ``async for request in responder``. `sync` is the endpoint itself."""
-
-    def __init__(
-        self, responder: sync_responder.Responder[M, R], waiter: _Waiter, port: client.Port
-    ) -> None:
-        self.sync = responder
-        self._waiter = waiter
-        self._port = port
-
-    async def receive(self, timeout: float | None = None) -> Request[M, R] | None:
-        """See `fabric.Responder.receive`."""
-
-        def attempt() -> tuple[bool, Any]:
-            request = self.sync.receive_until(0)
-            return request is not None, request
-
-        _, request = await self._waiter.until(attempt, absolute_ns(timeout))
-        return None if request is None else Request(request, self._waiter)
-
-    async def close(self) -> None:
-        """See `fabric.Responder.close`."""
-        await asyncio.to_thread(self.sync.close)
-        self._waiter.wake()
-
-    def __aiter__(self) -> AsyncIterator[Request[M, R]]:
-        return self
-
-    async def __anext__(self) -> Request[M, R]:
-        while True:
-            try:
-                request = await self.receive()
-            except errors.ClosedError:
-                if self.sync.is_closed or self._port.is_closed:
-                    raise StopAsyncIteration from None
-                raise
-            if request is not None:
-                return request
-
-    async def __aenter__(self) -> Responder[M, R]:
         return self
 
     async def __aexit__(self, *_: object) -> None:

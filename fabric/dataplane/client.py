@@ -218,7 +218,13 @@ class Port:
         `delivery` overrides how this end acknowledges (stage hosts). Raises like `sender`.
         """
         answer, found = self._open(
-            "receiver", channel, type, stage=stage, transform=transform, messages=messages, bytes=bytes
+            "receiver",
+            channel,
+            type,
+            stage=stage,
+            transform=transform,
+            messages=messages,
+            bytes=bytes,
         )
         if delivery is not None:
             answer["delivery"] = delivery

@@ -446,7 +446,9 @@ class Requester(Generic[M, R]):
                     if self.take_flow(call, min(flows, key=lambda f: busy[f["flow"]])):
                         return  # taken under the lock: the next chooser sees this one
                 lack = (
-                    "every responder has its room for replies in use" if flows else "no responder is there"
+                    "every responder has its room for replies in use"
+                    if flows
+                    else "no responder is there"
                 )
                 if not wait_ns:
                     raise errors.WouldBlock(

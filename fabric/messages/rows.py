@@ -58,7 +58,8 @@ def as_index(index: Any, count: int, wraps: bool) -> Any:
     """
     import numpy
 
-    _, array = to_array(numpy.asarray(index) if isinstance(index, (list, tuple)) else index)
+    plain = isinstance(index, (list, tuple, numpy.ndarray))
+    array = numpy.asarray(index) if plain else to_array(index)[1]
     if array.size == 0:
         array = array.astype(numpy.int64)
     if array.ndim != 1 or array.dtype not in (numpy.int64, numpy.int32):

@@ -323,7 +323,7 @@ class LocalFabric(LocalWiring):
         return {"segment": segment}
 
     def _check_quota(self, slot_bytes: int, slot_count: int) -> None:
-        used = sum(os.fstat(fd).st_size for fd in self.segments.values())
+        used = sum(os.fstat(fd).st_size for fd in list(self.segments.values()))
         if used + slot_bytes * slot_count > self.arena_bytes:
             raise errors.CapacityError(
                 f"a slot of {slot_bytes} bytes: {used} of {self.arena_bytes} bytes of arenas are in use",
