@@ -12,7 +12,18 @@ from typing import Annotated
 import typer
 
 from fabric import errors
-from fabric.cli import audit, channel_io, doctor, listing, node, schema, spec, topology, workers
+from fabric.cli import (
+    audit,
+    channel_io,
+    doctor,
+    listing,
+    node,
+    plan,
+    schema,
+    spec,
+    topology,
+    workers,
+)
 from fabric.cli.failure import Failure, explain, report
 
 HELP = """Show and change what a node of the fabric does.
@@ -20,7 +31,8 @@ HELP = """Show and change what a node of the fabric does.
 Which node: --socket PATH, or FABRIC_SOCKET, or the default socket of node "a".
 Every listing takes -o table|json|yaml. A failure says what, why and the one thing to do.
 
-Exit status: 0 done, 1 failed, 2 wrong usage; audit: 1 a difference, 3 no verdict.
+Exit status: 0 done, 1 failed, 2 wrong usage; audit: 1 a difference, 3 no verdict;
+plan and diff: 2 something differs.
 """
 
 app = typer.Typer(
@@ -37,7 +49,11 @@ for verb in (
     node.status,
     doctor.doctor,
     topology.topology,
-    spec.apply,
+    plan.plan,
+    plan.apply,
+    plan.diff,
+    plan.rollback,
+    plan.history,
     spec.validate,
     schema.schema,
     audit.audit,

@@ -1,9 +1,8 @@
-"""`fabricctl validate` and `apply`: a fabric.yaml, checked here first, then by the node."""
+"""`fabricctl validate`: a fabric.yaml, checked here first, then by the node; the reading of one for other verbs."""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,21 +12,14 @@ import typer
 from fabric import errors
 from fabric.cli.failure import Failure, failing
 from fabric.cli.options import Output, Socket, connect
-from fabric.cli.output import Column, Format, emit, table
+from fabric.cli.output import Format, emit
 
 File = Annotated[str, typer.Argument(metavar="FILE", help="A fabric.yaml.")]
-
-_CHANGES = (
-    Column("kind", "kind"),
-    Column("name", "name"),
-    Column("action", "action"),
-    Column("detail", "detail"),
-)
 
 
 def validate(file: File, socket: Socket = None, output: Output = Format.table) -> None:
     """Check a fabric.yaml: its form and rules here, its names against the node if one runs."""
-    text, search, problems = _read(file, f"{file} is not valid")
+    text, search, problems = read_spec(file, f"{file} is not valid")
     checked_by = None
     try:
         with connect(socket) as client:
@@ -37,7 +29,7 @@ def validate(file: File, socket: Socket = None, output: Output = Format.table) -
         if not error.context.get("unreachable"):
             raise
         problems += _look_at_modules(file)
-    _refuse(file, problems)
+    refuse_problems(file, problems)
     verdict = {"file": file, "valid": True, "checked_by": checked_by, "problems": problems}
     emit(verdict, output, lambda: _valid(file, checked_by, problems))
 
@@ -68,30 +60,15 @@ def _valid(file: str, checked_by: str | None, problems: Sequence[Mapping[str, An
         else "no node runs, so names of routes, transforms and nodes were not checked"
     )
     return "\n".join(
-        [*(f"warning: {_line(problem)}" for problem in problems), f"{file} is valid ({against})"]
+        [
+            *(f"warning: {problem_line(problem)}" for problem in problems),
+            f"{file} is valid ({against})",
+        ]
     )
 
 
-def apply(file: File, socket: Socket = None, output: Output = Format.table) -> None:
-    """Make the node's channels, plugins and modules as a fabric.yaml says."""
-    text, search, problems = _read(file, f"cannot apply {file}")
-    _refuse(file, problems)
-    with (
-        failing(f"cannot apply {file}"),
-        connect(socket, deadline_s=120.0) as client,
-    ):
-        answer = client.apply(text, source=file, search=search)
-    for problem in answer.get("problems", ()):
-        sys.stderr.write(f"warning: {_line(problem)}\n")
-    title = f"generation {answer.get('generation', '-')}"
-    emit(
-        answer,
-        output,
-        lambda: table(_CHANGES, answer.get("changes", ()), "nothing to change", title),
-    )
-
-
-def _read(file: str, what: str) -> tuple[str, list[str], list[dict[str, Any]]]:
+def read_spec(file: str, what: str) -> tuple[str, list[str], list[dict[str, Any]]]:
+    """Return a file's text, where its relative names are looked for, and what the rules say of it."""
     from fabric import config
 
     with failing(what):
@@ -101,15 +78,17 @@ def _read(file: str, what: str) -> tuple[str, list[str], list[dict[str, Any]]]:
     return Path(file).read_text(encoding="utf-8"), search, problems
 
 
-def _refuse(file: str, problems: Sequence[Mapping[str, Any]]) -> None:
+def refuse_problems(file: str, problems: Sequence[Mapping[str, Any]]) -> None:
+    """Fail with every problem that is no warning."""
     refused = [problem for problem in problems if problem.get("severity") != "warning"]
     if refused:
-        why = "\n".join(_line(problem) for problem in refused)
+        why = "\n".join(problem_line(problem) for problem in refused)
         raise Failure(
             f"{file} is not valid", why, "correct what is named above and run the command again"
         )
 
 
-def _line(problem: Mapping[str, Any]) -> str:
+def problem_line(problem: Mapping[str, Any]) -> str:
+    """Return one problem in one line, its place first."""
     place = f"{problem['place']}: " if problem.get("place") else ""
     return f"{place}{problem.get('where')}: {problem.get('what')}. {problem.get('fix')}"

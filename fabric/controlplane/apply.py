@@ -1,9 +1,14 @@
-"""Apply a `fabric.yaml`: plugins first, then channels that name them, then modules. What is there already stays."""
+"""What a `fabric.yaml` asks of this cluster: its plan, what is wrong with it here, and the modules of one node.
+
+How a plan comes into force is `plan_apply`.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+import os
+import time
+from collections.abc import Iterable
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,9 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from fabric import errors
-from fabric.config import ChannelSpec, FabricSpec, ModuleSpec
-from fabric.registry.declare import conflict
-from fabric.registry.records import ChannelRecord
+from fabric.config import FabricSpec, ModuleSpec
+from fabric.controlplane.plan_rules import channel_record, check_channel_change
+from fabric.registry.plans import Plan, PluginPlan
 
 if TYPE_CHECKING:
     from fabric.controlplane.daemon import Daemon
@@ -21,22 +26,38 @@ if TYPE_CHECKING:
 APPLY_S = 60.0
 
 
-def channel_record(spec: ChannelSpec) -> ChannelRecord:
-    """Return the declaration that a channel of a file stands for; its schema comes with the first endpoint."""
-    return ChannelRecord(
-        name=spec.name,
-        type_name=spec.type,
-        pattern=spec.pattern,
-        delivery=spec.delivery,
-        overflow=spec.overflow,
-        klass=spec.klass,
-        route=spec.route,
-        transforms=spec.transforms,
-        idempotent=spec.idempotent,
-        messages=spec.credit.messages,
-        bytes=spec.credit.bytes,
-        deadline_s=spec.deadline_s or 0.0,
+def plan_of(daemon: Daemon, spec: FabricSpec) -> Plan:
+    """Return the plan that a file stands for on this node; reads its plugins.
+
+    Raises
+    ------
+    ConfigError
+        A plugin cannot be read.
+    """
+    own = daemon.context.name
+    return Plan(
+        by=asker(daemon),
+        when_s=time.time(),
+        source=spec.source,
+        plugins=tuple(_plugin_plan(plugin.path, own) for plugin in spec.plugins),
+        channels=tuple(spec.channels.values()),
+        modules=tuple(
+            msgspec.structs.replace(m, node=m.node or own) for m in spec.modules.values()
+        ),
     )
+
+
+def asker(daemon: Daemon) -> str:
+    """Name who asks on this node: the control socket is its user's alone."""
+    return f"{os.getuid()}@{daemon.context.name}"
+
+
+def _plugin_plan(path: str, node: str) -> PluginPlan:
+    try:
+        source = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise errors.ConfigError(f"cannot read the plugin {path}: {error}", path=path) from error
+    return PluginPlan(name=Path(path).stem, path=path, source=source, node=node)
 
 
 def replicas_of(spec: ModuleSpec) -> list[str]:
@@ -85,8 +106,12 @@ def problems_of(daemon: Daemon, spec: FabricSpec, known: Extensions) -> list[dic
             )
     for name, channel in spec.channels.items():
         declared = view.channel(name)
-        error = conflict(declared, channel_record(channel)) if declared else None
-        if error is not None:
+        if declared is None:
+            continue
+        wanted = msgspec.structs.replace(channel_record(channel), delivers=declared.delivers)
+        try:
+            check_channel_change(view, declared, wanted)
+        except errors.FabricError as error:
             problems.append(
                 _problem(
                     spec, f"channels.{name}", str(error), "use the same declaration or another name"
@@ -115,39 +140,6 @@ def _unknown_names(spec: FabricSpec, known: Extensions) -> list[dict[str, Any]]:
                     )
                 )
     return problems
-
-
-def _refuse(problems: list[dict[str, Any]]) -> None:
-    if problems:
-        text = "\n".join(f"{p['place']}: {p['where']}: {p['what']}. {p['fix']}" for p in problems)
-        raise errors.ConfigError(text, problems=problems)
-
-
-async def apply_spec(
-    daemon: Daemon, spec: FabricSpec, known: Callable[[], Awaitable[Extensions]]
-) -> dict[str, Any]:
-    """Apply a checked file; raises at the first refusal, before anything of that kind was changed."""
-    _refuse(problems_of(daemon, spec, await known()))
-    changes = []
-    for plugin in spec.plugins:
-        path = Path(plugin.path)
-        known_plugin = any(p.name == path.stem for p in daemon.stages.all())
-        try:
-            source = path.read_text()
-        except OSError as error:
-            raise errors.ConfigError(
-                f"cannot read the plugin {path}: {error}", path=str(path)
-            ) from error
-        await daemon.stages.load(path.stem, str(path), source)
-        changes.append(_change("plugin", path.stem, "changed" if known_plugin else "added"))
-    if spec.plugins:
-        _refuse(problems_of(daemon, spec, await known()))
-    for channel in spec.channels.values():
-        declared = daemon.registry.view.channel(channel.name)
-        await daemon.registry.declare(channel_record(channel))
-        changes.append(_change("channel", channel.name, "unchanged" if declared else "added"))
-    changes += await apply_modules(daemon, list(spec.modules.values()))
-    return {"generation": daemon.registry.view.epoch, "changes": changes}
 
 
 async def apply_modules(daemon: Daemon, specs: list[ModuleSpec]) -> list[dict[str, Any]]:

@@ -8,12 +8,20 @@ from __future__ import annotations
 import asyncio
 import difflib
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fabric import __version__, errors, limits
 from fabric.config import FabricSpec, ModuleSpec
-from fabric.controlplane.apply import Extensions, apply_modules, apply_spec, extensions, problems_of
+from fabric.controlplane.apply import (
+    Extensions,
+    apply_modules,
+    asker,
+    extensions,
+    plan_of,
+    problems_of,
+)
 from fabric.controlplane.auditor import Auditor
 from fabric.controlplane.describer import module_problems, refuse
 from fabric.controlplane.listing import (
@@ -23,9 +31,12 @@ from fabric.controlplane.listing import (
     summary,
 )
 from fabric.controlplane.modules import unknown_name
+from fabric.controlplane.node_calls import plain
+from fabric.registry.declare import unknown_channel
 
 if TYPE_CHECKING:
     from fabric.controlplane.daemon import Daemon
+    from fabric.controlplane.stages import Plugin
 
 SUMMARY_S = 2.0
 MODULE_CALL_S = limits.MODULE_DRAIN_S + 10.0
@@ -37,7 +48,6 @@ class Control:
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
         self.auditor = Auditor(daemon)
-        self.generation = 0
 
     async def status(self) -> dict[str, Any]:
         """Say who this node is and how much it carries."""
@@ -62,7 +72,9 @@ class Control:
             "listen": f"{listen[0]}:{listen[1]}" if listen else None,
             "registry": registry.name if registry else None,
             "trouble": daemon.membership.trouble or None,
-            "generation": view.epoch,
+            "generation": view.generation,
+            "live": list(view.live),
+            "epoch": view.epoch,
             "uptime_s": daemon.uptime_s(),
             "downgrades": daemon.paths.downgrades,
             "ports": sum(p.is_alive and p.kind != "gateway" for p in daemon.ports),
@@ -91,7 +103,9 @@ class Control:
             for row in part["flows"]
         ]
         return {
-            "generation": view.epoch,
+            "generation": view.generation,
+            "live": list(view.live),
+            "epoch": view.epoch,
             "nodes": node_rows(view, self._daemon.context.number),
             "links": links,
             "ports": ports,
@@ -128,24 +142,71 @@ class Control:
         problems = problems_of(self._daemon, spec, await self._extensions())
         return {"problems": problems + await module_problems(self._daemon, spec)}
 
+    async def plan(self, spec: FabricSpec) -> dict[str, Any]:
+        """Say what an apply would change, without changing anything."""
+        remarks = await self._check(spec)
+        fields = {"plan": plain(plan_of(self._daemon, spec))}
+        return {"problems": remarks, **await self._ask_registry("plan_show", fields)}
+
     async def apply(self, spec: FabricSpec) -> dict[str, Any]:
-        """Declare the channels, load the plugins, start the modules of a file; what is there already stays."""
-        remarks = refuse(await module_problems(self._daemon, spec))
-        return {"problems": remarks, **await apply_spec(self._daemon, spec, self._extensions)}
+        """Bring the next generation into force, on every node or on none; what the file no longer names goes."""
+        remarks = await self._check(spec)
+        fields = {"plan": plain(plan_of(self._daemon, spec))}
+        return {"problems": remarks, **await self._ask_registry("plan_apply", fields)}
+
+    async def diff(
+        self, old: int | None = None, new: int | None = None, spec: FabricSpec | None = None
+    ) -> dict[str, Any]:
+        """Compare two generations, or one with a file; left out: the last two."""
+        plan = plain(plan_of(self._daemon, spec)) if spec is not None else None
+        return await self._ask_registry("plan_diff", {"from": old, "to": new, "plan": plan})
+
+    async def rollback(self, generation: int | None = None) -> dict[str, Any]:
+        """Apply an earlier generation, the last good one when none is named, as a new one."""
+        fields = {"generation": generation, "by": asker(self._daemon), "when_s": time.time()}
+        return await self._ask_registry("plan_rollback", fields)
+
+    async def history(self) -> dict[str, Any]:
+        """List the generations that are kept, newest first, and which are live."""
+        return await self._ask_registry("plan_history", {})
+
+    async def _check(self, spec: FabricSpec) -> list[dict[str, Any]]:
+        found = problems_of(self._daemon, spec, await self._extensions())
+        return refuse(found + await module_problems(self._daemon, spec))
+
+    async def _ask_registry(self, op: str, fields: dict[str, Any]) -> dict[str, Any]:
+        node = self._daemon.membership.registry_number
+        return await self._daemon.calls.call(node, op, fields, limits.APPLY_S)
 
     async def plugin_load(
         self, path: str, source: str, channel: str | None = None, kind: str | None = None
     ) -> dict[str, Any]:
-        """Load (or load again) a plugin on this node and, if asked, put it on a channel."""
-        plugin = await self._daemon.stages.load(Path(path).stem, path, source)
+        """Load (or load again) a plugin on this node and, if asked, put it on a channel; on a refusal nothing stays."""
+        daemon, name = self._daemon, Path(path).stem
+        if channel is not None and daemon.registry.view.channel(channel) is None:
+            raise unknown_channel(channel, [c.name for c in daemon.registry.view.channels])
+        is_new = all(p.name != name for p in daemon.stages.all())
+        plugin = await daemon.stages.load(name, path, source)
+        generation = daemon.registry.view.generation
         if channel is not None:
-            await self._daemon.stages.attach(plugin, channel, kind)
+            try:
+                generation = await self._attach(plugin, channel, kind)
+            except errors.FabricError:
+                if is_new:
+                    await daemon.stages.unload(name)
+                raise
         return {
             "name": plugin.name,
             "exports": plugin.exports,
             "channel": channel,
-            "generation": self._daemon.registry.view.epoch,
+            "generation": generation,
         }
+
+    async def _attach(self, plugin: Plugin, channel: str, kind: str | None) -> int:
+        which, name = self._daemon.stages.chosen(plugin, channel, kind)
+        fields = {"channel": channel, "kind": which, "name": name, "by": asker(self._daemon)}
+        answer = await self._ask_registry("plan_attach", {**fields, "when_s": time.time()})
+        return int(answer["generation"])
 
     async def plugin_logs(self, name: str, lines: int) -> dict[str, Any]:
         """Return what a plugin printed, tracebacks included."""

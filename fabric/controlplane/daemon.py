@@ -35,11 +35,14 @@ from fabric.controlplane.modules import ModuleTable, Process
 from fabric.controlplane.node_calls import NodeCalls
 from fabric.controlplane.node_paths import NodePaths
 from fabric.controlplane.options import Options, parse
+from fabric.controlplane.plan_apply import PlanApplier
+from fabric.controlplane.plan_node import PlanNode
 from fabric.controlplane.ports import Port, PortTable
 from fabric.controlplane.reconcile import Reconciler
 from fabric.controlplane.retiring import FlowRetirer
 from fabric.controlplane.scaling import Scaling
 from fabric.controlplane.segments import SegmentTable
+from fabric.controlplane.senders import SenderRetirer
 from fabric.controlplane.stages import StageTable
 from fabric.controlplane.suspects import Suspects
 from fabric.controlplane.wiring import Wiring
@@ -72,7 +75,7 @@ class Daemon:
         self.keeper_pid = node.get("keeper", 0)
         self.registry = RegistryClient()
         self.ports = PortTable(self.context)
-        self.segments = SegmentTable(self.context)
+        self.segments = SegmentTable(self.context, options.arena_bytes)
         self.lanes = LaneTable(self.context, self.ports)
         self.endpoints = EndpointTable(self.context)
         self.flows = FlowTable(self.context)
@@ -88,6 +91,9 @@ class Daemon:
         self.attach = AttachServer(
             self.context, self.ports, self.segments, self.endpoints, self.registry
         )
+        self.senders = SenderRetirer(
+            self.context, self.ports, self.endpoints, self.flows, self.registry
+        )
         self.modules = ModuleTable(self.context, self.ports)
         self.scaling = Scaling(self.context, self.modules)
         self.stages = StageTable(
@@ -98,6 +104,8 @@ class Daemon:
         self.retiring = FlowRetirer(self.context, self.ports, self.flows, self.wiring)
         self.calls = NodeCalls(self)
         self.describer = Describer()
+        self.plan_node = PlanNode(self)
+        self.plans = PlanApplier(self)
         self.control = Control(self)
         self.is_stopping = False
         self._is_handing_over = False
@@ -120,6 +128,8 @@ class Daemon:
         self.ports.on_death = self._on_death
         self.lanes.add_to_gateway = self.gateway.add_lane
         self.lanes.remove_from_gateway = self.gateway.remove_lane
+        self.segments.name_of = self._name_of
+        self.attach.room = self.senders.room
         self.attach.opened = self._on_opened
         self.attach.closed = self._on_closed
         self.attach.reported = self._on_reported
@@ -152,6 +162,7 @@ class Daemon:
         self.scaling.restore(self.loaded.items)
         self.stages.restore(self.loaded)
         self._settle_restored()
+        self.plan_node.ready.set()
         self.context.keeper.ready()
         log.info(
             "serving",
@@ -210,11 +221,13 @@ class Daemon:
 
     def _stop_parts(self) -> None:
         for part in (
+            self.plans,
             self.reconciler,
             self.retiring,
             self.suspects,
             self.death,
             self.closing,
+            self.senders,
             self.attach,
         ):
             part.stop()
@@ -244,6 +257,7 @@ class Daemon:
         for half in list(self.flows.ins.values()):
             if self.endpoints.get(half.endpoint) is None:
                 self.closing.begin(half.endpoint)
+        self.senders.restore()
         self.suspects.restore(self.loaded.items)
         self.reconciler.look()
 
@@ -268,6 +282,10 @@ class Daemon:
             self.context.events.add(
                 "receivers not withdrawn", process=process.tag, reason=str(error)
             )
+
+    def _name_of(self, port: int) -> str:
+        known = self.ports.get(port)
+        return known.name if known is not None else f"port {port}"
 
     def _on_opened(self, record: EndpointRecord) -> None:
         self._spawn(self._report_open(record))
@@ -300,6 +318,7 @@ class Daemon:
             self.context.events.add(
                 "closed endpoint not reported", endpoint=record.endpoint, reason=str(error)
             )
+        self.senders.closed(record)
         if record.role == "receiver" and not record.reply_endpoint:
             self.closing.begin(record.endpoint)
 
@@ -308,7 +327,8 @@ class Daemon:
         self.stages.on_reported(port, what)
         if what == "resumed":
             for record in self.endpoints.of(port.port):
-                self.reconciler.look_at(record.endpoint)
+                if record.role == "sender":
+                    self.reconciler.look_at(record.endpoint)
 
     def on_view(self, view: View) -> None:
         """Take a newer view: lose what was on dead nodes, then compare all senders with it."""
@@ -329,6 +349,7 @@ class Daemon:
         self.membership.on_view(view)
         self.stages.on_view(view)
         self.reconciler.look()
+        self.plans.look()
 
     def _on_keeper_lost(self) -> None:
         """Without a keeper nothing may stay: remove the sockets and go."""

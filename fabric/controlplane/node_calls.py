@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from fabric import errors, limits
+from fabric.controlplane import plan_node
 from fabric.controlplane.calls import Answer, ControlConnection
 from fabric.registry.client import REGISTRY_CALLS, serve_registry
 from fabric.registry.records import view_from
@@ -70,6 +71,10 @@ class NodeCalls:
             return daemon.membership.serve(op, fields, connection)
         if op in REGISTRY_CALLS and daemon.registry.local is not None:
             return serve_registry(daemon.registry.local, op, fields)
+        if op in plan_node.VERBS:
+            return await daemon.plans.serve(op, fields)
+        if op in plan_node.CALLS:
+            return await daemon.plan_node.serve(op, fields)
         if op == "describe":
             return {"classes": plain(await daemon.describer.describe(fields["classes"]))}
         if op in ("freeze", "inspect", "thaw"):

@@ -103,6 +103,12 @@ class Scaling:
             await asyncio.gather(*(self._stop(p, grace_s) for p in leaving))
             return self._answer(module) | {"name": name}
 
+    async def remove(self, module: str) -> None:
+        """Stop all of a module and forget its scale: the plan no longer names it."""
+        async with self._locks.setdefault(module, asyncio.Lock()):
+            await asyncio.gather(*(self._stop(p, limits.DRAIN_S) for p in self.replicas_of(module)))
+            self._forget(module)
+
     # ---------------------------------------------------------------- parts
     async def _make_so(
         self, about: dict[str, Any], count: int, grace_s: float = limits.DRAIN_S

@@ -7,13 +7,16 @@ transform belongs to a channel from the moment the registry says so; its endpoin
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fabric import errors, limits
+from fabric import errors, limits, steps
+from fabric.controlplane.audit import ENDED
 from fabric.controlplane.context import Context
 from fabric.controlplane.endpoints import EndpointTable
 from fabric.controlplane.flows import FlowTable, OutFlow
@@ -29,16 +32,24 @@ log = logging.getLogger("fabricd.stages")
 
 LOAD_S = 30.0  #: a plugin file may import what it needs
 
+Chain = tuple[str, str, int]  #: channel, transform, generation
+
 
 @dataclass(eq=False)
 class Plugin:
-    """One loaded plugin. `running`: (channel, transform) its present host runs."""
+    """One loaded plugin. `running`: (channel, transform, generation) its present host runs; `opening` what it begins.
+
+    `is_planned`: a plan brought it, so a plan may take it away; `source` is the text that the host has.
+    """
 
     name: str
     path: str
     exports: list[dict[str, Any]] = field(default_factory=list)
     error: str = ""
-    running: set[tuple[str, str]] = field(default_factory=set)
+    running: set[Chain] = field(default_factory=set)
+    opening: int = 0
+    is_planned: bool = False
+    digest: str = ""
     busy: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def exported(self, kind: str) -> list[str]:
@@ -62,6 +73,13 @@ async def _no_wait(senders: list[int], timeout_s: float) -> None:
     """Nothing is being set up."""
 
 
+def _is_older(channel: ChannelRecord, generation: int) -> bool:
+    """Tell a superseded generation of a channel; one above the present is being made ready by a plan."""
+    return generation != channel.generation and (
+        generation < channel.generation or channel.graph(generation) is not None
+    )
+
+
 class StageTable:
     """Belongs to the daemon's loop."""
 
@@ -83,6 +101,7 @@ class StageTable:
         self._plugins: dict[str, Plugin] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._installed_asked: set[str] = set()
+        self._retiring: set[Chain] = set()
         self.flows_settled: Callable[[list[int], float], Awaitable[None]] = _no_wait
         self._routes_told: dict[int, str | None] = {}
         modules.on_ready = self._on_ready
@@ -91,8 +110,10 @@ class StageTable:
         """Return the plugins by name."""
         return sorted(self._plugins.values(), key=lambda p: p.name)
 
-    async def load(self, name: str, path: str, source: str) -> Plugin:
+    async def load(self, name: str, path: str, source: str, keep: bool = False) -> Plugin:
         """Load a plugin, or load it again with new source, in its stage host.
+
+        With `keep`, chains that run go on with the code that they have.
 
         Raises
         ------
@@ -115,86 +136,58 @@ class StageTable:
         plugin = known or Plugin(name, path)
         try:
             process = await self._ready_host(name)
-            answer = await self._push(
-                process, "stage_load", {"plugin": name, "path": path, "source": source}, LOAD_S
-            )
+            draft = self._write_source(name, source)
+            fields = {"plugin": name, "path": path, "source": source, "keep": keep}
+            answer = await self._push(process, "stage_load", fields, LOAD_S)
         except BaseException:
             if known is None:
                 await self._drop_host(name)
             raise
+        os.replace(draft, self._source_path(name))
         plugin.path, plugin.exports, plugin.error = path, answer["exports"], ""
+        plugin.digest = hashlib.sha256(source.encode()).hexdigest()
         self._plugins[name] = plugin
-        self._source_path(name).write_text(source)
         self._keep(plugin)
-        await self._run_all(plugin, process)
+        if not keep:
+            await self._run_all(plugin, process)
         return plugin
 
-    async def attach(self, plugin: Plugin, channel_name: str, kind: str | None) -> ChannelRecord:
-        """Put a plugin's transform at the end of a channel's chain, or make its policy the channel's route."""
-        channel = self._registry.view.channel(channel_name)
-        if channel is None:
-            raise unknown_channel(channel_name, [c.name for c in self._registry.view.channels])
+    async def unload(self, name: str) -> None:
+        """Take a plugin away: its host ends, its source goes. Its chains must have ended before."""
+        plugin = self._plugins.pop(name, None)
+        if plugin is None:
+            return
+        self._context.keeper.drop(f"plugin/{name}")
+        await self._drop_host(name)
+        self._source_path(name).unlink(missing_ok=True)
+
+    def mark_planned(self, name: str, is_planned: bool) -> None:
+        """Note whether a plan has a plugin."""
+        plugin = self._plugins[name]
+        if plugin.is_planned != is_planned:
+            plugin.is_planned = is_planned
+            self._keep(plugin)
+
+    def chosen(self, plugin: Plugin, channel: str, kind: str | None) -> tuple[str, str]:
+        """Return the kind (`transform`, `route`) and name of what is to be put on a channel.
+
+        Raises
+        ------
+        PluginError
+            The plugin exports none, or several, of the kind.
+        """
         transforms, routes = plugin.exported("transform"), plugin.exported("route")
-        chosen = kind or ("transform" if transforms else "route")
-        names = transforms if chosen == "transform" else routes
+        which = kind or ("transform" if transforms else "route")
+        names = transforms if which == "transform" else routes
         if len(names) != 1:
             raise errors.PluginError(
-                f"plugin {plugin.name!r} exports {len(names)} of kind {chosen};"
+                f"plugin {plugin.name!r} exports {len(names)} of kind {which};"
                 " give --kind, or name them in fabric.yaml",
                 plugin=plugin.name,
+                channel=channel,
                 exports=names,
             )
-        if chosen == "route":
-            return await self._registry.change(channel_name, route=names[0])
-        return await self._attach_transform(plugin, channel, names[0])
-
-    async def _attach_transform(
-        self, plugin: Plugin, channel: ChannelRecord, name: str
-    ) -> ChannelRecord:
-        self._check_transform(plugin, channel, name)
-        if name in channel.transforms:
-            return channel
-        process = self._modules.find("stage", plugin.name)
-        if process is None:
-            raise errors.PluginError(
-                f"plugin {plugin.name!r} has no stage host", plugin=plugin.name
-            )
-        delivers = delivered_type(plugin, channel, name)
-        waiting = [
-            e.port_name
-            for e in self._registry.view.endpoints
-            if e.channel == channel.number and e.role == "receiver" and not e.transform
-        ]
-        if delivers != channel.delivers and waiting:
-            raise errors.TypeMismatchError(
-                f"transform {name!r} makes channel {channel.name!r} deliver"
-                f" {delivers or channel.type_name}, and {waiting[0]!r} receives the old type;"
-                " stop the receivers first",
-                channel=channel.name,
-                receivers=waiting[:8],
-            )
-        await self._run(plugin, process, channel.name, name, len(channel.transforms))
-        return await self._registry.change(
-            channel.name, transforms=(*channel.transforms, name), delivers=delivers
-        )
-
-    @staticmethod
-    def _check_transform(plugin: Plugin, channel: ChannelRecord, name: str) -> None:
-        accepts = str(plugin.export("transform", name).get("accepts", "any")).partition("@")[0]
-        carried = channel.delivers or channel.type_name
-        if accepts not in ("any", carried):
-            raise errors.TypeMismatchError(
-                f"transform {name!r} accepts {accepts}, channel {channel.name!r} carries {carried} there",
-                channel=channel.name,
-                transform=name,
-                accepts=accepts,
-                carried=carried,
-            )
-        if channel.pattern not in ("stream", "queue"):
-            raise errors.ConfigError(
-                f"transforms run on stream and queue channels, {channel.name!r} is {channel.pattern}",
-                channel=channel.name,
-            )
+        return which, names[0]
 
     # ---------------------------------------------------------------- what happened
     def on_port_gone(self, port: Port) -> None:
@@ -206,9 +199,15 @@ class StageTable:
     def on_reported(self, port: Port, what: str) -> None:
         """A stage host resumed: its chains still run."""
 
+    def generation_of(self, port: Port) -> int:
+        """Return the generation that a stage host's new endpoint serves: one chain of a plugin is begun at a time."""
+        plugin = self._plugins.get(port.name)
+        return plugin.opening if plugin is not None else 0
+
     def on_view(self, view: View) -> None:
         """A channel may ask for a transform that a plugin here has, or that is installed; its policy may be new."""
         self._tell_routes(view)
+        self._retire_chains(view)
         for plugin in self._plugins.values():
             process = self._modules.find("stage", plugin.name)
             if process is not None and process.ready.is_set():
@@ -243,7 +242,10 @@ class StageTable:
         for key, (value, _) in loaded.items.items():
             if key.startswith("plugin/"):
                 plugin = Plugin(value["name"], value["path"], value["exports"])
-                plugin.running = {(channel, name) for channel, name in value["running"]}
+                plugin.running = {
+                    (channel, name, number) for channel, name, number in value["running"]
+                }
+                plugin.is_planned, plugin.digest = value["is_planned"], value["digest"]
                 self._plugins[plugin.name] = plugin
 
     def _uses(self, channel: ChannelRecord) -> bool:
@@ -412,7 +414,9 @@ class StageTable:
             for index, name in enumerate(channel.transforms):
                 if name in plugin.exported("transform"):
                     try:
-                        await self._run(plugin, process, channel.name, name, index)
+                        await self._run(
+                            plugin, process, channel.name, name, index, channel.generation
+                        )
                         delivers = delivered_type(plugin, channel, name)
                         if name == channel.transforms[-1] and delivers != channel.delivers:
                             await self._registry.change(channel.name, delivers=delivers)
@@ -422,16 +426,112 @@ class StageTable:
                             "transform does not run", transform=name, reason=str(error)
                         )
 
+    async def run_chain(self, channel: str, transforms: tuple[str, ...], generation: int) -> int:
+        """Run what plugins here have of a channel's graph of one generation; returns how many transforms that are.
+
+        Raises
+        ------
+        FabricError
+            What a host says that cannot run one.
+        """
+        count = 0
+        for index, name in enumerate(transforms):
+            plugin = next((p for p in self.all() if name in p.exported("transform")), None)
+            if plugin is not None:
+                process = await self._ready_host(plugin.name)
+                await self._run(plugin, process, channel, name, index, generation)
+                count += 1
+        return count
+
     async def _run(
-        self, plugin: Plugin, process: Process, channel: str, transform: str, stage: int
+        self,
+        plugin: Plugin,
+        process: Process,
+        channel: str,
+        transform: str,
+        stage: int,
+        generation: int,
     ) -> None:
+        chain = (channel, transform, generation)
         async with plugin.busy:
-            if (channel, transform) in plugin.running:
+            if chain in plugin.running:
                 return
-            fields = {"channel": channel, "transform": transform, "stage": stage}
+            fields = {
+                "channel": channel,
+                "transform": transform,
+                "stage": stage,
+                "generation": generation,
+            }
+            plugin.opening = generation
             await self._push(process, "stage_run", fields, limits.CONTROL_CALL_S)
-            plugin.running.add((channel, transform))
+            plugin.running.add(chain)
             self._keep(plugin)
+
+    # ---------------------------------------------------------------- chains of older generations
+    def _retire_chains(self, view: View) -> None:
+        """End the chains that no message comes to any more, each once it is empty."""
+        for plugin in self._plugins.values():
+            for chain in plugin.running - self._retiring:
+                channel = view.channel(chain[0])
+                if channel is None or _is_older(channel, chain[2]):
+                    self._retiring.add(chain)
+                    self._background(self._retire_chain(plugin, chain))
+
+    async def _retire_chain(self, plugin: Plugin, chain: Chain) -> None:
+        try:
+            pause, longest = limits.GENERATION_POLL_S
+            while chain in plugin.running and not self._is_empty(plugin, chain):
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, longest)
+            steps.at("chain.empty")
+            await self.stop_chain(plugin, chain)
+        except errors.FabricError as error:
+            log.info("chain not ended", extra={"chain": str(chain), "reason": str(error)})
+        finally:
+            self._retiring.discard(chain)
+
+    async def stop_chain(self, plugin: Plugin, chain: Chain) -> None:
+        """End one chain of a plugin's host and close its endpoints."""
+        process = self._modules.find("stage", plugin.name)
+        if process is None or chain not in plugin.running:
+            return
+        channel, transform, generation = chain
+        fields = {"channel": channel, "transform": transform, "generation": generation}
+        await self._push(process, "stage_stop", fields, limits.CONTROL_CALL_S)
+        plugin.running.discard(chain)
+        self._keep(plugin)
+
+    async def drop_generations(self, above: int) -> None:
+        """End the chains that were made for plans which did not come into force; nothing was ever sent to them."""
+        for plugin in self.all():
+            for chain in [c for c in plugin.running if c[2] > above]:
+                channel = self._registry.view.channel(chain[0])
+                if channel is None or channel.graph(chain[2]) is None:
+                    await self.stop_chain(plugin, chain)
+
+    def _is_empty(self, plugin: Plugin, chain: Chain) -> bool:
+        """Nobody sends to its inlet, and what left its outlet has ended."""
+        ends = [
+            e for e in self._endpoints.all()
+            if e.transform == chain[1] and e.generation == chain[2] and self._name_of(e.channel) == chain[0]
+        ]  # fmt: skip
+        mine = {e.endpoint for e in ends if e.port_name == plugin.name}
+        if any(half.endpoint in mine for half in self._flows.ins.values()):
+            return False
+        for number in {e.port for e in ends if e.endpoint in mine}:
+            port = self._ports.get(number)
+            if port is None or not port.is_alive:
+                continue
+            state = self._context.native.inspect_state(port.state_fd)
+            for ledger in state["ledgers"]:
+                if ledger["endpoint"] in mine and any(
+                    row["state"] != ENDED for row in ledger["outstanding"]
+                ):
+                    return False
+        return True
+
+    def _name_of(self, channel: int) -> str:
+        return next((c.name for c in self._registry.view.channels if c.number == channel), "")
 
     def transform_of(self, port: Port, channel: str, stage: int, role: str) -> str:
         """Name the transform whose hop a stage host opens without naming it; empty when it is not known."""
@@ -442,9 +542,24 @@ class StageTable:
         return ""
 
     def _source_path(self, name: str) -> Path:
-        folder = self._context.state_dir / "plugins"
-        folder.mkdir(exist_ok=True, mode=0o700)
-        return folder / f"{name}.source"
+        return self._context.state_dir / "plugins" / f"{name}.source"
+
+    def _write_source(self, name: str, source: str) -> Path:
+        """Write a plugin's text for later hosts beside the present one; returns where."""
+        path = self._source_path(name)
+        draft = path.with_suffix(".new")
+        try:
+            path.parent.mkdir(exist_ok=True, mode=0o700)
+            draft.write_text(source)
+            return draft
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            raise errors.StorageError(
+                f"the plugin {name!r} cannot be kept in {path}: {error.strerror or error};"
+                " free some space or make the folder writable, then load it again",
+                path=str(path),
+                reason=str(error),
+            ) from error
 
     def _keep(self, plugin: Plugin) -> None:
         value = {
@@ -452,6 +567,8 @@ class StageTable:
             "path": plugin.path,
             "exports": plugin.exports,
             "running": sorted(plugin.running),
+            "is_planned": plugin.is_planned,
+            "digest": plugin.digest,
         }
         self._context.keeper.put(f"plugin/{plugin.name}", value)
 

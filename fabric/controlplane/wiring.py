@@ -54,6 +54,7 @@ class Wiring:
         self.gateway: Gateway | None = None
         self._leaving: set[int] = set()
         self.call: Call = self._no_peers
+        self.closed_out: Callable[[], None] = lambda: None
         self.opened_out: Callable[[int], None] = lambda flow: None
         self.opened_in: Callable[[int], None] = lambda flow: None
         self.node_is: Callable[[int, int], bool] = lambda node, incarnation: False
@@ -136,6 +137,7 @@ class Wiring:
         source = self._ports.get(out.port)
         if source is not None and source.is_alive:
             await source.push("flow_close", {"flow": flow})
+        self.closed_out()
 
     async def retire(self, out: OutFlow) -> None:
         """Forget a flow on which nothing is outstanding any more; its receiver is told."""
@@ -293,6 +295,7 @@ class Wiring:
             "producer_node": self._context.number,
             "producer_incarnation": self._context.incarnation,
             "reply_endpoint": sender.reply_endpoint,
+            "generation": out.generation,
         }
 
     async def _open_reply(
@@ -334,7 +337,7 @@ class Wiring:
             fields["reply_endpoint"],
             fields["producer_node"],
             fields["producer_incarnation"],
-            1,
+            fields.get("generation", 0),
             is_reply=True,
         )
         self._flows.keep(out)
@@ -350,6 +353,7 @@ class Wiring:
                 "producer_port": half.producer_port,
                 "messages": half.messages,
                 "bytes": half.bytes,
+                "reply_flow": half.reply_flow,
             },
         )
 

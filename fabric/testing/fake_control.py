@@ -68,6 +68,18 @@ AUDIT = {
     "verdict": "balanced", "duration_ms": 12.5, "differences": [],
     "channels": [{"name": "kv", "accepted": 60, "delivered": 58, "dropped": 0, "failed": 0, "in_flight": 2}],
 }  # fmt: skip
+CHANGE = {
+    "kind": "channel",
+    "name": "kv",
+    "action": "changed",
+    "detail": "credit.messages 256 → 64",
+}
+HISTORY = [
+    {"generation": 3, "outcome": "committed", "by": "0@a", "when_s": 1_763_000_000.0, "source": "f.yaml",
+     "note": None, "why": None, "plugins": 0, "channels": 1, "modules": 0},
+    {"generation": 2, "outcome": "rolled back", "by": "0@a", "when_s": 1_762_000_000.0, "source": "f.yaml",
+     "note": None, "why": "module 'x' ended before it was ready", "plugins": 0, "channels": 1, "modules": 1},
+]  # fmt: skip
 
 
 class FakeControl:
@@ -79,6 +91,7 @@ class FakeControl:
         self.audit_answer: dict[str, Any] = dict(AUDIT)
         self.status_answer: dict[str, Any] = dict(STATUS)
         self.down_answer: dict[str, Any] = {"pids": []}
+        self.plan_changes: list[dict[str, Any]] = [dict(CHANGE)]
 
     def _note(self, *call: Any) -> None:
         self.calls.append(call)
@@ -114,6 +127,24 @@ class FakeControl:
         self._note("apply", spec)
         changes = [{"kind": "channel", "name": name, "action": "added"} for name in spec.channels]
         return {"generation": 4, "changes": changes}
+
+    async def plan(self, spec: config.FabricSpec) -> dict[str, Any]:
+        self._note("plan", spec)
+        return {"generation": 3, "changes": self.plan_changes}
+
+    async def diff(
+        self, old: int | None = None, new: int | None = None, spec: config.FabricSpec | None = None
+    ) -> dict[str, Any]:
+        self._note("diff", old, new, spec)
+        return {"from": old or 2, "to": new or 3, "changes": self.plan_changes}
+
+    async def rollback(self, generation: int | None = None) -> dict[str, Any]:
+        self._note("rollback", generation)
+        return {"generation": 5, "changes": self.plan_changes}
+
+    async def history(self) -> dict[str, Any]:
+        self._note("history")
+        return {"generation": 3, "live": [2, 3], "rows": HISTORY}
 
     async def plugin_load(
         self, path: str, source: str, channel: str | None = None, kind: str | None = None

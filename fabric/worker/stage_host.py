@@ -66,7 +66,7 @@ class StageHost:
         self._plugin: plugin_loader.Plugin | None = None
         self._policies: dict[str, Policy] = {}
         self._policy_lock = threading.Lock()
-        self._running: dict[tuple[str, str], Running] = {}
+        self._running: dict[tuple[str, str, int], Running] = {}  # by channel, transform, generation
         self._lock = threading.Lock()
         self.ended = threading.Event()
         self.failure: BaseException | None = None
@@ -75,7 +75,8 @@ class StageHost:
         """Load ``{plugin, path, source}``, or the installed plugin of that name where source is empty.
 
         Loaded again, running transforms go on with the new code from their next batch; a version that no longer
-        has one of them, or changed its types, is refused and nothing changes.
+        has one of them, or changed its types, is refused and nothing changes. With ``keep``, they go on with the code
+        that they have, and what is run from now on has the new one: a plan changes code with its generation.
         """
         name, path, source = fields["plugin"], fields.get("path") or "", fields.get("source") or ""
         plugin = (
@@ -87,7 +88,8 @@ class StageHost:
             route.name: self._make(route.factory, route.name) for route in plugin.routes.values()
         }
         with self._lock:
-            replacements = [self._replacement(r, plugin) for r in self._running.values()]
+            present = () if fields.get("keep") else self._running.values()
+            replacements = [self._replacement(r, plugin) for r in present]
             for running, export in replacements:  # all were checked: from here on nothing fails
                 running.inlet.type = (
                     running.inlet.type
@@ -96,7 +98,7 @@ class StageHost:
                 )
                 running.chain.replace(export)
             old, self._plugin, self._policies = self._plugin, plugin, policies
-        if old is not None:
+        if old is not None and not fields.get("keep"):
             plugin_loader.unload(old)
         print(
             f"plugin {name!r} loaded from {plugin.path}: {', '.join(e['name'] for e in exports_of(plugin))}"
@@ -104,10 +106,10 @@ class StageHost:
         return {"exports": exports_of(plugin)}
 
     def run(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """Start ``{channel, transform, stage}``: receive on hop `stage`, send on `stage + 1`. Idempotent."""
+        """Start ``{channel, transform, stage, generation}``: receive on hop `stage`, send on the next. Idempotent."""
         channel, stage = fields["channel"], int(fields["stage"])
         plugin, export = self._export(fields["transform"])
-        key = (channel, export.name)
+        key = (channel, export.name, int(fields.get("generation") or 0))
         with self._lock:
             if key in self._running:
                 return {}
@@ -126,9 +128,10 @@ class StageHost:
         return {}
 
     def stop(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """Drain and close ``{channel, transform}`` within `limits.STAGE_DRAIN_S`; answers its counts. Idempotent."""
+        """Drain and close ``{channel, transform, generation}`` within `limits.STAGE_DRAIN_S`; answers its counts."""
+        key = (fields["channel"], fields["transform"], int(fields.get("generation") or 0))
         with self._lock:
-            running = self._running.pop((fields["channel"], fields["transform"]), None)
+            running = self._running.pop(key, None)
         if running is None:
             return {"stats": {}}
         self._finish(running, time.monotonic() + limits.STAGE_DRAIN_S)

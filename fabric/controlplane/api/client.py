@@ -106,6 +106,39 @@ class ControlClient:
         """Return the problems of a `fabric.yaml` against this node, without changing anything."""
         return self._call("Validate", pb.SpecRequest(text=text, source=source, search=search))
 
+    def plan(
+        self, text: str, *, source: str = "fabric.yaml", search: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """Return what `apply` would change, and the generation that it would change. Raises like `apply`."""
+        return self._call("Plan", pb.SpecRequest(text=text, source=source, search=search))
+
+    def diff(
+        self,
+        old: int | None = None,
+        new: int | None = None,
+        *,
+        text: str | None = None,
+        source: str = "fabric.yaml",
+        search: Sequence[str] = (),
+    ) -> dict[str, Any]:
+        """Return the changes between two generations, or between one and a `fabric.yaml`.
+
+        Raises
+        ------
+        ConfigError
+            A generation is not kept.
+        """
+        spec = None if text is None else pb.SpecRequest(text=text, source=source, search=search)
+        return self._call("Diff", pb.DiffRequest(old=old, new=new, spec=spec))
+
+    def rollback(self, generation: int | None = None) -> dict[str, Any]:
+        """Apply an earlier generation (the last good one by default) as a new one. Raises like `apply`."""
+        return self._call("Rollback", pb.RollbackRequest(generation=generation))
+
+    def history(self) -> dict[str, Any]:
+        """Return the generations that are kept, newest first, and which are live."""
+        return self._call("History", pb.HistoryRequest())
+
     def apply(
         self, text: str, *, source: str = "fabric.yaml", search: Sequence[str] = ()
     ) -> dict[str, Any]:
@@ -115,8 +148,10 @@ class ControlClient:
         ------
         ConfigError
             It has a problem, and nothing was changed.
+        BusyError
+            Somebody else applies a plan; named.
         FabricError
-            Something failed on the way; what was done before it stays, and the same apply may run again.
+            Something failed on the way, and the last good generation is in force again; both are named.
         """
         return self._call("Apply", pb.SpecRequest(text=text, source=source, search=search))
 

@@ -6,6 +6,7 @@ answers plain dicts. The socket is only for its owner (0600).
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import stat
@@ -35,7 +36,13 @@ class ControlLike(Protocol):
     async def ls(self, kind: str) -> list[dict[str, Any]]: ...
     async def show(self, kind: str, name: str) -> Answer: ...
     async def validate(self, spec: config.FabricSpec) -> Answer: ...
+    async def plan(self, spec: config.FabricSpec) -> Answer: ...
     async def apply(self, spec: config.FabricSpec) -> Answer: ...
+    async def diff(
+        self, old: int | None = None, new: int | None = None, spec: config.FabricSpec | None = None
+    ) -> Answer: ...
+    async def rollback(self, generation: int | None = None) -> Answer: ...
+    async def history(self) -> Answer: ...
     async def plugin_load(
         self, path: str, source: str, channel: str | None = None, kind: str | None = None
     ) -> Answer: ...
@@ -75,16 +82,43 @@ class ControlServicer(pb_grpc.ControlServicer):
 
     async def Validate(self, request: pb.SpecRequest, context: Any) -> Message:
         async def check() -> Answer:
-            spec, problems = _read(request)
+            spec, problems = await asyncio.to_thread(_read, request)
             answer = dict(await self._control.validate(spec))
             return {**answer, "problems": _merge(problems, answer.get("problems"))}
 
         return await _answer(context, pb.ValidateReply, check)
 
+    async def Plan(self, request: pb.SpecRequest, context: Any) -> Message:
+        async def plan() -> Answer:
+            spec, problems = await _read_legal(request)
+            answer = dict(await self._control.plan(spec))
+            return {**answer, "problems": _merge(problems, answer.get("problems"))}
+
+        return await _answer(context, pb.ApplyReply, plan)
+
+    async def Diff(self, request: pb.DiffRequest, context: Any) -> Message:
+        async def diff() -> Answer:
+            spec = (await _read_legal(request.spec))[0] if request.HasField("spec") else None
+            old = request.old if request.HasField("old") else None
+            new = request.new if request.HasField("new") else None
+            return await self._control.diff(old, new, spec)
+
+        return await _answer(context, pb.ApplyReply, diff)
+
+    async def Rollback(self, request: pb.RollbackRequest, context: Any) -> Message:
+        async def rollback() -> Answer:
+            return await self._control.rollback(
+                request.generation if request.HasField("generation") else None
+            )
+
+        return await _answer(context, pb.ApplyReply, rollback)
+
+    async def History(self, request: pb.HistoryRequest, context: Any) -> Message:
+        return await _answer(context, pb.HistoryReply, self._control.history)
+
     async def Apply(self, request: pb.SpecRequest, context: Any) -> Message:
         async def apply() -> Answer:
-            spec, problems = _read(request)
-            _refuse(spec, problems)
+            spec, problems = await _read_legal(request)
             answer = dict(await self._control.apply(spec))
             return {**answer, "problems": _merge(problems, answer.get("problems"))}
 
@@ -132,7 +166,7 @@ class ControlServicer(pb_grpc.ControlServicer):
 
     async def ModuleAdd(self, request: pb.SpecRequest, context: Any) -> Message:
         async def add() -> Answer:
-            return await self._control.module_add(_checked(request))
+            return await self._control.module_add(await asyncio.to_thread(_checked, request))
 
         return await _answer(context, pb.ApplyReply, add)
 
@@ -181,6 +215,15 @@ def _checked(request: pb.SpecRequest) -> config.FabricSpec:
     spec, problems = _read(request)
     _refuse(spec, problems)
     return spec
+
+
+async def _read_legal(
+    request: pb.SpecRequest,
+) -> tuple[config.FabricSpec, list[dict[str, Any]]]:
+    """Read a file and refuse it with every error that the rules find."""
+    spec, problems = await asyncio.to_thread(_read, request)
+    _refuse(spec, problems)
+    return spec, problems
 
 
 def _merge(first: list[dict[str, Any]], second: Any) -> list[dict[str, Any]]:

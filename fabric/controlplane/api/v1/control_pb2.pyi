@@ -157,6 +157,38 @@ class ApplyReply(_message.Message):
     more: _struct_pb2.Struct
     def __init__(self, generation: _Optional[int] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., problems: _Optional[_Iterable[_Union[Problem, _Mapping]]] = ..., more: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
 
+class DiffRequest(_message.Message):
+    __slots__ = ("old", "new", "spec")
+    OLD_FIELD_NUMBER: _ClassVar[int]
+    NEW_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    old: int
+    new: int
+    spec: SpecRequest
+    def __init__(self, old: _Optional[int] = ..., new: _Optional[int] = ..., spec: _Optional[_Union[SpecRequest, _Mapping]] = ...) -> None: ...
+
+class RollbackRequest(_message.Message):
+    __slots__ = ("generation",)
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    generation: int
+    def __init__(self, generation: _Optional[int] = ...) -> None: ...
+
+class HistoryRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class HistoryReply(_message.Message):
+    __slots__ = ("generation", "live", "rows", "more")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    LIVE_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    generation: int
+    live: _containers.RepeatedScalarFieldContainer[int]
+    rows: _containers.RepeatedCompositeFieldContainer[_struct_pb2.Struct]
+    more: _struct_pb2.Struct
+    def __init__(self, generation: _Optional[int] = ..., live: _Optional[_Iterable[int]] = ..., rows: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ..., more: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+
 class PluginLoadRequest(_message.Message):
     __slots__ = ("path", "source", "channel", "kind")
     PATH_FIELD_NUMBER: _ClassVar[int]

@@ -59,10 +59,30 @@ class ControlStub:
                 request_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.SpecRequest.SerializeToString,
                 response_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.ValidateReply.FromString,
                 _registered_method=True)
+        self.Plan = channel.unary_unary(
+                '/fabric.v1.Control/Plan',
+                request_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.SpecRequest.SerializeToString,
+                response_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.ApplyReply.FromString,
+                _registered_method=True)
         self.Apply = channel.unary_unary(
                 '/fabric.v1.Control/Apply',
                 request_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.SpecRequest.SerializeToString,
                 response_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.ApplyReply.FromString,
+                _registered_method=True)
+        self.Diff = channel.unary_unary(
+                '/fabric.v1.Control/Diff',
+                request_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.DiffRequest.SerializeToString,
+                response_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.ApplyReply.FromString,
+                _registered_method=True)
+        self.Rollback = channel.unary_unary(
+                '/fabric.v1.Control/Rollback',
+                request_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.RollbackRequest.SerializeToString,
+                response_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.ApplyReply.FromString,
+                _registered_method=True)
+        self.History = channel.unary_unary(
+                '/fabric.v1.Control/History',
+                request_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.HistoryRequest.SerializeToString,
+                response_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.HistoryReply.FromString,
                 _registered_method=True)
         self.PluginLoad = channel.unary_unary(
                 '/fabric.v1.Control/PluginLoad',
@@ -144,7 +164,31 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Plan(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Apply(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Diff(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rollback(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def History(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -232,10 +276,30 @@ def add_ControlServicer_to_server(servicer, server):
                     request_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.SpecRequest.FromString,
                     response_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.ValidateReply.SerializeToString,
             ),
+            'Plan': grpc.unary_unary_rpc_method_handler(
+                    servicer.Plan,
+                    request_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.SpecRequest.FromString,
+                    response_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.ApplyReply.SerializeToString,
+            ),
             'Apply': grpc.unary_unary_rpc_method_handler(
                     servicer.Apply,
                     request_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.SpecRequest.FromString,
                     response_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.ApplyReply.SerializeToString,
+            ),
+            'Diff': grpc.unary_unary_rpc_method_handler(
+                    servicer.Diff,
+                    request_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.DiffRequest.FromString,
+                    response_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.ApplyReply.SerializeToString,
+            ),
+            'Rollback': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rollback,
+                    request_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.RollbackRequest.FromString,
+                    response_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.ApplyReply.SerializeToString,
+            ),
+            'History': grpc.unary_unary_rpc_method_handler(
+                    servicer.History,
+                    request_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.HistoryRequest.FromString,
+                    response_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.HistoryReply.SerializeToString,
             ),
             'PluginLoad': grpc.unary_unary_rpc_method_handler(
                     servicer.PluginLoad,
@@ -429,6 +493,33 @@ class Control:
             _registered_method=True)
 
     @staticmethod
+    def Plan(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.v1.Control/Plan',
+            fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.SpecRequest.SerializeToString,
+            fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.ApplyReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Apply(request,
             target,
             options=(),
@@ -445,6 +536,87 @@ class Control:
             '/fabric.v1.Control/Apply',
             fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.SpecRequest.SerializeToString,
             fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.ApplyReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Diff(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.v1.Control/Diff',
+            fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.DiffRequest.SerializeToString,
+            fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.ApplyReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rollback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.v1.Control/Rollback',
+            fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.RollbackRequest.SerializeToString,
+            fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.ApplyReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def History(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.v1.Control/History',
+            fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.HistoryRequest.SerializeToString,
+            fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.HistoryReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,72 @@
+"""Forget closed flows once nothing is outstanding on them: soon after they were closed, and with every slow tick."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from fabric import errors, limits
+from fabric.controlplane.audit import ENDED
+from fabric.controlplane.context import Context
+from fabric.controlplane.flows import FlowTable
+from fabric.controlplane.ports import PortTable
+from fabric.controlplane.wiring import Wiring
+
+log = logging.getLogger("fabricd.retiring")
+
+
+class FlowRetirer:
+    """Belongs to the daemon's loop. `soon` looks with growing pauses up to the longest; then the tick is enough."""
+
+    def __init__(
+        self, context: Context, ports: PortTable, flows: FlowTable, wiring: Wiring
+    ) -> None:
+        self._context = context
+        self._ports = ports
+        self._flows = flows
+        self._wiring = wiring
+        self._task: asyncio.Task[None] | None = None
+        self._is_asked = False
+
+    def soon(self) -> None:
+        """A flow was closed: look for its end now and shortly after."""
+        self._is_asked = True
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._look_often())
+
+    def stop(self) -> None:
+        """End the background work."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _look_often(self) -> None:
+        first, longest = limits.GENERATION_POLL_S
+        pause = 0.0
+        while pause < longest:
+            pause = first if self._is_asked else pause * 2
+            self._is_asked = False
+            await asyncio.sleep(pause)
+            try:
+                if not await self.look():
+                    return
+            except (errors.FabricError, OSError) as error:
+                log.info("closed flows not looked at", extra={"reason": str(error)})
+
+    async def look(self) -> int:
+        """Forget what is empty; returns how many closing flows are left."""
+        closing = [f for f in self._flows.outs.values() if f.state == "closing"]
+        for number in {f.port for f in closing}:
+            port = self._ports.get(number)
+            if port is None or not port.is_alive:
+                continue
+            state = self._context.native.inspect_state(port.state_fd)
+            busy = {
+                row["flow"]
+                for ledger in state["ledgers"]
+                for row in ledger["outstanding"]
+                if row["state"] != ENDED
+            }
+            for out in closing:
+                if out.port == number and out.flow not in busy and out.flow in self._flows.outs:
+                    await self._wiring.retire(out)
+        return sum(f.state == "closing" for f in self._flows.outs.values())
