@@ -55,6 +55,13 @@ SLOT_BYTES_MIN: Final = 8 << 10
 SEGMENTS_PER_PORT_MAX: Final = 256
 SEGMENT_IDLE_S: Final = 10.0  # an own segment with every slot free this long is given back
 
+# ---- one-sided leases
+LEASES_PER_PORT_MAX: Final = 64  # arrays one port exposes
+LEASES_MAPPED_MAX: Final = 64  # leases of others that one port has mapped
+LEASE_RANGES_MAX: Final = 4096  # of one get or put
+LEASE_PART_BYTES: Final = 8 << 20  # of a lease of another node, in one message
+LEASE_FIND_S: Final = 2.0  # an exposer on another node that is not reached by then is gone
+
 # ---- control connections (attach, node to node)
 FRAME_BYTES_MAX: Final = 1 << 20
 FRAME_FDS_MAX: Final = 8
@@ -142,7 +149,9 @@ ENDPOINTS_MAX: Final = 16_384  # of the whole cluster
 ARCHIVED_ENDPOINTS_MAX: Final = 10_000  # older final counts are added up per channel
 PORTS_PER_NODE_MAX: Final = 512
 FLOWS_PER_ENDPOINT_MAX: Final = 256
-ARENA_BYTES_PER_TENANT_MAX: Final = 64 << 30  # segments of one uid on one node
+ARENA_BYTES_PER_TENANT_MAX: Final = 64 << 30  # segments of one uid on one node, unless --arena-bytes says less
+ARENA_RESERVE: Final = 0.125  # of these bytes, for control and token channels alone
+DESCRIPTORS_RESERVED: Final = 32  # of the daemon, for what runs: nothing new is made out of them
 CREDIT_MESSAGES_MIN: Final = (
     4  # a flow gets at least this much, however many flows its receiver has
 )

@@ -12,10 +12,11 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from fabric import errors, limits
+from fabric import errors, limits, steps
+from fabric.controlplane import descriptors
 from fabric.controlplane.calls import Answer, ControlConnection
 from fabric.controlplane.context import Context
 from fabric.controlplane.declaration import channel_from
@@ -75,6 +76,7 @@ class AttachServer:
         self.opened: Callable[[EndpointRecord], None] = lambda record: None
         self.closed: Callable[[EndpointRecord], None] = lambda record: None
         self.reported: Callable[[Port, str], None] = lambda port, what: None
+        self.room: Callable[[Port], Awaitable[None]]
         self.route_ask: Callable[[Port, dict[str, Any]], Any] = lambda port, fields: None
 
     def start(self, listening: socket.socket) -> None:
@@ -98,11 +100,28 @@ class AttachServer:
         except (BlockingIOError, ConnectionAbortedError):
             return
         except OSError as error:
-            log.error("cannot accept a process", extra={"reason": str(error)})
+            self._pause(str(error))
+            return
+        if descriptors.room_left(sock.fileno()) < -limits.DESCRIPTORS_RESERVED // 2:
+            sock.close()  # not even enough to say no
+            self._pause("almost every descriptor is in use")
             return
         task = asyncio.get_running_loop().create_task(self._serve_connection(sock))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _pause(self, reason: str) -> None:
+        """Accept nobody for a moment: who is refused by the kernel stays readable, and would keep this loop busy."""
+        log.error("cannot accept a process", extra={"reason": reason})
+        listening = self._socket
+        assert listening is not None
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(listening.fileno())
+        loop.call_later(limits.ACCEPT_RETRY_S, self._accept_again, listening)
+
+    def _accept_again(self, listening: socket.socket) -> None:
+        if self._socket is listening:
+            asyncio.get_running_loop().add_reader(listening.fileno(), self._accept)
 
     async def _serve_connection(self, sock: socket.socket) -> None:
         try:
@@ -246,8 +265,11 @@ class AttachServer:
             fields.get("reply_schema") or "",
             is_last=fields["role"] == "receiver" and port.kind != "stage",
         )
+        if fields["role"] != "receiver":
+            await self.room(port)
         if not port.is_alive:
             raise errors.ClosedError("the port is closed")
+        steps.at("attach.open.settled")
         record = self._endpoints.add(port, channel, fields)
         # The answer leaves first: the process must know its endpoint before flows for it arrive.
         asyncio.get_running_loop().call_soon(self.opened, record)
@@ -264,10 +286,14 @@ class AttachServer:
 
     def _serve_segment(self, port: Port, op: str, fields: dict[str, Any]) -> Answer:
         if op == "segment_new":
-            made = self._segments.create(port, fields["slot_bytes"], fields["slot_count"])
+            made = self._segments.create(
+                port, fields["slot_bytes"], fields["slot_count"], int(fields.get("group") or 0)
+            )
             return {"segment": made.segment}, (made.fd,)
         if op == "segment_seal":
-            self._segments.seal(port, fields["segment"])
+            # A lease that others may write stays unsealed; its head and locks say who may, now.
+            publish = self._segments.publish if fields.get("writable") else self._segments.seal
+            publish(port, fields["segment"])
             return {}
         if op == "segment_get":
             segment = self._segments.readable(port.tenant, fields["segment"])

@@ -111,7 +111,7 @@ class DeathHandler:
             await self._wiring.retire(out)
         await closing
         steps.at("death.outflows.retired")
-        finals = self._final_counts(port)
+        finals = final_counts(self._inspect(port))
         if finals:
             await self._until_done("archive counts", registry.archive, finals)
         steps.at("death.counts.archived")
@@ -169,29 +169,6 @@ class DeathHandler:
             )
             adopter.finish(OUTCOME_UNKNOWN)
 
-    def _final_counts(self, port: Port) -> list[ArchivedCounts]:
-        finals = []
-        for row in self._inspect(port).get("ledgers", ()):
-            counts = dict(row["counts"])
-            delivered_bytes = row["delivered_bytes"]
-            for entry in row["outstanding"]:
-                if entry["state"] == "ended":  # ended behind one that has not: counted, not folded
-                    key = (entry["end"], entry["reason"])
-                    counts[key] = counts.get(key, 0) + 1
-                    delivered_bytes += (
-                        entry["payload_bytes"] if entry["end"] == END_DELIVERED else 0
-                    )
-            finals.append(
-                ArchivedCounts(
-                    endpoint=row["endpoint"],
-                    channel=row["channel"],
-                    accepted=row["accepted"],
-                    counts=tuple((end, reason, n) for (end, reason), n in counts.items() if n),
-                    delivered_bytes=delivered_bytes,
-                )
-            )
-        return finals
-
     # ---------------------------------------------------------------- parts
     def _inspect(self, port: Port) -> dict[str, Any]:
         try:
@@ -214,6 +191,30 @@ class DeathHandler:
                 log.info("registry not reached", extra={"what": what, "reason": str(error)})
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 5.0)
+
+
+def final_counts(state: dict[str, Any]) -> list[ArchivedCounts]:
+    """Return the counts of every ledger of a state on which nothing is under way any more."""
+    finals = []
+    for row in state.get("ledgers", ()):
+        counts = dict(row["counts"])
+        delivered_bytes = row["delivered_bytes"]
+        for entry in row["outstanding"]:
+            if entry["state"] == "ended":  # ended behind one that has not: counted, not folded
+                key = (entry["end"], entry["reason"])
+                counts[key] = counts.get(key, 0) + 1
+                is_delivered = entry["end"] == END_DELIVERED
+                delivered_bytes += entry["payload_bytes"] if is_delivered else 0
+        finals.append(
+            ArchivedCounts(
+                endpoint=row["endpoint"],
+                channel=row["channel"],
+                accepted=row["accepted"],
+                counts=tuple((end, reason, n) for (end, reason), n in counts.items() if n),
+                delivered_bytes=delivered_bytes,
+            )
+        )
+    return finals
 
 
 async def wait_for_returns(

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from fabric import errors, limits
+from fabric import errors, limits, steps
+from fabric.controlplane import descriptors
 from fabric.controlplane.context import Context
 from fabric.controlplane.ports import Port, PortTable
 
@@ -127,11 +128,17 @@ class LaneTable:
                 )
         number = self._free_number(low, high)
         lane = Lane(number, klass, (low.port, high.port))
-        lane.fd = self._context.native.create_lane_pair(
-            klass, low.port, low.incarnation, high.port, high.incarnation
+        (lane.fd,) = descriptors.make(
+            f"a lane between {low.name!r} and {high.name!r}",
+            lambda: int(
+                self._context.native.create_lane_pair(
+                    klass, low.port, low.incarnation, high.port, high.incarnation
+                )
+            ),
         )
         self._lanes[number] = lane
         self._keep(lane, lane.fd)
+        steps.at("lane.kept")
         return lane
 
     def _free_number(self, low: Port, high: Port) -> int:
@@ -159,6 +166,7 @@ class LaneTable:
             }
             await port.push("lane", fields, (lane.fd, peer.doorbell_fd, peer.event_fd))
         lane.told.add(port.port)
+        steps.at("lane.told")
 
     def _keep(self, lane: Lane, fd: int = -1) -> None:
         value = {

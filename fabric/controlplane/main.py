@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import resource
 import sys
-import time
 
+from fabric.controlplane.incarnations import next_incarnation
 from fabric.controlplane.keeper import Keeper, KeeperOptions
 from fabric.controlplane.options import (
     Options,
@@ -45,7 +45,7 @@ def _prepare(options: Options, arguments: list[str]) -> Keeper:
         items["listen/tcp"] = (b"", listen_tcp(options.listen).detach())
     items["listen/unix"] = (b"", listen_unix(options.socket).detach())
     # The incarnation of the node is the keeper's: it outlives every daemon under it.
-    items["node"] = (_node_record(time.time_ns(), os.getpid()), -1)
+    items["node"] = (_node_record(next_incarnation(options.state), os.getpid()), -1)
     return Keeper(
         KeeperOptions(
             daemon_argv=[sys.executable, "-m", "fabric.controlplane.daemon", *arguments],

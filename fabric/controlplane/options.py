@@ -16,6 +16,7 @@ from pathlib import Path
 from fabric import limits
 from fabric.errors import BusyError, ConfigError
 from fabric.paths.choice import BETWEEN_NODES, available_links, offered_links
+from fabric.units import parse_bytes
 
 SECRET_BYTES_MIN = 8
 
@@ -31,6 +32,7 @@ class Options:
     join: tuple[str, int] | None
     secret_file: Path | None
     log_level: str = "info"
+    arena_bytes: int = limits.ARENA_BYTES_PER_TENANT_MAX
     links: tuple[str, ...] = ()  #: between nodes, in the operator's order; empty: all that work
 
 
@@ -74,6 +76,12 @@ def parse(argv: list[str] | None = None) -> Options:
         help="links to use between nodes, the preferred first (default: all that work here)",
     )
     parser.add_argument(
+        "--arena-bytes",
+        metavar="SIZE",
+        default=str(limits.ARENA_BYTES_PER_TENANT_MAX),
+        help="memory for the messages of one user on this node, such as 8GiB",
+    )
+    parser.add_argument(
         "--log-level", default="info", choices=("debug", "info", "warning", "error")
     )
     args = parser.parse_args(argv)
@@ -91,8 +99,23 @@ def parse(argv: list[str] | None = None) -> Options:
         _address("--join", args.join),
         args.secret_file.absolute() if args.secret_file else None,
         args.log_level,
+        _arena_bytes(args.arena_bytes),
         _links(args.links),
     )
+
+
+def _arena_bytes(text: str) -> int:
+    try:
+        found = parse_bytes(text)
+    except ValueError as error:
+        raise ConfigError(f"--arena-bytes {text!r}: {error}", key="--arena-bytes") from error
+    if not limits.SEGMENT_BYTES_MIN <= found <= limits.ARENA_BYTES_PER_TENANT_MAX:
+        raise ConfigError(
+            f"--arena-bytes {text!r}: use {limits.SEGMENT_BYTES_MIN} (SEGMENT_BYTES_MIN) to"
+            f" {limits.ARENA_BYTES_PER_TENANT_MAX} (ARENA_BYTES_PER_TENANT_MAX) bytes",
+            key="--arena-bytes",
+        )
+    return found
 
 
 def _links(text: str | None) -> tuple[str, ...]:

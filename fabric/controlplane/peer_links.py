@@ -11,13 +11,13 @@ import asyncio
 import logging
 import os
 import socket
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from fabric import errors, limits
+from fabric import errors, limits, steps
 from fabric.controlplane.calls import ControlConnection
+from fabric.controlplane.incarnations import next_incarnation
 from fabric.controlplane.options import read_secret
 from fabric.dataplane.framing import FrameStream
 from fabric.registry.records import View
@@ -53,7 +53,8 @@ class PeerLinks:
         self._peers: dict[int, Peer] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._listening: socket.socket | None = None
-        self._incarnation = time.time_ns()  # of this daemon and its engine: new after each restart
+        # Of this daemon and its engine: new after each restart.
+        self._incarnation = next_incarnation(daemon.context.state_dir)
         self._secret = b""
         self.registry_number = 0
         self.on_bound: Callable[[Peer], None] = lambda peer: None
@@ -99,7 +100,8 @@ class PeerLinks:
 
     def renew(self) -> None:
         """Take a new incarnation: what belongs to the sessions of the old one is refused everywhere."""
-        self._incarnation = time.time_ns()
+        self._incarnation = next_incarnation(self._context.state_dir)
+        steps.at("node.session.renewed")
         for number in list(self._peers):
             self._daemon.gateway.close_session(number)
 

@@ -15,9 +15,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fabric import errors, limits
+from fabric import errors, limits, steps
+from fabric.controlplane import descriptors
 from fabric.controlplane.calls import ControlConnection
 from fabric.controlplane.context import Context
+from fabric.controlplane.incarnations import next_incarnation
 
 log = logging.getLogger("fabricd.ports")
 
@@ -120,16 +122,22 @@ class PortTable:
                 limit="PORTS_PER_NODE_MAX",
             )
         native = self._context.native
-        number, incarnation = self._context.take_port(), time.time_ns()
+        number = self._context.take_port()
+        incarnation = next_incarnation(self._context.state_dir)
         port = Port(number, incarnation, name, pid, tenant, kind, owner, pid_fd=pid_fd)
-        port.state_fd = native.create_state(number, incarnation, tenant)
-        port.doorbell_fd = native.create_doorbell()
-        port.event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        port.state_fd, port.doorbell_fd, port.event_fd = descriptors.make(
+            f"a port for {name!r}",
+            lambda: int(native.create_state(number, incarnation, tenant)),
+            lambda: int(native.create_doorbell()),
+            lambda: os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK),
+        )
         for part in ("state", "doorbell", "event", "pid"):
             fd = getattr(port, f"{part}_fd")
             if fd >= 0:
                 self._context.keeper.put(f"port/{number}/{part}", {}, fd)
+        steps.at("attach.port.parts")
         self.keep(port)
+        steps.at("attach.port.kept")
         self.add(port)
         return port
 

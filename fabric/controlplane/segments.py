@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fabric import errors, limits
+from fabric import errors, limits, steps
+from fabric.controlplane import descriptors
 from fabric.controlplane.context import Context
 from fabric.controlplane.ports import Port
+
+HOLDERS_NAMED = 5  #: in the error when memory is exhausted
 
 
 @dataclass(eq=False)
@@ -20,6 +25,7 @@ class Segment:
     tenant: int
     slot_bytes: int
     slot_count: int
+    group: int = 0  #: 0 control and token, 1 embedding and bulk
     is_sealed: bool = False
     fd: int = -1
 
@@ -32,20 +38,31 @@ class Segment:
 class SegmentTable:
     """All segments by number; the keeper holds a reference to each."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(
+        self, context: Context, arena_bytes: int = limits.ARENA_BYTES_PER_TENANT_MAX
+    ) -> None:
         self._context = context
+        self._arena_bytes = arena_bytes
+        self.name_of: Callable[[int], str] = str
         self._segments: dict[int, Segment] = {}
 
-    def create(self, port: Port, slot_bytes: int, slot_count: int) -> Segment:
+    def create(self, port: Port, slot_bytes: int, slot_count: int, group: int = 0) -> Segment:
         """Make a segment for `port`, writable until sealed; raises `CapacityError` naming the limit."""
         self._check(port, slot_bytes, slot_count)
+        self._check_quota(port.tenant, slot_bytes * slot_count, group)
         number = self._context.numbers.take("segment")
-        segment = Segment(number, port.port, port.tenant, slot_bytes, slot_count)
-        segment.fd = self._context.native.create_segment(
-            number, port.port, port.incarnation, port.tenant, slot_bytes, slot_count
+        segment = Segment(number, port.port, port.tenant, slot_bytes, slot_count, group)
+        (segment.fd,) = descriptors.make(
+            f"a segment of {port.name!r}",
+            lambda: int(
+                self._context.native.create_segment(
+                    number, port.port, port.incarnation, port.tenant, slot_bytes, slot_count
+                )
+            ),
         )
         self._segments[number] = segment
         self._keep(segment, segment.fd)
+        steps.at("segment.kept")
         return segment
 
     def publish(self, port: Port, number: int) -> None:
@@ -122,13 +139,34 @@ class SegmentTable:
                 f"{port.name} has SEGMENTS_PER_PORT_MAX ({limits.SEGMENTS_PER_PORT_MAX}) segments",
                 limit="SEGMENTS_PER_PORT_MAX",
             )
-        used = sum(s.size_bytes for s in self._segments.values() if s.tenant == port.tenant)
-        if used + slot_bytes * slot_count > limits.ARENA_BYTES_PER_TENANT_MAX:
-            raise errors.CapacityError(
-                f"user {port.tenant} holds {used} bytes of arenas, ARENA_BYTES_PER_TENANT_MAX is"
-                f" {limits.ARENA_BYTES_PER_TENANT_MAX}; release messages or close ports",
-                limit="ARENA_BYTES_PER_TENANT_MAX",
-            )
+
+    def _check_quota(self, tenant: int, size_bytes: int, group: int) -> None:
+        """Refuse what exceeds the tenant's bytes; bulk leaves ARENA_RESERVE of them to control and token."""
+        mine = [s for s in self._segments.values() if s.tenant == tenant]
+        used = sum(s.size_bytes for s in mine)
+        reserved = int(self._arena_bytes * limits.ARENA_RESERVE)
+        bulk = sum(s.size_bytes for s in mine if s.group)
+        if group and bulk + size_bytes > self._arena_bytes - reserved:
+            raise self._full(tenant, mine, f"{bulk} bytes for embedding and bulk", "ARENA_RESERVE")
+        if used + size_bytes > self._arena_bytes:
+            raise self._full(tenant, mine, f"{used} bytes", "ARENA_BYTES_PER_TENANT_MAX")
+
+    def _full(
+        self, tenant: int, segments: list[Segment], used: str, limit: str
+    ) -> errors.CapacityError:
+        sizes = Counter[int]()
+        for segment in segments:
+            sizes[segment.port] += segment.size_bytes
+        holders = [
+            f"{self.name_of(port)}: {size}" for port, size in sizes.most_common(HOLDERS_NAMED)
+        ]
+        return errors.CapacityError(
+            f"user {tenant} holds {used} of arenas on this node, --arena-bytes is {self._arena_bytes}, of which"
+            f" {limits.ARENA_RESERVE:.1%} are for control and token alone; held by {', '.join(holders) or 'nobody'};"
+            " release messages, close ports or give more",
+            limit=limit,
+            holders=holders,
+        )
 
     def _keep(self, segment: Segment, fd: int = -1) -> None:
         value = asdict(segment)

@@ -42,6 +42,8 @@ def report(**fields: Any) -> None:
 
 
 def declare(port: Any, job: dict[str, Any]) -> None:
+    if job.get("declared"):
+        return  # by a fabric.yaml
     port.declare(
         job["channel"],
         Part,
@@ -94,6 +96,18 @@ def consume(job: dict[str, Any]) -> None:
             part.ack()
             part.release()
             report(acked=number, stream=part.stream)
+
+
+def take(job: dict[str, Any]) -> None:
+    """Receive from a channel that a fabric.yaml declares; record, then acknowledge, until killed or cut off."""
+    with fabric.attach(job["name"]) as port:
+        inn = port.receiver(job["channel"], Part)
+        report(ready=True)
+        for part in inn:
+            header = part.header
+            report(got=part.number, stream=part.stream, redelivered=header.redelivered)
+            part.ack()
+            part.release()
 
 
 def leave(job: dict[str, Any]) -> None:
@@ -178,6 +192,7 @@ if __name__ == "__main__":
         "produce": produce,
         "consume": consume,
         "leave": leave,
+        "take": take,
         "respond": respond,
         "ask": ask,
         "generate": generate,

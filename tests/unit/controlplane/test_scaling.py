@@ -135,7 +135,7 @@ async def test_module_scaled_to_none_can_come_back(modules, scaling):
 
 async def test_unknown_module_and_too_many_replicas_are_refused(modules, scaling):
     await scaling.apply(spec())
-    with pytest.raises(errors.ConfigError, match="did you mean 'm'|known: m"):
+    with pytest.raises(errors.ConfigError, match=r"did you mean 'm'|known: m"):
         await scaling.scale("n", 1)
     with pytest.raises(errors.CapacityError, match="REPLICAS_MAX"):
         await scaling.scale("m", 65)

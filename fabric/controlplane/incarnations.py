@@ -1,0 +1,35 @@
+"""Numbers that tell one life of a node or a daemon from every other: unique over restarts and over clock jumps.
+
+They look like wall-clock nanoseconds, for people who read logs; nothing compares two of them but for equality. The
+last one is kept in the state directory: a clock that went back cannot give one out again.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+STEP_NS = 1_000_000  #: above the last one, when the clock is behind it
+
+
+def next_incarnation(state: Path, clock_ns: Callable[[], int] = time.time_ns) -> int:
+    """Return an incarnation that this state directory has never seen, and remember it.
+
+    A folder that cannot be written (a full disk) is no reason not to live: then the clock alone has to do.
+    """
+    path = state / "incarnation"
+    try:
+        last = int(path.read_text())
+    except (OSError, ValueError):
+        last = 0
+    now = clock_ns()
+    found = now if now > last else last + STEP_NS
+    draft = path.with_suffix(".new")
+    try:
+        draft.write_text(str(found))
+        os.replace(draft, path)
+    except OSError:
+        return found
+    return found
