@@ -55,7 +55,7 @@ class LaneRing(_Joined):
                 lane = _native.inspect_lane(self.joined.lane_fd, 0)
                 table_full = (
                     self.count - _native.inspect_state(self.joined.a.state)["ledgers"][0]["tail"]
-                    >= 2048
+                    >= 2047
                 )
                 assert table_full or lane["head"] - lane["tail"] > LANE_BYTES - 2 * 8192
                 return

@@ -39,10 +39,7 @@ bool Adopter::in_a_lane(const OutEntry& entry) const {
     if (below == 0 || below > kLaneBytes || below > head || kLaneBytes - offset < kRecordHeaderBytes) continue;
     RecordHeader header;
     std::memcpy(&header, layout->records[sides_[i]] + offset, sizeof header);
-    if (header.flow == entry.flow && header.flow_seq == entry.flow_seq &&
-        header.sequence == entry.sequence.load(std::memory_order_relaxed) && check_header(header) == nullptr) {
-      return true;
-    }
+    if (header.flow == entry.flow && header.flow_seq == entry.flow_seq && check_header(header) == nullptr) return true;
   }
   return false;
 }
@@ -53,7 +50,9 @@ void Adopter::settle_pending(Ledger& ledger) {
     OutEntry& entry = ledger.entry(sequence);
     const OutState state = out_state(entry.word.load(std::memory_order_acquire));
     if (entry.sequence.load(std::memory_order_relaxed) != sequence || state == OutState::empty) break;
-    if (state == OutState::pending && !in_a_lane(entry)) {
+    if (state == OutState::moving && ledger.was_moved(sequence)) {
+      entry.word.store(out_word(entry.flow == 0 ? OutState::waiting : OutState::accepted), std::memory_order_release);
+    } else if (state == OutState::moving || (state == OutState::pending && !in_a_lane(entry))) {
       entry.word.store(out_word(OutState::empty), std::memory_order_release);
       break;                          // records become visible in order: what follows is void, too
     }

@@ -13,25 +13,28 @@ struct Grant { u64 messages; u64 bytes; };
 class CreditOut {
  public:
   CreditOut() = default;
-  CreditOut(u64 messages, u64 bytes) : granted_{messages, bytes} {}
+  CreditOut(u64 messages, u64 bytes) : granted_{messages, bytes}, window_{messages, bytes} {}
   /// May a message of `bytes` go? With nothing outstanding one larger than the window may, too.
   bool allows(u64 bytes, u64 outstanding) const {
     return sent_.messages < granted_.messages &&
            (outstanding == 0 || sent_.bytes + bytes <= granted_.bytes);
   }
   void send(u64 bytes) { ++sent_.messages; sent_.bytes += bytes; }
-  void grant(u64 messages, u64 bytes, u32 epoch) {
-    if (epoch < epoch_) return;
+  /// False when it cannot be true: the receiver grants what it consumed, at most all that was sent, plus the window.
+  bool grant(u64 messages, u64 bytes, u32 epoch) {
+    if (epoch < epoch_) return true;
+    if (messages > sent_.messages + window_.messages || bytes > sent_.bytes + window_.bytes) return false;
     epoch_ = epoch;
     if (messages > granted_.messages) granted_.messages = messages;
     if (bytes > granted_.bytes) granted_.bytes = bytes;
+    return true;
   }
   u64 messages_left() const { return granted_.messages - sent_.messages; }
   u64 bytes_left() const { return granted_.bytes > sent_.bytes ? granted_.bytes - sent_.bytes : 0; }
   Grant sent() const { return sent_; }
 
  private:
-  Grant sent_{0, 0}, granted_{0, 0};
+  Grant sent_{0, 0}, granted_{0, 0}, window_{0, 0};
   u32 epoch_ = 0;
 };
 

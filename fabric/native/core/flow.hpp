@@ -84,6 +84,7 @@ struct FlowOut {
   u64 outstanding = 0;
   CreditOut credit;
   SequenceMap sequences;
+  u64 stuck_pass = 0;                 ///< of the redelivery in which it had no room
   std::vector<u64> after;             ///< flows that must have nothing outstanding before first use
 };
 

@@ -53,11 +53,11 @@ Status read_outstanding(const Ledger& ledger, InspectedLedger& out) {
     const u32 word = entry.word.load(std::memory_order_acquire);
     const u64 found = entry.sequence.load(std::memory_order_acquire);
     const OutState state = out_state(word);
-    if (state > OutState::waiting || out_end(word) > End::failed || out_reason(word) >= Reason::count) {
+    if (state > OutState::moving || out_end(word) > End::failed || out_reason(word) >= Reason::count) {
       return impossible(name + ": entry " + text(sequence) + " has word " + text(word));
     }
     if (sequence > out.accepted) {
-      if (found == sequence && state != OutState::empty) {
+      if (found == sequence && state != OutState::empty && state != OutState::moving) {
         out.outstanding.push_back({sequence, entry.flow, entry.flow_seq, entry.payload_bytes, state, out_end(word), out_reason(word)});
       }
       continue;
@@ -68,6 +68,27 @@ Status read_outstanding(const Ledger& ledger, InspectedLedger& out) {
     out.outstanding.push_back({sequence, entry.flow, entry.flow_seq, entry.payload_bytes, state, out_end(word), out_reason(word)});
   }
   return Status::success();
+}
+
+// From entries to messages: one that moved behind younger ones is counted once, and what ended aside of the table, too.
+void count_messages(const Ledger& ledger, InspectedLedger& out) {
+  u64& moved = out.counts[static_cast<int>(End::none)][static_cast<int>(Reason::none)];
+  const u64 aside = ledger.asides();
+  for (int kind = 0; kind < static_cast<int>(Aside::count); ++kind) {
+    const auto [end, reason] = aside_end(static_cast<Aside>(kind));
+    out.counts[static_cast<int>(end)][static_cast<int>(reason)] += ledger.row()->aside[kind].load(std::memory_order_acquire);
+  }
+  const u64 entries = out.accepted;
+  out.accepted += aside - moved;
+  out.tail += aside - moved;
+  moved = 0;
+  std::erase_if(out.outstanding, [&](const InspectedOut& row) {
+    const bool took_over = row.state == OutState::ended && row.end == End::none;
+    if (took_over && row.sequence <= entries) --out.accepted;
+    return took_over;
+  });
+  u64 sequence = out.tail;
+  for (InspectedOut& row : out.outstanding) row.sequence = ++sequence;
 }
 
 Status read_ledgers(StateLayout* state, InspectedState& out) {
@@ -91,6 +112,7 @@ Status read_ledgers(StateLayout* state, InspectedState& out) {
     }
     Status status = read_outstanding(ledger, seen);
     if (!status.ok()) return status;
+    count_messages(ledger, seen);
     out.ledgers.push_back(std::move(seen));
   }
   return Status::success();

@@ -207,8 +207,10 @@ struct StateHead {
 };
 inline constexpr u64 kStateMagic = 0x3154415453424146ULL;
 
-enum class OutState : u8 { empty = 0, pending = 1, accepted = 2, ended = 3, waiting = 4 };
-/// One accepted message that has not ended. Index = sequence & (kOutstandingPerEndpoint - 1).
+/// moving: this entry takes over what the oldest entry holds. ended with End::none: it was taken over.
+enum class OutState : u8 { empty = 0, pending = 1, accepted = 2, ended = 3, waiting = 4, moving = 5 };
+/// One accepted message (of a broadcast: one copy) that has not ended. Index = sequence & (kOutstandingPerEndpoint - 1).
+/// `sequence` numbers entries, not messages: an entry that lives long moves behind younger ones (Ledger::relocate).
 struct OutEntry {
   std::atomic<u64> sequence;
   u64 flow;                            ///< 0 while it waits for a consumer (state waiting)
@@ -225,14 +227,17 @@ struct Fold {
   u64 delivered_bytes;                 ///< payload of those that were delivered
   u64 count[4][static_cast<int>(Reason::count)];   ///< [End][Reason]
 };
+/// A message that ends in the call that sends it needs no entry: one store counts it as accepted and as ended.
+enum class Aside : u8 { overflow_newest = 0, rejected = 1, no_target = 2, count = 3 };
 struct SenderLedger {
   u64 endpoint;                        ///< 0 = free
   u32 channel;
   u8 pattern, delivery, klass, pad;
-  std::atomic<u64> accepted;           ///< last accepted sequence
+  std::atomic<u64> accepted;           ///< last accepted entry
   std::atomic<u32> active;             ///< which Fold holds
   u32 pad2;
-  Fold fold[2];
+  Fold fold[2];                        ///< count[none][none]: entries that moved
+  std::atomic<u64> aside[static_cast<int>(Aside::count)];
   alignas(kCacheLine) OutEntry outstanding[kOutstandingPerEndpoint];
 };
 

@@ -42,6 +42,43 @@ void Ledger::wait(u64 sequence) {
   out.flow_seq = 0;
 }
 
+void Ledger::revoke(u64 sequence) {
+  entry(sequence).word.store(out_word(OutState::empty), std::memory_order_release);
+}
+
+void Ledger::aside(Aside kind, u64 messages) {
+  auto& count = row_->aside[static_cast<int>(kind)];
+  count.store(count.load(std::memory_order_relaxed) + messages, std::memory_order_release);
+}
+
+u64 Ledger::asides() const {
+  u64 messages = 0;
+  for (const auto& count : row_->aside) messages += count.load(std::memory_order_acquire);
+  return messages;
+}
+
+// Of the two places exactly one is the message's at any time: the old one until it has ended as moved.
+u64 Ledger::relocate() {
+  const u64 fresh = accepted() + 1;
+  OutEntry &from = entry(tail() + 1), &to = entry(fresh);
+  const u32 word = from.word.load(std::memory_order_relaxed);
+  to.flow = from.flow;
+  to.flow_seq = from.flow_seq;
+  to.position = from.position;
+  to.payload_bytes = from.payload_bytes;
+  to.sequence.store(fresh, std::memory_order_relaxed);
+  to.word.store(out_word(OutState::moving), std::memory_order_release);
+  from.word.store(out_word(OutState::ended, End::none), std::memory_order_release);
+  to.word.store(word, std::memory_order_release);
+  row_->accepted.store(fresh, std::memory_order_release);
+  return fresh;
+}
+
+bool Ledger::was_moved(u64 sequence) const {
+  const auto state = [this](u64 number) { return entry(number).word.load(std::memory_order_acquire); };
+  return state(sequence) == out_word(OutState::moving) && state(tail() + 1) == out_word(OutState::ended, End::none);
+}
+
 u32 Ledger::fold(u32 miscount) {
   const u32 now = row_->active.load(std::memory_order_relaxed) & 1;
   const Fold& from = row_->fold[now];
@@ -56,9 +93,10 @@ u32 Ledger::fold(u32 miscount) {
     const u32 word = entry(sequence + 1).word.load(std::memory_order_relaxed);
     if (out_state(word) != OutState::ended) break;
     ++sequence;
-    to.count[static_cast<int>(out_end(word))][static_cast<int>(out_reason(word))] += 1 + miscount;
+    const bool is_message = out_end(word) != End::none;
+    to.count[static_cast<int>(out_end(word))][static_cast<int>(out_reason(word))] += 1 + (is_message ? miscount : 0);
     if (out_end(word) == End::delivered) to.delivered_bytes += entry(sequence).payload_bytes;
-    miscount = 0;
+    if (is_message) miscount = 0;
   }
   to.tail = sequence;
   row_->active.store(1 - now, std::memory_order_release);  // tail and counters flip together
@@ -83,12 +121,17 @@ EndCounts Ledger::counts() const {
       out[end][reason] = fold.count[end][reason];
     }
   }
+  for (int kind = 0; kind < static_cast<int>(Aside::count); ++kind) {
+    const auto [end, reason] = aside_end(static_cast<Aside>(kind));
+    out[static_cast<int>(end)][static_cast<int>(reason)] += row_->aside[kind].load(std::memory_order_acquire);
+  }
   for (u64 sequence = fold.tail + 1; sequence <= accepted(); ++sequence) {
     const u32 word = entry(sequence).word.load(std::memory_order_acquire);
     if (out_state(word) == OutState::ended) {
       ++out[static_cast<int>(out_end(word))][static_cast<int>(out_reason(word))];
     }
   }
+  out[static_cast<int>(End::none)][static_cast<int>(Reason::none)] = 0;  // moved entries are no messages
   return out;
 }
 

@@ -188,6 +188,10 @@ Status Port::remove_lane(u32 lane) {
   for (auto& [id, flow] : flows_in_) {
     if (flow->lane == link) flow->lane = nullptr;
   }
+  std::erase_if(late_views_, [&](const auto& late) {
+    if (late.second == lane) arena_.drop_readers_of(late.first);
+    return late.second == lane;
+  });
   for (auto& owed : link->backlog) {
     if (owed.held != kNotHeld && owed.free_held) held_.free(owed.held);
   }
@@ -289,7 +293,13 @@ void Port::remove_flow_out(u64 flow) {
   auto it = flows_out_.find(flow);
   if (it == flows_out_.end()) return;
   it->second->sender->remove_flow(it->second.get());
+  note_late_views(*it->second);
   flows_out_.erase(it);
+}
+
+// Only the lane that a flow was on may release what its reader still views.
+void Port::note_late_views(const FlowOut& flow) {
+  if (arena_.has_readers(flow.id)) late_views_[flow.id] = flow.lane->number;
 }
 
 Status Port::lose_flow_out(u64 flow, u64 handed_upto, Reason reason) {
@@ -298,11 +308,16 @@ Status Port::lose_flow_out(u64 flow, u64 handed_upto, Reason reason) {
   std::erase_if(early_out_, [flow](const EarlyOut& early) { return early.flow == flow; });
   progress_locked(true);  // ends that are still on their way count first
   auto it = flows_out_.find(flow);
+  const bool reader_lives = reason == Reason::closed;  // its views keep their slots until they are released
+  if (!reader_lives) {
+    arena_.drop_readers_of(flow);
+    late_views_.erase(flow);
+  }
   if (it == flows_out_.end()) return Status::success();
   std::unique_ptr<FlowOut> lost = std::move(it->second);
   flows_out_.erase(it);
-  arena_.drop_readers_of(flow);
   lost->sender->lose_flow(lost.get(), handed_upto, reason);
+  note_late_views(*lost);
   notify_waiters();
   return Status::success();
 }
@@ -453,10 +468,9 @@ Status Port::forget_sender(u64 endpoint) {
   if (!it->second->is_closed() || !it->second->idle()) {
     return Status::fail(Code::invalid, "endpoint " + text(endpoint) + " is open or has messages outstanding");
   }
-  for (auto flow = flows_out_.begin(); flow != flows_out_.end();) {
-    flow = flow->second->sender == it->second.get() ? flows_out_.erase(flow) : std::next(flow);
-  }
-  it->second->row()->endpoint = 0;
+  const std::vector<FlowOut*> flows = it->second->open_flows();
+  for (const FlowOut* flow : flows) remove_flow_out(flow->id);
+  it->second->retire();               // a Python sender may still hold it
   senders_.erase(it);
   return Status::success();
 }

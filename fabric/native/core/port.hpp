@@ -30,6 +30,7 @@ inline constexpr u64 kHeartbeatNs = 250'000'000;
 inline constexpr u64 kServiceNs = 50'000'000;        ///< progress when no user thread made any
 inline constexpr u64 kFreezeParkNsMax = 900'000'000;  ///< an audit's cut lasts at most 500 ms
 inline constexpr u32 kWakesOwedMax = 64;
+inline constexpr u64 kBacklogMax = 65536;            ///< returns of one lane that wait for room: more is a liar's doing
 inline constexpr u64 kSpinNs = 40'000;               ///< about what a sleep and a wake across CPUs cost
 inline constexpr u32 kSpinMissesMax = 10;            ///< back-off: 2^misses waits are not spun
 
@@ -114,6 +115,7 @@ class Port : public std::enable_shared_from_this<Port> {
   void retire_receiver(u64 endpoint, Refusal how);
   void forget_flow_in(FlowInState& flow);
   void fail_lane(LaneLink& lane, const char* why);
+  bool is_lying(LaneLink& lane);      ///< its peer moved a cursor to where it cannot be; fails the lane
   void drop_message(MessageCore* message) { pool_.put(message); }
   /// Takes a view's reference: any thread, no Operation, also after close.
   void collect(MessageCore* message);
@@ -144,7 +146,14 @@ class Port : public std::enable_shared_from_this<Port> {
   void queue_record(FlowInState& flow, MessageCore* message);
   void refuse_record(LaneLink& lane, MessageCore* message, bool report_end);
   u64 drain_returns(LaneLink& lane);
-  bool apply_end(const ReturnEntry& entry);
+  bool apply_return(LaneLink& lane, const ReturnEntry& entry);
+  bool apply_end(LaneLink& lane, const ReturnEntry& entry);
+  bool apply_release(LaneLink& lane, const ReturnEntry& entry);
+  void note_late_views(const FlowOut& flow);
+  void retry_later(const LaneLink& lane) {
+    const u32 bit = lane.number % kLanesPerPortMax;
+    retry_[bit / 64] |= u64{1} << (bit % 64);
+  }
   void publish_returns();
   void flush_backlog(LaneLink& lane);
   FlowIn* free_flow_row();
@@ -177,6 +186,7 @@ class Port : public std::enable_shared_from_this<Port> {
   HeldTable held_;
   MessagePool pool_;
   std::unordered_map<u64, std::unique_ptr<FlowOut>> flows_out_;
+  std::unordered_map<u64, u32> late_views_;  ///< flows that are gone, and whose slots are still read: their lane
   std::unordered_map<u64, std::shared_ptr<FlowInState>> flows_in_;
   std::vector<u64> closing_;          ///< incoming flows that go when drained
   std::unordered_map<u64, std::shared_ptr<SenderCore>> senders_;

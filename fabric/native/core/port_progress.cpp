@@ -45,7 +45,15 @@ u64 Port::progress_lane(LaneLink& lane) {
   if (!lane.backlog.empty()) flush_backlog(lane);
   const u64 taken = drain_returns(lane) + drain_records(lane);
   if (taken != 0) heard_of(&lane);
+  is_lying(lane);
   return taken;
+}
+
+bool Port::is_lying(LaneLink& lane) {
+  const char* of_records = lane.end.records_out.fault();
+  const char* why = of_records != nullptr ? of_records : lane.end.returns_out.fault();
+  if (why != nullptr && !lane.broken) [[unlikely]] fail_lane(lane, why);
+  return lane.broken;
 }
 
 void Port::fail_lane(LaneLink& lane, const char* why) {
@@ -88,8 +96,7 @@ u64 Port::drain_records(LaneLink& lane) {
 bool Port::take_record(LaneLink& lane, const RecordSpan& span, bool& stop) {
   const RecordHeader& header = span.header;
   if (held_.full()) {
-    const u32 bit = lane.number % kLanesPerPortMax;
-    retry_[bit / 64] |= u64{1} << (bit % 64);
+    retry_later(lane);
     stop = true;
     return false;
   }
@@ -101,12 +108,18 @@ bool Port::take_record(LaneLink& lane, const RecordSpan& span, bool& stop) {
     return false;
   }
   auto it = flows_in_.find(header.flow);
-  if (it == flows_in_.end() || it->second->lane != &lane) {
+  if (it == flows_in_.end()) {
     ++counters_.strays;
-    refuse_record(lane, message, it == flows_in_.end());
+    refuse_record(lane, message, true);
     return true;
   }
   FlowInState& flow = *it->second;
+  if (flow.lane != &lane) [[unlikely]] {
+    pool_.put(message);
+    fail_lane(lane, "a record names a flow of another lane");
+    stop = true;
+    return false;
+  }
   const u64 drained = flow.row->drained.load(std::memory_order_relaxed);
   if (header.flow_seq <= drained) {
     ++counters_.repeats;
@@ -191,11 +204,13 @@ void Port::push_return(LaneLink& lane, const ReturnEntry& entry, u32 held, bool 
   if (extends) {
     last->b = entry.b;
   } else if (!lane.backlog.empty() || !writer.push(entry)) {
-    lane.backlog.push_back({entry, held, free_held});
-    if (held != kNotHeld && free_held) held_.set(held, HeldState::ended, 0);  // reported, not yet in the ring
-    const u32 bit = lane.number % kLanesPerPortMax;
-    retry_[bit / 64] |= u64{1} << (bit % 64);
-    return;
+    if (lane.backlog.size() < kBacklogMax) {
+      lane.backlog.push_back({entry, held, free_held});
+      if (held != kNotHeld && free_held) held_.set(held, HeldState::ended, 0);  // reported, not yet in the ring
+      retry_later(lane);
+      return;
+    }
+    if (!lane.broken) fail_lane(lane, "it makes more reports necessary than it reads");
   }
   if (held != kNotHeld && free_held) held_.free(held);
   if (!lane.dirty) {
@@ -214,9 +229,7 @@ void Port::flush_backlog(LaneLink& lane) {
       dirty_.push_back(&lane);
     }
   }
-  if (lane.backlog.empty()) return;
-  const u32 bit = lane.number % kLanesPerPortMax;
-  retry_[bit / 64] |= u64{1} << (bit % 64);
+  if (!lane.backlog.empty()) retry_later(lane);
 }
 
 void Port::publish_returns() {
@@ -261,19 +274,7 @@ u64 Port::drain_returns(LaneLink& lane) {
   u64 taken = 0;
   ReturnEntry entry;
   for (Peek peek = reader.next(entry); peek != Peek::empty; peek = reader.next(entry)) {
-    bool true_entry = peek == Peek::item;
-    if (true_entry && entry.kind == static_cast<u8>(ReturnKind::end)) {
-      true_entry = apply_end(entry);
-    } else if (true_entry && entry.kind == static_cast<u8>(ReturnKind::credit)) {
-      auto it = flows_out_.find(entry.flow);
-      if (it != flows_out_.end()) it->second->credit.grant(entry.a, entry.b, entry.epoch);
-    } else if (true_entry && entry.kind == static_cast<u8>(ReturnKind::release)) {
-      arena_.drop_reader(static_cast<u32>(entry.a >> 32), static_cast<u32>(entry.a),
-                         static_cast<u32>(entry.b), entry.flow);
-    } else {
-      true_entry = false;
-    }
-    if (!true_entry) {
+    if (peek != Peek::item || !apply_return(lane, entry)) {
       fail_lane(lane, "a return entry cannot be true");
       break;
     }
@@ -289,8 +290,37 @@ u64 Port::drain_returns(LaneLink& lane) {
   return taken;
 }
 
-// Ends of a flow that is gone are late, not wrong.
-bool Port::apply_end(const ReturnEntry& entry) {
+// False when it cannot be true. A lane has a say in its own flows only; what it says of one that is gone is late.
+bool Port::apply_return(LaneLink& lane, const ReturnEntry& entry) {
+  switch (static_cast<ReturnKind>(entry.kind)) {
+    case ReturnKind::end: return apply_end(lane, entry);
+    case ReturnKind::release: return apply_release(lane, entry);
+    case ReturnKind::credit: break;
+    default: return false;
+  }
+  auto it = flows_out_.find(entry.flow);
+  if (it == flows_out_.end()) return true;
+  return it->second->lane == &lane && it->second->credit.grant(entry.a, entry.b, entry.epoch);
+}
+
+bool Port::apply_release(LaneLink& lane, const ReturnEntry& entry) {
+  auto it = flows_out_.find(entry.flow);
+  auto late = late_views_.end();
+  if (it != flows_out_.end()) {
+    if (it->second->lane != &lane) return false;
+  } else {
+    late = late_views_.find(entry.flow);
+    if (late == late_views_.end()) return true;
+    if (late->second != lane.number) return false;
+  }
+  const bool was_held = arena_.drop_reader(static_cast<u32>(entry.a >> 32), static_cast<u32>(entry.a),
+                                           static_cast<u32>(entry.b), entry.flow);
+  if (!was_held) ++counters_.strays;
+  if (late != late_views_.end() && !arena_.has_readers(entry.flow)) late_views_.erase(late);
+  return true;
+}
+
+bool Port::apply_end(LaneLink& lane, const ReturnEntry& entry) {
   const bool possible = entry.end >= static_cast<u8>(End::delivered) && entry.end <= static_cast<u8>(End::failed) &&
                         entry.reason < static_cast<u8>(Reason::count) && entry.a != 0 && entry.a <= entry.b;
   if (!possible) return false;
@@ -300,7 +330,7 @@ bool Port::apply_end(const ReturnEntry& entry) {
     return true;
   }
   FlowOut& flow = *it->second;
-  if (entry.b > flow.last_seq) return false;
+  if (flow.lane != &lane || entry.b > flow.last_seq) return false;
   for (u64 seq = std::max(entry.a, flow.sequences.low()); seq <= entry.b; ++seq) {
     flow.sender->end_entry(flow, seq, static_cast<End>(entry.end), static_cast<Reason>(entry.reason));
   }

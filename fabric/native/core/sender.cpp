@@ -65,6 +65,7 @@ SenderCore::SenderCore(Port& port, u64 endpoint, u32 channel, u32 type, Pattern 
   row->accepted = 0;
   row->active = 0;
   std::memset(row->fold, 0, sizeof row->fold);
+  for (auto& count : row->aside) count = 0;
   for (OutEntry& entry : row->outstanding) {
     entry.word.store(out_word(OutState::empty), std::memory_order_relaxed);
     entry.sequence.store(0, std::memory_order_relaxed);
@@ -86,6 +87,20 @@ Status SenderCore::place(Operation&, u64 bytes, SlotRef& out, u8*& at) {
   return status;
 }
 
+// Where meta and tensors go, and how much that is; no slot is taken.
+void SenderCore::measure(const SendRequest& request, Prepared& out) const {
+  const u32 head = head_bytes(request);
+  const u64 area = tensor_area(request.tensors);
+  if (request.has_key) out.key_hash = hash_key(request.key);
+  out.meta_inline = head <= kInlineBytesMax;
+  out.tensors_inline = out.meta_inline && !request.loan &&
+                       (area == 0 || align_up(u64{head}, u64{64}) + area <= kInlineBytesMax);
+  out.inline_size = !out.meta_inline ? 0 : head;
+  if (out.tensors_inline && area != 0) out.inline_size = align_up(head, 64u) + static_cast<u32>(area);
+  const bool area_in_slot = request.loan || (area != 0 && !out.tensors_inline);
+  out.payload = out.inline_size + (out.meta_inline ? 0 : head) + (area_in_slot ? area : 0);
+}
+
 Status SenderCore::prepare(Operation& operation, const SendRequest& request, bool may_wait, Prepared& out) {
   if (request.tensors.size() > kTensorsPerMessageMax) {
     return Status::fail(Code::capacity, "a message has at most " + text(kTensorsPerMessageMax) + " tensors");
@@ -93,30 +108,20 @@ Status SenderCore::prepare(Operation& operation, const SendRequest& request, boo
   if (request.key.size() > kKeyBytesMax) {
     return Status::fail(Code::capacity, "a key has at most " + text(kKeyBytesMax) + " bytes");
   }
+  measure(request, out);
   const u32 head = head_bytes(request);
   const u64 area = tensor_area(request.tensors);
-  if (request.has_key) out.key_hash = hash_key(request.key);
-  out.tensors_inline = !request.loan && (area == 0 || align_up(u64{head}, u64{64}) + area <= kInlineBytesMax);
-  out.meta_inline = head <= kInlineBytesMax;
-  out.inline_size = !out.meta_inline ? 0 : head;
-  if (out.meta_inline && out.tensors_inline && area != 0) {
-    out.inline_size = align_up(head, 64u) + static_cast<u32>(area);
-  }
   u8 *meta_at = nullptr, *area_at = nullptr;
   Status status;
   if (!out.meta_inline) status = place(operation, head, out.slots[0], meta_at);
-  const bool area_in_slot = area != 0 && (!out.tensors_inline || !out.meta_inline);
-  if (status.ok() && area_in_slot && !request.loan) status = place(operation, area, out.slots[1], area_at);
+  if (status.ok() && area != 0 && !out.tensors_inline && !request.loan) status = place(operation, area, out.slots[1], area_at);
   if (!status.ok()) {
     give_up(request, out);
     return status;
   }
-  out.tensors_inline = out.tensors_inline && out.meta_inline;
   if (request.loan) out.slots[1] = request.loan;
   if (meta_at != nullptr) out.table[out.segments++] = port_.arena().entry(out.slots[0], 0, head);
   if (out.slots[1]) out.table[out.segments++] = port_.arena().entry(out.slots[1], 0, area);
-  out.payload = out.inline_size;
-  for (u32 i = 0; i < out.segments; ++i) out.payload += out.table[i].length;
   if (meta_at == nullptr && area_at == nullptr) return status;
   // The slot is ours alone: large copies keep nobody waiting. A call that may not wait copies inside, for
   // it could not come back in, not even to free the slot, if an audit froze the port meanwhile.
@@ -137,50 +142,40 @@ void SenderCore::give_up(const SendRequest& request, Prepared& prepared) {
 }
 
 // ------------------------------------------------------------------ commit
-Full SenderCore::try_commit(const SendRequest& request, Prepared& prepared, Batch& batch, u64& sequence,
-                            FlowOut*& blocked) {
-  const u64 next = (batch.last != 0 ? batch.last : ledger_.accepted()) + 1;
-  if (ledger_.full(next)) {
-    fold(1);
-    if (ledger_.full(next)) return Full::table;
-  }
+Full SenderCore::try_commit(const SendRequest& request, Prepared& prepared, Batch& batch, FlowOut*& blocked) {
   if (!waiting_.empty()) {
     redeliver();
-    if (!waiting_.empty()) return Full::redelivery;
+    if (!waiting_.empty() && (pattern_ != Pattern::stream || flows_.empty())) return Full::redelivery;
   }
+  if (pattern_ == Pattern::broadcast && request.flow == 0) return fan_out(request, prepared, batch, blocked);
+  if (!table_room(batch, 1)) return Full::table;
   FlowOut* flow = nullptr;
   Full full = choose(request.flow, request.has_key, prepared.key_hash, prepared.payload, flow);
   blocked = flow;
-  if (full == Full::none) full = write_record(request, prepared, *flow, batch, next);
-  if (full == Full::none) sequence = next;
-  return full;
+  if (full != Full::none) return full;
+  if (!waiting_.empty() && is_behind(request, prepared.key_hash, *flow)) return Full::redelivery;
+  return write_record(request, prepared, *flow, batch, (batch.last != 0 ? batch.last : ledger_.accepted()) + 1);
 }
 
-Full SenderCore::write_record(const SendRequest& request, Prepared& prepared, FlowOut& flow, Batch& batch,
-                              u64 sequence) {
+// The record of a new message, committed in its lane and not published; nullptr when the lane is full.
+u8* SenderCore::put_record(const SendRequest& request, const Prepared& prepared, FlowOut& flow, u64 entry, u32& total) {
   RecordParts parts;
   parts.producer = {port_.number(), port_.incarnation()};
   parts.key = request.key;
   parts.has_key = request.has_key;
   parts.correlation = {request.correlation, request.reply_flow};
   parts.segments = {prepared.table, prepared.segments};
-  const u32 total = record_prefix_bytes(parts) + prepared.inline_size;
-  if (total > kRecordBytesMax) return Full::too_large;
-  if (batch.lane != flow.lane) seal(batch);
+  total = record_prefix_bytes(parts) + prepared.inline_size;
   RecordWriter& writer = flow.lane->end.records_out;
   u8* at = writer.reserve(total);
-  if (at == nullptr) {
-    seal(batch);
-    return Full::lane;
-  }
-  const u64 flow_seq = flow.last_seq + 1;
-  ledger_.begin(sequence, flow.id, flow_seq, writer.reserved_at(), prepared.payload);
+  if (at == nullptr) return nullptr;
+  ledger_.begin(entry, flow.id, flow.last_seq + 1, writer.reserved_at(), prepared.payload);
   step("send.pending");
   RecordHeader& header = parts.header;
   header.flags = static_cast<u16>(request.flags | (prepared.meta_inline ? 0 : kFlagMetaInSegment));
   header.flow = flow.id;
-  header.flow_seq = flow_seq;
-  header.sequence = sequence;
+  header.flow_seq = flow.last_seq + 1;
+  header.sequence = number_ + 1;
   header.deadline_ns = request.expires_ns;
   header.channel = channel_;
   header.type = type_;
@@ -196,30 +191,51 @@ Full SenderCore::write_record(const SendRequest& request, Prepared& prepared, Fl
       copy_tensors(inline_at + area, request.tensors);
     }
   }
-  Retained& kept = retained(sequence);
+  writer.commit();
+  return at;
+}
+
+// The flow's side of a record that is in its lane.
+void SenderCore::take_on(const SendRequest& request, const Prepared& prepared, FlowOut& flow, u64 entry,
+                         const u8* record, u32 total) {
+  Retained& kept = retained(entry);
+  kept.number = number_ + 1;
   kept.payload_bytes = prepared.payload;
   kept.expires_ns = request.expires_ns;
   kept.handed = false;
   kept.has_key = request.has_key;
   kept.key_hash = prepared.key_hash;
-  const bool again = delivery_ == Delivery::at_least_once;
-  if (again) kept.record.assign(at, at + total);
+  if (delivery_ == Delivery::at_least_once) kept.record.assign(record, record + total);
   for (int i = 0; i < 2; ++i) {
     kept.slots[i] = prepared.slots[i];
-    if (!prepared.slots[i]) continue;
-    port_.arena().hold_reader(prepared.slots[i], flow.id);
-    if (!again) port_.arena().drop_message(prepared.slots[i]);  // only its reader needs it now
+    if (prepared.slots[i]) port_.arena().hold_reader(prepared.slots[i], flow.id);
   }
-  writer.commit();
-  flow.last_seq = flow_seq;
-  flow.sequences.put(flow_seq, sequence);
+  ++flow.last_seq;
+  flow.sequences.put(flow.last_seq, entry);
   ++flow.outstanding;
   flow.credit.send(prepared.payload);
+}
+
+Full SenderCore::write_record(const SendRequest& request, Prepared& prepared, FlowOut& flow, Batch& batch, u64 entry) {
+  if (batch.lane != flow.lane) seal(batch);
+  u32 total = 0;
+  const u8* record = put_record(request, prepared, flow, entry, total);
+  if (record == nullptr) {
+    seal(batch);
+    return total > kRecordBytesMax ? Full::too_large : Full::lane;
+  }
+  take_on(request, prepared, flow, entry, record, total);
+  ++number_;
+  if (delivery_ == Delivery::at_most_once) {
+    for (const SlotRef& slot : prepared.slots) {
+      if (slot) port_.arena().drop_message(slot);  // only its reader needs it now
+    }
+  }
   if (batch.lane == nullptr) {
     batch.lane = flow.lane;
-    batch.first = sequence;
+    batch.first = entry;
   }
-  batch.last = sequence;
+  batch.last = entry;
   return Full::none;
 }
 
@@ -236,54 +252,87 @@ void SenderCore::seal(Batch& batch) {
   batch = {nullptr, 0, batch.last};  // `last` is accepted now, and the next one follows it
 }
 
-Status SenderCore::send(const SendRequest& request, u64 deadline_ns, bool may_wait, u64& sequence) {
+// Room for more entries. A few messages that live long while thousands behind them have ended hold up nothing: they
+// move behind the youngest.
+bool SenderCore::table_room(Batch& batch, u64 entries) {
+  const u64 last = batch.last != 0 ? batch.last : ledger_.accepted();
+  if (ledger_.fits(last + entries)) [[likely]] return true;
+  fold(1);
+  if (ledger_.fits(last + entries)) return true;
+  seal(batch);
+  batch = {};
+  u64 live = waiting_.size();
+  for (const FlowOut* flow : flows_) live += flow->outstanding;
+  if (live + entries >= kOutstandingPerEndpoint) return false;
+  while (!ledger_.fits(ledger_.accepted() + entries)) {
+    relocate_oldest();
+    ledger_.fold();
+  }
+  return true;
+}
+
+void SenderCore::relocate_oldest() {
+  const u64 from = ledger_.tail() + 1, to = ledger_.relocate();
+  std::swap(retained(from), retained(to));
+  const OutEntry& entry = ledger_.entry(to);
+  if (FlowOut* flow = entry.flow != 0 ? find(entry.flow) : nullptr) flow->sequences.put(entry.flow_seq, to);
+  std::replace(waiting_.begin(), waiting_.end(), from, to);
+}
+
+// ------------------------------------------------------------------ calls
+Status SenderCore::send(const SendRequest& request, u64 deadline_ns, bool may_wait, u64& number) {
   u64 accepted = 0;
-  return send_many({&request, 1}, deadline_ns, may_wait, accepted, &sequence);
+  return send_many({&request, 1}, deadline_ns, may_wait, accepted, &number);
 }
 
 Status SenderCore::send_many(std::span<const SendRequest> requests, u64 deadline_ns, bool may_wait, u64& accepted,
-                             u64* last_sequence) {
+                             u64* last_number) {
   Operation operation(port_, may_wait);
   if (!operation.ok()) return operation.status();
   Batch batch;
   Status status;
-  u64 sequence = 0;
   for (const SendRequest& request : requests) {
-    if (closed_) {
-      status = Status::fail(Code::closed, "sender of channel " + text(channel_) + " is closed");
-      break;
-    }
-    Prepared prepared;
-    const bool copies = !request.loan && tensor_area(request.tensors) + align_up(head_bytes(request), 64u) > kInlineBytesMax;
-    if (copies) {  // A batch is never left open over a copy or a wait.
-      seal(batch);
-      batch = {};
-    }
-    status = prepare(operation, request, may_wait, prepared);
+    status = send_one(operation, request, batch, deadline_ns, may_wait, accepted == 0);
     if (!status.ok()) break;
-    for (bool progressed = false;;) {
-      FlowOut* blocked = nullptr;
-      const Full full = try_commit(request, prepared, batch, sequence, blocked);
-      if (full == Full::none) break;
-      seal(batch);
-      batch = {};
-      if (!progressed) {
-        progressed = true;
-        port_.progress_locked();
-        continue;
-      }
-      progressed = false;
-      status = wait_or_fail(operation, full, blocked, deadline_ns, may_wait);
-      if (!status.ok()) break;
-    }
-    if (!status.ok()) {
-      if (operation.ok() || operation.enter()) give_up(request, prepared);  // after a signal: in again
-      break;
-    }
     ++accepted;
   }
   if (operation.ok()) seal(batch);
-  if (last_sequence != nullptr) *last_sequence = sequence;
+  if (last_number != nullptr && status.ok()) *last_number = number_;
+  return status;
+}
+
+Status SenderCore::send_one(Operation& operation, const SendRequest& request, Batch& batch, u64 deadline_ns,
+                            bool may_wait, bool is_first) {
+  if (closed_) return Status::fail(Code::closed, "sender of channel " + text(channel_) + " is closed");
+  Prepared prepared;
+  const bool copies = !request.loan && tensor_area(request.tensors) + align_up(head_bytes(request), 64u) > kInlineBytesMax;
+  if (copies) {  // A batch is never left open over a copy or a wait.
+    seal(batch);
+    batch = {};
+    FlowOut* blocked = nullptr;
+    if (const Full full = look(request, prepared, blocked); full != Full::none) {  // nobody takes it: no copy, no slot
+      return overflow(request, prepared, full, blocked, is_first);
+    }
+  }
+  Status status = prepare(operation, request, may_wait, prepared);
+  if (!status.ok()) return status;
+  for (bool progressed = false;;) {
+    FlowOut* blocked = nullptr;
+    const Full full = try_commit(request, prepared, batch, blocked);
+    if (full == Full::none) return status;
+    seal(batch);
+    batch = {};
+    if (!progressed) {
+      progressed = true;
+      port_.progress_locked();
+      continue;
+    }
+    if (overflows(full)) return overflow(request, prepared, full, blocked, is_first);
+    progressed = false;
+    status = wait_or_fail(operation, full, blocked, deadline_ns, may_wait);
+    if (!status.ok()) break;
+  }
+  if (operation.ok() || operation.enter()) give_up(request, prepared);  // after a signal: in again
   return status;
 }
 

@@ -27,7 +27,7 @@ struct SendRequest {
 };
 
 /// Why a message cannot go now.
-enum class Full : u8 { none, consumer, credit, lane, table, drain, redelivery, flow_gone, broken, too_large };
+enum class Full : u8 { none, consumer, credit, lane, table, drain, redelivery, suspect, flow_gone, broken, too_large };
 
 struct FlowInfo { u64 flow, target_endpoint, outstanding, credit_messages, credit_bytes; u32 generation; bool closed; };
 
@@ -37,14 +37,15 @@ class SenderCore {
              Delivery delivery, u8 klass, Overflow overflow, SenderLedger* row);
 
   /// Copies once and commits; waits until `deadline_ns` if `may_wait`, else answers would_block or
-  /// frozen. A loan is consumed on success only.
-  Status send(const SendRequest& request, u64 deadline_ns, bool may_wait, u64& sequence);
+  /// frozen. A loan is consumed on success only. Without room the overflow policy decides: wait, `rejected`,
+  /// or success of a message that ends as dropped(overflow_newest). A broadcast goes to every open flow.
+  Status send(const SendRequest& request, u64 deadline_ns, bool may_wait, u64& number);
   /// As many as have room before the deadline, in order; ok when all went. One doorbell a lane.
   Status send_many(std::span<const SendRequest> requests, u64 deadline_ns, bool may_wait, u64& accepted,
-                   u64* last_sequence = nullptr);
+                   u64* last_number = nullptr);
   Status loan(std::span<const u64> sizes, SlotRef& slot, u8*& address, std::vector<u64>& offsets);
   void discard(const SlotRef& slot);
-  Status cancel(u64 sequence, bool& cancelled);
+  Status cancel(u64 number, bool& cancelled);
   Status flows(std::vector<FlowInfo>& out);
   Status ended_upto(u64& out);
   Status counts(EndCounts& out);
@@ -56,14 +57,16 @@ class SenderCore {
   Port& port() const { return port_; }
 
   // ---- inside an Operation, called by the port
-  void add_flow(FlowOut* flow) { flows_.push_back(flow); redeliver(); }
+  void add_flow(FlowOut* flow);
   void lose_flow(FlowOut* flow, u64 handed_upto, Reason reason);
   void end_entry(FlowOut& flow, u64 flow_seq, End end, Reason reason);
   void remove_flow(FlowOut* flow);
-  void redeliver();                   ///< sends what waits, in order, as far as there is room
+  /// Sends what waits: in order per key of a stream (a key without room holds up no other), else in order.
+  void redeliver();
+  void retire();                      ///< gives its ledger row back; the counts stay
   void expire_waiting(u64 now_ns);
   void fold_some() { fold(32); }
-  bool idle() const { return ledger_.ended_upto() == ledger_.accepted(); }
+  bool idle() const { return final_ != nullptr || ledger_.ended_upto() == ledger_.accepted(); }
   bool is_closed() const { return closed_; }
   SenderLedger* row() const { return ledger_.row(); }
   const std::vector<FlowOut*>& open_flows() const { return flows_; }
@@ -71,7 +74,7 @@ class SenderCore {
  private:
   struct Retained {                   // private companion of an outstanding entry
     SlotRef slots[2];
-    u64 payload_bytes = 0, expires_ns = 0, key_hash = 0;
+    u64 number = 0, payload_bytes = 0, expires_ns = 0, key_hash = 0;
     bool has_key = false, handed = false;
     std::vector<u8> record;           // at_least_once: to send again
   };
@@ -87,25 +90,46 @@ class SenderCore {
   };
   struct Pin { u64 flow; u64 used; };
 
+  void measure(const SendRequest& request, Prepared& out) const;
   Status prepare(Operation& operation, const SendRequest& request, bool may_wait, Prepared& out);
   Status place(Operation& operation, u64 bytes, SlotRef& out, u8*& at);
   void give_up(const SendRequest& request, Prepared& prepared);
-  Full try_commit(const SendRequest& request, Prepared& prepared, Batch& batch, u64& sequence, FlowOut*& blocked);
-  Full write_record(const SendRequest& request, Prepared& prepared, FlowOut& flow, Batch& batch, u64 sequence);
-  Full resend(u64 sequence, FlowOut*& blocked);
+  Status send_one(Operation& operation, const SendRequest& request, Batch& batch, u64 deadline_ns, bool may_wait,
+                  bool is_first);
+  Full try_commit(const SendRequest& request, Prepared& prepared, Batch& batch, FlowOut*& blocked);
+  Full write_record(const SendRequest& request, Prepared& prepared, FlowOut& flow, Batch& batch, u64 entry);
+  u8* put_record(const SendRequest& request, const Prepared& prepared, FlowOut& flow, u64 entry, u32& total);
+  void take_on(const SendRequest& request, const Prepared& prepared, FlowOut& flow, u64 entry, const u8* record,
+               u32 total);
+  Full resend(u64 entry, FlowOut*& blocked);
   void seal(Batch& batch);
+  bool table_room(Batch& batch, u64 entries);
+  void relocate_oldest();
   Status wait_or_fail(Operation& operation, Full full, FlowOut* blocked, u64 deadline_ns, bool may_wait);
   Status explain(Full full, const FlowOut* blocked, Code code) const;
   Full choose(u64 explicit_flow, bool has_key, u64 key_hash, u64 bytes, FlowOut*& out);
   Full choose_stream(bool has_key, u64 key_hash, FlowOut*& out);
   Full choose_queue(u64 bytes, FlowOut*& out);
   Full room(FlowOut& flow, u64 bytes) const;
+  bool is_behind(const SendRequest& request, u64 key_hash, const FlowOut& flow) const;
   FlowOut* find(u64 flow) const;
   void trim_pins();
-  void finish_entry(u64 sequence, End end, Reason reason);
-  void wait_again(u64 sequence, bool handed);
+  void finish_entry(u64 entry, End end, Reason reason);
+  void wait_again(u64 entry, bool handed);
   void fold(u32 at_least);
-  Retained& retained(u64 sequence) { return retained_[sequence & (kOutstandingPerEndpoint - 1)]; }
+  Retained& retained(u64 entry) { return retained_[entry & (kOutstandingPerEndpoint - 1)]; }
+  const Retained& retained(u64 entry) const { return retained_[entry & (kOutstandingPerEndpoint - 1)]; }
+
+  // ---- overflow and broadcast (sender_overflow.cpp)
+  bool overflows(Full full) const;    ///< does the overflow policy answer to `full`?
+  Full look(const SendRequest& request, const Prepared& prepared, FlowOut*& blocked);
+  Status overflow(const SendRequest& request, Prepared& prepared, Full full, const FlowOut* blocked, bool is_counted);
+  void end_aside(Prepared& prepared, Aside kind, u64 copies);
+  bool opens_later(const FlowOut& flow) const;
+  Full choose_all(const Prepared& prepared, u64& left_out, FlowOut*& blocked);
+  Full fan_out(const SendRequest& request, Prepared& prepared, Batch& batch, FlowOut*& blocked);
+  Full put_copies(const SendRequest& request, const Prepared& prepared, u64 first, u64& left_out, FlowOut*& blocked);
+  void publish_copies(u64 first);
 
   Port& port_;                        // the port owns its senders
   const u64 endpoint_;
@@ -118,7 +142,11 @@ class SenderCore {
   Ledger ledger_;
   std::vector<Retained> retained_;
   std::vector<FlowOut*> flows_;
-  std::deque<u64> waiting_;           // sequences without a flow, ascending
+  std::deque<u64> waiting_;           // entries without a flow, by the numbers of their messages
+  u64 pass_ = 0;                      // of redeliver(): flows marked with it have no room for what waits
+  u64 number_ = 0;                    // of the last message: what records carry and callers are told
+  std::vector<FlowOut*> targets_;     // of the broadcast that is being sent
+  std::unique_ptr<EndCounts> final_;  // after retire()
   std::unordered_map<u64, Pin> pins_;
   u64 keyless_flow_ = 0, uses_ = 0, ended_unfolded_ = 0, delivered_bytes_ = 0;
   std::size_t next_flow_ = 0;

@@ -14,6 +14,13 @@ std::string text(u64 value) { return std::to_string(value); }
 }  // namespace
 
 // ------------------------------------------------------------------ choosing
+// Flows of one lane stand side by side: a broadcast writes and publishes lane by lane.
+void SenderCore::add_flow(FlowOut* flow) {
+  auto at = std::find_if(flows_.rbegin(), flows_.rend(), [flow](const FlowOut* other) { return other->lane == flow->lane; });
+  flows_.insert(pattern_ == Pattern::broadcast && at != flows_.rend() ? at.base() : flows_.end(), flow);
+  redeliver();
+}
+
 FlowOut* SenderCore::find(u64 flow) const {
   for (FlowOut* candidate : flows_) {
     if (candidate->id == flow) return candidate;
@@ -23,6 +30,7 @@ FlowOut* SenderCore::find(u64 flow) const {
 
 Full SenderCore::room(FlowOut& flow, u64 bytes) const {
   if (flow.lane->broken) return Full::broken;
+  if (flow.suspect && pattern_ != Pattern::reply) return Full::suspect;  // a reply's room was reserved by its request
   if (!flow.after.empty()) {
     std::erase_if(flow.after, [this](u64 id) {
       const FlowOut* older = find(id);
@@ -61,12 +69,18 @@ Full SenderCore::choose_stream(bool has_key, u64 key_hash, FlowOut*& out) {
     if (out != nullptr && !out->closed) return Full::none;
     if (out != nullptr && out->outstanding != 0) return Full::drain;
   }
-  std::size_t open = 0;
-  for (const FlowOut* flow : flows_) open += !flow->closed;
-  if (open == 0) return Full::consumer;
-  std::size_t index = has_key ? key_hash % open : 0;
+  std::size_t open = 0;               // those that are suspect get no new key
+  bool any = false;
   for (FlowOut* flow : flows_) {
     if (flow->closed) continue;
+    if (!any) out = flow;
+    any = true;
+    open += !flow->suspect;
+  }
+  if (open == 0) return any ? Full::suspect : Full::consumer;
+  std::size_t index = has_key ? key_hash % open : 0;
+  for (FlowOut* flow : flows_) {
+    if (flow->closed || flow->suspect) continue;
     if (index-- == 0) out = flow;
   }
   *pinned = out->id;
@@ -100,6 +114,15 @@ void SenderCore::trim_pins() {
   std::erase_if(pins_, [keep_after](const auto& item) { return item.second.used <= keep_after; });
 }
 
+// Older messages wait for redelivery: does this one have to wait for one of them?
+bool SenderCore::is_behind(const SendRequest& request, u64 key_hash, const FlowOut& flow) const {
+  if (request.flow == 0) return flow.stuck_pass == pass_;  // its key's, if any waits: a key has one flow
+  return std::any_of(waiting_.begin(), waiting_.end(), [&](u64 entry) {
+    const Retained& kept = retained(entry);
+    return kept.has_key == request.has_key && (!kept.has_key || kept.key_hash == key_hash);
+  });
+}
+
 // ------------------------------------------------------------------ waiting for room
 Status SenderCore::explain(Full full, const FlowOut* blocked, Code code) const {
   const std::string channel = "channel " + text(channel_) + ": ";
@@ -111,8 +134,12 @@ Status SenderCore::explain(Full full, const FlowOut* blocked, Code code) const {
                                     text(blocked->credit.bytes_left()) + " bytes left");
     case Full::lane: return Status::fail(code, channel + "lane full");
     case Full::table:
-      return Status::fail(code, channel + "outstanding table full: " + text(kOutstandingPerEndpoint) +
-                                    " messages since the oldest that has not ended");
+      return Status::fail(code, channel + "outstanding table full: it holds " + text(kOutstandingPerEndpoint - 1) +
+                                    " messages that have not ended");
+    case Full::suspect:
+      return Status::fail(code, channel + "the consumer at endpoint " + text(blocked->target_endpoint) + " of port " +
+                                    text(blocked->lane->peer_port) + " (flow " + text(blocked->id) +
+                                    ") is suspect: it gives no sign of life and gets no new work");
     case Full::drain:
       return Status::fail(code, channel + "flow " + text(blocked->id) +
                                     (blocked->closed ? ": the key waits until older flows have drained"
@@ -143,9 +170,9 @@ Status SenderCore::wait_or_fail(Operation& operation, Full full, FlowOut* blocke
 }
 
 // ------------------------------------------------------------------ ends
-void SenderCore::finish_entry(u64 sequence, End end, Reason reason) {
-  if (!ledger_.end(sequence, end, reason)) return;
-  Retained& kept = retained(sequence);
+void SenderCore::finish_entry(u64 entry, End end, Reason reason) {
+  if (!ledger_.end(entry, end, reason)) return;
+  Retained& kept = retained(entry);
   if (end == End::delivered) delivered_bytes_ += kept.payload_bytes;
   if (delivery_ == Delivery::at_least_once) {
     for (const SlotRef& slot : kept.slots) {
@@ -156,25 +183,27 @@ void SenderCore::finish_entry(u64 sequence, End end, Reason reason) {
 }
 
 void SenderCore::end_entry(FlowOut& flow, u64 flow_seq, End end, Reason reason) {
-  const u64 sequence = flow.sequences.take(flow_seq);
-  if (sequence == 0) return;  // it ended before
+  const u64 entry = flow.sequences.take(flow_seq);
+  if (entry == 0) return;  // it ended before
   if (flow.outstanding != 0) --flow.outstanding;
-  finish_entry(sequence, end, reason);
+  finish_entry(entry, end, reason);
 }
 
 void SenderCore::fold(u32 at_least) {
-  if (ended_unfolded_ < at_least) return;
+  if (ended_unfolded_ < at_least || final_ != nullptr) return;
   const bool any = ended_unfolded_ != 0;
   const u32 folded = ledger_.fold(any && Faults::take(port_.faults().miscount_fold) ? 1 : 0);
   ended_unfolded_ -= std::min<u64>(folded, ended_unfolded_);
 }
 
-void SenderCore::wait_again(u64 sequence, bool handed) {
-  if (!ledger_.live(sequence)) return;
-  Retained& kept = retained(sequence);
+void SenderCore::wait_again(u64 entry, bool handed) {
+  if (!ledger_.live(entry)) return;
+  Retained& kept = retained(entry);
   kept.handed = kept.handed || handed;
-  ledger_.wait(sequence);
-  waiting_.insert(std::upper_bound(waiting_.begin(), waiting_.end(), sequence), sequence);
+  ledger_.wait(entry);
+  const auto at = std::upper_bound(waiting_.begin(), waiting_.end(), kept.number,
+                                   [this](u64 number, u64 other) { return number < retained(other).number; });
+  waiting_.insert(at, entry);
 }
 
 void SenderCore::remove_flow(FlowOut* flow) { std::erase(flows_, flow); }
@@ -183,40 +212,57 @@ void SenderCore::lose_flow(FlowOut* flow, u64 handed_upto, Reason reason) {
   remove_flow(flow);
   const u64 low = flow->sequences.low();
   for (u64 seq = low; low != 0 && seq <= flow->last_seq; ++seq) {
-    const u64 sequence = flow->sequences.take(seq);
-    if (sequence == 0) continue;
+    const u64 entry = flow->sequences.take(seq);
+    if (entry == 0) continue;
     const bool handed = seq <= handed_upto;
-    if (delivery_ == Delivery::at_least_once && !closed_) wait_again(sequence, handed);
-    else if (delivery_ == Delivery::at_least_once) finish_entry(sequence, End::failed, handed ? Reason::outcome_unknown : Reason::closed);
-    else if (handed) finish_entry(sequence, End::delivered, Reason::none);
-    else finish_entry(sequence, End::failed, reason);
+    if (delivery_ == Delivery::at_least_once && !closed_) wait_again(entry, handed);
+    else if (delivery_ == Delivery::at_least_once) finish_entry(entry, End::failed, handed ? Reason::outcome_unknown : Reason::closed);
+    else if (handed) finish_entry(entry, End::delivered, Reason::none);
+    else finish_entry(entry, End::failed, reason);
   }
   flow->outstanding = 0;
   redeliver();
 }
 
 // ------------------------------------------------------------------ redelivery
-// In sequence order and before anything new; stops at the first that has no room.
+// In order and before anything new. What finds its flow full waits on, and with it all that goes there; the rest of a
+// stream goes by. A queue knows no such rest: what the first finds no room for would only delay it further.
 void SenderCore::redeliver() {
   if (waiting_.empty()) return;
   expire_waiting(monotonic_ns());
-  while (!waiting_.empty()) {
-    FlowOut* blocked = nullptr;
-    if (resend(waiting_.front(), blocked) != Full::none) return;
-    waiting_.pop_front();
+  ++pass_;
+  std::size_t open = 0, stuck = 0;
+  const auto mark = [&](FlowOut* flow) {
+    if (flow == nullptr || flow->stuck_pass == pass_) return;
+    flow->stuck_pass = pass_;
+    stuck += !flow->closed;
+  };
+  for (FlowOut* flow : flows_) {
+    open += !flow->closed;
+    if (room(*flow, 0) != Full::none) mark(flow);
   }
+  std::size_t kept = 0, next = 0;
+  for (; next < waiting_.size() && stuck < open; ++next) {
+    FlowOut* blocked = nullptr;
+    if (resend(waiting_[next], blocked) == Full::none) continue;
+    waiting_[kept++] = waiting_[next];
+    if (pattern_ != Pattern::stream) stuck = open;
+    else mark(blocked);
+  }
+  waiting_.erase(waiting_.begin() + static_cast<std::ptrdiff_t>(kept), waiting_.begin() + static_cast<std::ptrdiff_t>(next));
 }
 
-Full SenderCore::resend(u64 sequence, FlowOut*& blocked) {
-  Retained& kept = retained(sequence);
+Full SenderCore::resend(u64 entry_number, FlowOut*& blocked) {
+  Retained& kept = retained(entry_number);
   FlowOut* flow = nullptr;
   Full full = choose(0, kept.has_key, kept.key_hash, kept.payload_bytes, flow);
   blocked = flow;
   if (full != Full::none) return full;
+  if (pattern_ == Pattern::stream && flow->stuck_pass == pass_) return Full::redelivery;
   const u32 total = static_cast<u32>(kept.record.size());
   RecordWriter& writer = flow->lane->end.records_out;
   u8* at = writer.reserve(total);
-  if (at == nullptr) return Full::lane;
+  if (at == nullptr) return port_.is_lying(*flow->lane) ? Full::broken : Full::lane;
   RecordHeader header;
   std::memcpy(&header, kept.record.data(), sizeof header);
   header.flags |= kFlagRedelivered;
@@ -229,7 +275,7 @@ Full SenderCore::resend(u64 sequence, FlowOut*& blocked) {
     if (slot) port_.arena().hold_reader(slot, flow->id);
   }
   // The entry stays `waiting` until the record is visible: it was accepted long ago.
-  OutEntry& entry = ledger_.entry(sequence);
+  OutEntry& entry = ledger_.entry(entry_number);
   entry.position = static_cast<u32>(writer.reserved_at());
   entry.flow_seq = header.flow_seq;
   entry.flow = flow->id;
@@ -239,7 +285,7 @@ Full SenderCore::resend(u64 sequence, FlowOut*& blocked) {
   step("resend.published");
   entry.word.store(out_word(OutState::accepted), std::memory_order_release);
   flow->last_seq = header.flow_seq;
-  flow->sequences.put(header.flow_seq, sequence);
+  flow->sequences.put(header.flow_seq, entry_number);
   ++flow->outstanding;
   flow->credit.send(kept.payload_bytes);
   ++port_.counters().redelivered;
@@ -248,24 +294,25 @@ Full SenderCore::resend(u64 sequence, FlowOut*& blocked) {
 }
 
 void SenderCore::expire_waiting(u64 now_ns) {
-  std::erase_if(waiting_, [&](u64 sequence) {
-    const Retained& kept = retained(sequence);
+  std::erase_if(waiting_, [&](u64 entry) {
+    const Retained& kept = retained(entry);
     if (kept.expires_ns == 0 || now_ns < kept.expires_ns) return false;
-    if (kept.handed) finish_entry(sequence, End::failed, Reason::outcome_unknown);
-    else finish_entry(sequence, End::dropped, Reason::expired);
+    if (kept.handed) finish_entry(entry, End::failed, Reason::outcome_unknown);
+    else finish_entry(entry, End::dropped, Reason::expired);
     return true;
   });
 }
 
 // ------------------------------------------------------------------ questions
-Status SenderCore::cancel(u64 sequence, bool& cancelled) {
+Status SenderCore::cancel(u64 number, bool& cancelled) {
   cancelled = false;
   Operation operation(port_);
   if (!operation.ok()) return operation.status();
-  const auto it = std::find(waiting_.begin(), waiting_.end(), sequence);
-  if (it == waiting_.end() || retained(sequence).handed) return Status::success();
+  const auto it = std::find_if(waiting_.begin(), waiting_.end(), [&](u64 entry) { return retained(entry).number == number; });
+  if (it == waiting_.end() || retained(*it).handed) return Status::success();
+  const u64 entry = *it;
   waiting_.erase(it);
-  finish_entry(sequence, End::dropped, Reason::cancelled);
+  finish_entry(entry, End::dropped, Reason::cancelled);
   cancelled = true;
   return Status::success();
 }
@@ -286,7 +333,11 @@ Status SenderCore::ended_upto(u64& out) {
   if (!operation.ok()) return operation.status();
   port_.progress_locked();
   fold(1);
-  out = ledger_.ended_upto();
+  out = number_;
+  if (final_ != nullptr) return Status::success();
+  for (u64 entry = ledger_.ended_upto() + 1; entry <= ledger_.accepted(); ++entry) {
+    if (ledger_.live(entry)) out = std::min(out, retained(entry).number - 1);
+  }
   return Status::success();
 }
 
@@ -295,7 +346,7 @@ Status SenderCore::counts(EndCounts& out) {
   if (!operation.ok()) return operation.status();
   port_.progress_locked();
   fold(1);
-  out = ledger_.counts();
+  out = final_ != nullptr ? *final_ : ledger_.counts();
   return Status::success();
 }
 
@@ -327,14 +378,24 @@ Status SenderCore::close() {
   if (closed_) return Status::success();
   port_.progress_locked();
   closed_ = true;
-  for (u64 sequence : waiting_) {
-    const bool handed = retained(sequence).handed;
-    finish_entry(sequence, End::failed, handed ? Reason::outcome_unknown : Reason::closed);
+  for (u64 entry : waiting_) {
+    const bool handed = retained(entry).handed;
+    finish_entry(entry, End::failed, handed ? Reason::outcome_unknown : Reason::closed);
   }
   waiting_.clear();
   fold(1);
   port_.notify_waiters();
   return Status::success();
+}
+
+// The row may be another sender's soon; who still holds this one is told the last counts.
+void SenderCore::retire() {
+  final_ = std::make_unique<EndCounts>(ledger_.counts());
+  ledger_.row()->endpoint = 0;
+  ledger_ = {};
+  flows_.clear();
+  retained_ = {};
+  pins_ = {};
 }
 
 }  // namespace fabric
