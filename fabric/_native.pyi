@@ -346,6 +346,31 @@ class Adopter:
     def finish(self, reason: int) -> None:
         """Everything left fails with `reason`."""
 
+class StateSampler:
+    """Looks at a living port from outside; the fd stays the caller's."""
+
+    def __init__(self, fd: int) -> None: ...
+
+    def sample(self) -> dict[str, Any]:
+        """
+        heartbeat_ns; ledgers, counts by (end, reason), asides included; flows; held, one row a channel.
+
+        Never raises for a race; sums may be of slightly different moments.
+        """
+
+class LaneSampler:
+    """Looks at a lane pair from outside; the fd stays the caller's."""
+
+    def __init__(self, fd: int) -> None: ...
+
+    def sample(self, direction: int) -> dict[str, int]:
+        """
+        record_bytes and returns in the rings of a direction now, and what went through since creation.
+        """
+
+def sample_segment(fd: int) -> dict[str, int]:
+    """slot_bytes, slot_count and taken slots of an arena segment."""
+
 def inproc_pair() -> tuple[int, int]:
     """Ids of both ends of a fresh in-process link, for Engine.add_inproc."""
 

@@ -7,9 +7,18 @@ The native binding raises these classes by name (`Cls(message)`), so the names a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from fabric import limits
+
+
+def _unheard(limit: str) -> None:
+    """Nobody counts the limits that are reached in this process."""
+
+
+#: called with the name of a limit each time an error names it; the daemon counts them
+on_limit: Callable[[str], None] = _unheard
 
 
 class EndOfChannel(Exception):
@@ -34,6 +43,8 @@ class FabricError(Exception):
         super().__init__(message)
         self.message = message
         self.context: dict[str, Any] = context
+        if "limit" in context:
+            on_limit(str(context["limit"]))
 
     def to_wire(self) -> dict[str, Any]:
         """Return `{code, message, context}`, bounded by `limits.ERROR_TEXT_BYTES_MAX`."""

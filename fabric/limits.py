@@ -165,6 +165,12 @@ AUDIT_PART_BYTES: Final = 512 << 10  # of a snapshot, in one frame
 AUDIT_DIFFERENCES_MAX: Final = 100
 BYE_S: Final = 2.0  # after its bye, a process may take this long to stop touching its port
 EVENTS_KEPT: Final = 512
+VIEW_HELD_WARN_S: Final = 10.0  # a view that is held longer raises one event
+HOLDERS_SHOWN: Final = 20  # holders of views in a status, oldest first
+METRICS_CONNECTIONS_MAX: Final = 16  # scrapes at once; more are turned away
+METRICS_REQUEST_BYTES_MAX: Final = 8 << 10  # of a scrape's request, its headers included
+METRICS_S: Final = 5.0  # a client of the metrics may take this long to ask, and this long to read
+METRICS_FRESH_S: Final = 0.25  # scrapes closer than this to a look share it
 LOG_BYTES_MAX: Final = 4 << 20  # of the daemon, a module, a plugin; rotated once
 DRAIN_S: Final = 5.0  # modules and stage hosts may take this long to leave when the node stops
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fabric.controlplane.keeper_client import KeeperLink
-from fabric.controlplane.logs import Events
+from fabric.telemetry.events import EventLog
 
 BLOCK = 4096  #: numbers reserved at once
 
@@ -51,9 +51,12 @@ class Context:
     keeper: KeeperLink
     native: Any  #: fabric._native, or a fake with its names
     numbers: Numbers
-    events: Events = field(default_factory=Events)
+    events: EventLog = field(default_factory=EventLog)
     number: int = 0
     heartbeat_ms: int = 100
+
+    def __post_init__(self) -> None:
+        self.events.node = self.name
 
     def take_port(self) -> int:
         """Return a new port id: node << 32 | counter."""

@@ -32,6 +32,7 @@ from fabric.controlplane.listing import (
 )
 from fabric.controlplane.modules import unknown_name
 from fabric.controlplane.node_calls import plain
+from fabric.controlplane.observer import observed
 from fabric.registry.declare import unknown_channel
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class Control:
             "plugins": len(daemon.stages.all()),
             "arena_bytes": daemon.segments.total_bytes(),
             "events": daemon.context.events.rows()[-20:],
+            **observed(daemon.observer),
         }
 
     async def topology(self) -> dict[str, Any]:

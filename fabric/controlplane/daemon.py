@@ -34,6 +34,7 @@ from fabric.controlplane.membership import Membership
 from fabric.controlplane.modules import ModuleTable, Process
 from fabric.controlplane.node_calls import NodeCalls
 from fabric.controlplane.node_paths import NodePaths
+from fabric.controlplane.observer import Observer
 from fabric.controlplane.options import Options, parse
 from fabric.controlplane.plan_apply import PlanApplier
 from fabric.controlplane.plan_node import PlanNode
@@ -104,6 +105,7 @@ class Daemon:
         self.retiring = FlowRetirer(self.context, self.ports, self.flows, self.wiring)
         self.calls = NodeCalls(self)
         self.describer = Describer()
+        self.observer = Observer(self)
         self.plan_node = PlanNode(self)
         self.plans = PlanApplier(self)
         self.control = Control(self)
@@ -115,6 +117,7 @@ class Daemon:
         self._connect_parts()
 
     def _connect_parts(self) -> None:
+        self.registry.on_archived = self.observer.settle
         self.wiring.gateway = self.gateway
         self.wiring.node_is = lambda node, incarnation: self.membership.node_is(node, incarnation)
         self.wiring.call = self.calls.call
@@ -150,6 +153,7 @@ class Daemon:
     async def start(self) -> None:
         """Restore, join the cluster, serve processes and the control API."""
         self.context.keeper.start()
+        self.observer.start()
         self._restore()
         await self.membership.start()
         listening = socket.socket(fileno=os.dup(self.loaded.items["listen/unix"][1]))
@@ -374,6 +378,7 @@ class Daemon:
                 self.membership.tick(time.monotonic(), looks)
                 if looks % TICK_LOOKS == 0:
                     self.context.keeper.alive()
+                    self.observer.tick()
                     if any(out.state == "closing" for out in self.flows.outs.values()):
                         self.retiring.soon()  # by itself: it may wait for a node that is away
             except (errors.FabricError, OSError):

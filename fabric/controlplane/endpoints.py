@@ -139,6 +139,8 @@ def open_answer(record: EndpointRecord, channel: ChannelRecord) -> dict[str, Any
         "type": channel.type,
         "pattern": channel.pattern,
         "delivery": delivery,
+        # A stage waits: what is dropped or refused is so at the ends of the channel.
+        "overflow": "block" if record.transform else channel.overflow,
         "klass": channel.klass,
         "route": channel.route,
         "deadline_s": channel.deadline_s,

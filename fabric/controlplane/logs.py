@@ -1,19 +1,16 @@
 """Structured logs: one JSON object a line, to STATE/logs/fabricd.log (bounded, rotated once) and stderr.
 
-Events worth showing (suspect, restart, downgrade …) are also kept in memory for `fabricctl`.
+Events worth showing (suspect, restart, downgrade …) are also kept in memory: `fabric.telemetry.events`.
 """
 
 from __future__ import annotations
 
-import collections
 import json
 import logging
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-from fabric import limits
 from fabric.controlplane.children import LogFile
 
 _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -62,28 +59,6 @@ def configure(path: Path, level: str = "info") -> None:
     asyncio_log = logging.getLogger("asyncio")
     asyncio_log.addHandler(to_file)
     asyncio_log.addHandler(to_stderr)
-
-
-class Events:
-    """The last `limits.EVENTS_KEPT` events, each also logged."""
-
-    def __init__(self) -> None:
-        self._kept: collections.deque[dict[str, Any]] = collections.deque(maxlen=limits.EVENTS_KEPT)
-        self._log = logging.getLogger("fabricd.events")
-
-    def add(self, event: str, **fields: Any) -> None:
-        """Record something a user may want to know."""
-        self._kept.append({"at_s": round(time.time(), 3), "event": event, **fields})
-        self._log.warning(
-            event,
-            extra={
-                f"of_{key}" if key in _STANDARD else key: value for key, value in fields.items()
-            },
-        )
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Return the events, oldest first."""
-        return list(self._kept)
 
 
 def tail(path: Path, lines: int) -> list[str]:

@@ -107,6 +107,10 @@ class SegmentTable:
         """Return the segments of a port."""
         return [s for s in self._segments.values() if s.port == port]
 
+    def all(self) -> list[Segment]:
+        """Return every segment."""
+        return list(self._segments.values())
+
     def total_bytes(self) -> int:
         """Return the size of all segments together."""
         return sum(s.size_bytes for s in self._segments.values())

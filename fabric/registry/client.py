@@ -28,6 +28,7 @@ class RegistryClient:
         self.local = local
         self.request: Request = _not_joined
         self.view = local.view() if local else View()
+        self.on_archived: Callable[[list[ArchivedCounts]], None] = lambda finals: None
 
     async def call(self, op: str, **fields: Any) -> dict[str, Any]:
         """Call the registry, wherever it is."""
@@ -74,7 +75,9 @@ class RegistryClient:
 
     async def archive(self, finals: Iterable[ArchivedCounts]) -> None:
         """Hand in final counts; repeating is safe."""
-        await self.call("archive", finals=list(finals))
+        rows = list(finals)
+        await self.call("archive", finals=rows)
+        self.on_archived(rows)
 
     async def archived(self) -> list[ArchivedCounts]:
         """Return all archived counts."""

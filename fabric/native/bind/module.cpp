@@ -8,6 +8,7 @@ namespace nb = nanobind;
 namespace fabric {
 void bind_inspect(nb::module_& module) __attribute__((weak));
 void bind_engine(nb::module_& module) __attribute__((weak));
+void bind_sample(nb::module_& module);
 }  // namespace fabric
 
 NB_MODULE(_native, module) {
@@ -21,5 +22,6 @@ NB_MODULE(_native, module) {
   fabric::bind_sender(module);
   fabric::bind_receiver(module);
   if (fabric::bind_inspect != nullptr) fabric::bind_inspect(module);
+  fabric::bind_sample(module);
   if (fabric::bind_engine != nullptr) fabric::bind_engine(module);
 }
