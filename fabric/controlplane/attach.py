@@ -224,6 +224,7 @@ class AttachServer:
         self._port_of[connection] = port
         port.connect(connection)
         connection.name = name
+        steps.at("attach.hello.kept")
         self.reported(port, "attached")
         log.info("attached", extra={"port": port.port, "port_name": name, "pid": pid})
         answer = {
@@ -252,6 +253,7 @@ class AttachServer:
         self._port_of[connection] = port
         port.connect(connection)
         connection.name = port.name
+        steps.at("attach.resumed")
         self.reported(port, "resumed")
         log.info("resumed", extra={"port": port.port, "port_name": port.name, "pid": port.pid})
         return {}

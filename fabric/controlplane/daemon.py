@@ -15,7 +15,7 @@ import sys
 import time
 from typing import Any
 
-from fabric import errors, limits
+from fabric import errors, limits, steps
 from fabric.controlplane import logs, ports
 from fabric.controlplane.attach import AttachServer
 from fabric.controlplane.closing import ClosingHandler
@@ -155,6 +155,7 @@ class Daemon:
         self.context.keeper.start()
         self.observer.start()
         self._restore()
+        steps.at("daemon.restored")
         await self.membership.start()
         listening = socket.socket(fileno=os.dup(self.loaded.items["listen/unix"][1]))
         self.attach.start(listening)
@@ -166,6 +167,7 @@ class Daemon:
         self.scaling.restore(self.loaded.items)
         self.stages.restore(self.loaded)
         self._settle_restored()
+        steps.at("daemon.settling")
         self.plan_node.ready.set()
         self.context.keeper.ready()
         log.info(
@@ -200,6 +202,7 @@ class Daemon:
     async def hand_over(self) -> None:
         """End this daemon only: the keeper has everything, modules run on, a successor goes on."""
         self.is_stopping = True
+        steps.at("daemon.handing_over")
         log.info("handing over to a successor", extra={"node": self.context.name})
         if self._ticker is not None:
             self._ticker.cancel()
@@ -256,8 +259,9 @@ class Daemon:
             if not port.is_alive:
                 self._on_death(port)
         for out in list(self.flows.outs.values()):
-            if out.state == "opening" and not out.is_reply:
-                self._spawn(self.wiring.take_back(out))
+            is_begun = out.state in ("opening", "offered") and not out.is_reply
+            if is_begun or (out.state == "closing" and not out.is_told):
+                self._spawn(self.wiring.give_up(out))
         for half in list(self.flows.ins.values()):
             if self.endpoints.get(half.endpoint) is None:
                 self.closing.begin(half.endpoint)
@@ -339,6 +343,7 @@ class Daemon:
         if view.epoch <= self.registry.view.epoch:
             return
         self.registry.view = view
+        steps.at("view.taken")
         self.paths.on_view(view)
         alive = {n.number: n.incarnation for n in view.nodes if n.state != "dead"}
         for out in list(self.flows.outs.values()):
@@ -350,6 +355,7 @@ class Daemon:
             if alive.get(half.producer_node) != half.producer_incarnation:
                 self._spawn(self.wiring.serve_flow_in_close({"flow": half.flow}))
         self.suspects.nodes_are({n.number for n in view.nodes if n.state == "silent"})
+        steps.at("view.losses.begun")
         self.membership.on_view(view)
         self.stages.on_view(view)
         self.reconciler.look()

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from fabric import errors, limits
+from fabric import errors, limits, steps
 from fabric.controlplane.context import Context
 from fabric.controlplane.ports import Port
 from fabric.registry.records import ChannelRecord, EndpointRecord
@@ -83,6 +83,7 @@ class EndpointTable:
         )
         self._endpoints[record.endpoint] = record
         self._context.keeper.put(f"endpoint/{record.endpoint}", msgspec.to_builtins(record))
+        steps.at("attach.open.kept")
         return record
 
     def remove(self, record: EndpointRecord) -> None:
@@ -90,6 +91,7 @@ class EndpointTable:
         self._endpoints.pop(record.endpoint, None)
         self._withdrawn.discard(record.endpoint)
         self._context.keeper.drop(f"endpoint/{record.endpoint}")
+        steps.at("attach.close.kept")
 
     def restore(self, items: dict[str, tuple[dict[str, Any], int]]) -> None:
         """Take back what the keeper held."""

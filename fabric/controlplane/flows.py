@@ -15,7 +15,11 @@ from fabric.controlplane.flow_plan import FlowState
 
 @dataclass(eq=False)
 class OutFlow:
-    """Sender's half. `opening` until the sender has it; `closing`: takes nothing new, what is out still ends."""
+    """Sender's half.
+
+    `opening`: the sender has not heard of it. `offered`: it may have. `open`: it has confirmed. `closing`: it is to
+    take nothing new, what is out still ends; `is_told` once the sender has confirmed that: not before then may it go.
+    """
 
     flow: int
     endpoint: int
@@ -31,7 +35,8 @@ class OutFlow:
     bytes: int = 0
     reply_flow: int = 0
     is_reply: bool = False
-    state: Literal["opening", "open", "closing"] = "opening"
+    state: Literal["opening", "offered", "open", "closing"] = "opening"
+    is_told: bool = False
 
 
 @dataclass(eq=False)
@@ -84,7 +89,7 @@ class FlowTable:
         return [
             FlowState(f.flow, f.target_endpoint, f.generation, f.state == "open")
             for f in self.outs.values()
-            if f.endpoint == endpoint and f.state != "opening"
+            if f.endpoint == endpoint and f.state not in ("opening", "offered")
         ]
 
     def outs_of_port(self, port: int) -> list[OutFlow]:

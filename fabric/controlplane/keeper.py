@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from fabric import limits
+from fabric import limits, steps
 from fabric.controlplane import children
 from fabric.controlplane.keeper_wire import Packet, pack, receive_packet, send_packet
 
@@ -287,6 +287,7 @@ class Keeper:
         elif old >= 0:
             os.close(old)
         self._items[key] = (value, fd)
+        steps.at("keeper.put")
 
     def _drop(self, key: str) -> None:
         """Forget `key`, and with a trailing slash everything below it."""
@@ -298,6 +299,7 @@ class Keeper:
 
     def _hand_back(self) -> None:
         self._loaded = True
+        steps.at("keeper.handing_back")
         for key, (value, fd) in self._items.items():
             self._send({"op": "item", "key": key}, value, fd)
         for child in self._children.values():
@@ -305,6 +307,7 @@ class Keeper:
         for event in self._exits.values():
             self._send(event)
         self._send({"op": "loaded"})
+        steps.at("keeper.handed_back")
 
     def _spawn(self, head: dict[str, Any]) -> None:
         read, write = os.pipe2(os.O_CLOEXEC)
@@ -321,6 +324,7 @@ class Keeper:
             os.close(write)
         child = children.Child(tag, pid, read, log)
         self._children[pid] = child
+        steps.at("keeper.spawned")
         self._selector.register(read, selectors.EVENT_READ, lambda: self._on_output(child))
         self._send({"op": "spawned", "tag": tag, "pid": pid})
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fabric import errors, limits
+from fabric import errors, limits, steps
 from fabric.controlplane.calls import ControlConnection
 from fabric.controlplane.death import OUTCOME_UNKNOWN
 from fabric.controlplane.node_calls import plain
@@ -161,6 +161,7 @@ class Membership:
             known is not None and known.state == "dead" and known.incarnation == node.incarnation
         )
         number = registry.join(node, endpoints, now)
+        steps.at("node.join.admitted")
         if connection is not None:
             self.links.bind(number, connection)  # views follow, after this answer
         view = registry.view()
@@ -212,10 +213,12 @@ class Membership:
         if answer.get("was_dead"):
             self._fence()
         self._take_number(answer["number"])
+        steps.at("node.join.numbered")
         self.links.registry_number = answer["registry"]
         self.links.bind(answer["registry"], connection)
         self._daemon.registry.request = self._request_registry
         self._daemon.on_view(view_from(answer["view"]))
+        steps.at("node.join.viewed")
         self._joined.set()
         self.trouble = ""
         self.links.dial_data(answer["registry"])
@@ -239,6 +242,7 @@ class Membership:
         try:
             fields = {"number": self._context.number, "incarnation": self._context.incarnation}
             await connection.request("lease", fields, limits.LEASE_MS / 1000)
+            steps.at("node.lease.prolonged")
         except errors.StaleHandleError:
             await self._join(connection)
         except errors.FabricError as error:
@@ -250,6 +254,7 @@ class Membership:
         A new incarnation makes new sessions, so that nothing of the old ones is taken for the present.
         """
         self.links.renew()
+        steps.at("node.fenced")
         self._context.events.add("lease ended; joining again", number=self._context.number)
         for out in list(self._daemon.flows.outs.values()):
             if out.target_node != self._context.number:

@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from fabric import errors, limits
+from fabric import errors, limits, steps
 from fabric.config import ModuleSpec
 from fabric.controlplane.context import Context
 from fabric.controlplane.keeper_client import Loaded
@@ -194,6 +194,7 @@ class ModuleTable:
         self._processes[tag] = process
         process.life, _ = begin(process.life, self._now())
         self.keep(process)
+        steps.at("process.kept")
         self._act(process, Act.SPAWN, 0.0)
         return process
 
@@ -238,6 +239,7 @@ class ModuleTable:
             self._context.events.add("process not started", process=process.tag, reason=str(error))
             self._step(process, Event.EXITED)
             return
+        steps.at("process.spawned")
         self._step(process, Event.SPAWNED)
 
     async def _ask_to_stop(self, process: Process, grace_s: float) -> None:

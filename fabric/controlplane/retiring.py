@@ -54,7 +54,7 @@ class FlowRetirer:
 
     async def look(self) -> int:
         """Forget what is empty; returns how many closing flows are left."""
-        closing = [f for f in self._flows.outs.values() if f.state == "closing"]
+        closing = [f for f in self._flows.outs.values() if f.state == "closing" and f.is_told]
         for number in {f.port for f in closing}:
             port = self._ports.get(number)
             if port is None or not port.is_alive:

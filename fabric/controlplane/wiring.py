@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol
 
-from fabric import errors, limits
+from fabric import errors, limits, steps
 from fabric.controlplane.context import Context
 from fabric.controlplane.endpoints import EndpointTable
 from fabric.controlplane.flow_plan import NewFlow
@@ -53,6 +53,8 @@ class Wiring:
         self._flows = flows
         self.gateway: Gateway | None = None
         self._leaving: set[int] = set()
+        self._closing: set[int] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self.call: Call = self._no_peers
         self.closed_out: Callable[[], None] = lambda: None
         self.opened_out: Callable[[int], None] = lambda flow: None
@@ -99,44 +101,71 @@ class Wiring:
             out.lane = await self._lane_out(
                 out.flow, source, out.target_node, new.target.port, out.klass
             )
+            steps.at("flow.prepared")
             if out.reply_flow:
                 await self._open_reply(out, sender, grant)
-            await source.push(
-                "flow_out",
-                {
-                    "endpoint": sender.endpoint,
-                    "flow": out.flow,
-                    "lane": out.lane,
-                    "target_endpoint": out.target_endpoint,
-                    "messages": out.messages,
-                    "bytes": out.bytes,
-                    "generation": new.generation,
-                    "after_drain": new.after_drain,
-                    "reply_flow": out.reply_flow,
-                },
-            )
+                steps.at("flow.reply.opened")
+            await self._offer(source, out, new.after_drain)
         except BaseException:
-            await self.take_back(out)
+            await self.give_up(out)
             raise
         out.state = "open"
         self._flows.keep(out)
+        steps.at("flow.opened")
         self.opened_out(out.flow)
-        log.info(
+        log.debug(
             "flow open",
             extra={"flow": out.flow, "channel": channel.name, "target": out.target_endpoint},
         )
         return out
 
+    async def _offer(self, source: Port, out: OutFlow, after_drain: bool) -> None:
+        """Give a flow to its sender; from here on it may carry messages, whatever happens to this daemon."""
+        out.state = "offered"
+        self._flows.keep(out)
+        steps.at("flow.offered")
+        await source.push(
+            "flow_out",
+            {
+                "endpoint": out.endpoint,
+                "flow": out.flow,
+                "lane": out.lane,
+                "target_endpoint": out.target_endpoint,
+                "messages": out.messages,
+                "bytes": out.bytes,
+                "generation": out.generation,
+                "after_drain": after_drain,
+                "reply_flow": out.reply_flow,
+            },
+        )
+        steps.at("flow.confirmed")
+
+    async def give_up(self, out: OutFlow) -> None:
+        """End a flow whose opening failed: taken back if the sender never heard of it, closed otherwise."""
+        if out.state == "opening":
+            await self.take_back(out)
+        else:
+            self._spawn(self.close(out.flow))
+
     async def close(self, flow: int) -> None:
-        """Let a flow take nothing new; what is out still ends normally."""
+        """Let a flow take nothing new, and wait until its sender knows; what is out still ends normally."""
         out = self._flows.outs.get(flow)
-        if out is None or out.state == "closing":
+        if out is None or flow in self._closing or (out.state == "closing" and out.is_told):
             return
         out.state = "closing"
         self._flows.keep(out)
+        steps.at("flow.closing")
         source = self._ports.get(out.port)
-        if source is not None and source.is_alive:
-            await source.push("flow_close", {"flow": flow})
+        self._closing.add(flow)
+        try:
+            if source is not None:
+                await self._push_until_done(source, "flow_close", {"flow": flow})
+        finally:
+            self._closing.discard(flow)
+        if flow in self._flows.outs:
+            out.is_told = True
+            self._flows.keep(out)
+        steps.at("flow.closed")
         self.closed_out()
 
     async def retire(self, out: OutFlow) -> None:
@@ -150,6 +179,7 @@ class Wiring:
             )
         finally:
             self._leaving.discard(out.flow)
+        steps.at("flow.retired")
         self._flows.forget_out(out.flow)
         self._remove_from_gateway(out.flow)
         if out.reply_flow:
@@ -169,6 +199,7 @@ class Wiring:
                 self.lose_for_dead(out.port, flow, handed_upto, reason)
         finally:
             self._leaving.discard(flow)
+        steps.at("flow.lost")
         self._flows.forget_out(flow)  # only now: a restarted daemon must tell the sender again
 
     def is_losing(self, flow: int) -> bool:
@@ -200,7 +231,7 @@ class Wiring:
             try:
                 await port.push(op, fields)
                 return True
-            except (errors.BrokenError, errors.DeadlineExceeded) as error:
+            except (errors.BrokenError, errors.DeadlineExceeded, errors.ClosedError) as error:
                 log.info("push repeated", extra={"port": port.port, "op": op, "reason": str(error)})
                 await asyncio.sleep(limits.FLOW_RETRY_S)
         return False
@@ -212,6 +243,10 @@ class Wiring:
         if record is None:
             raise errors.StaleHandleError("the receiver is gone", endpoint=fields["endpoint"])
         target = self._local_port(record.port)
+        if target.is_suspect:
+            raise errors.BusyError(
+                f"{target.name} gives no sign; asked again later", port=target.port
+            )
         messages = self._flows.credit_for(target.port, record.messages)
         half = InFlow(
             fields["flow"],
@@ -231,7 +266,9 @@ class Wiring:
             half.reply_flow = self._reserve_reply(record, target, fields)
             answer["reply_flow"] = half.reply_flow
         self._flows.keep(half)
+        steps.at("flow.in.kept")
         await self._push_flow_in(target, half, half.endpoint)
+        steps.at("flow.in.pushed")
         self.opened_in(half.flow)
         return answer
 
@@ -245,20 +282,7 @@ class Wiring:
         out.lane = await self._lane_out(
             out.flow, source, out.target_node, fields["port"], out.klass
         )
-        await source.push(
-            "flow_out",
-            {
-                "endpoint": out.endpoint,
-                "flow": out.flow,
-                "lane": out.lane,
-                "target_endpoint": out.target_endpoint,
-                "messages": out.messages,
-                "bytes": out.bytes,
-                "generation": out.generation,
-                "after_drain": False,
-                "reply_flow": 0,
-            },
-        )
+        await self._offer(source, out, False)
         out.state = "open"
         self._flows.keep(out)
         self.opened_out(out.flow)
@@ -276,8 +300,9 @@ class Wiring:
                 "flow_in_close", {"flow": half.flow, "drain": fields.get("drain", True)}
             )
         self._remove_from_gateway(half.flow)
+        steps.at("flow.in.closed")
         if half.reply_flow:
-            await self.close(half.reply_flow)
+            self._spawn(self.close(half.reply_flow))
         return {}
 
     async def serve_flow_lost(self, fields: dict[str, Any]) -> dict[str, Any]:
@@ -394,6 +419,11 @@ class Wiring:
                 log.info(
                     "flow not taken back whole", extra={"flow": out.flow, "reason": str(result)}
                 )
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _remove_from_gateway(self, flow: int) -> None:
         if self.gateway is not None:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fabric import limits
+from fabric import limits, steps
 from fabric.errors import ClosedError, ConfigError, ContractError, EndOfChannel, FabricError
 from fabric.worker.module import Call, Field, In, Module, Out, Serve, fields_of
 
@@ -137,9 +137,12 @@ class ModuleHost:
         self._restore()
         self._call(self.module.start)
         self._start_threads()
+        steps.at("module.started")
         self._port.ready()
+        steps.at("module.ready")
         log.info("module %s is ready", self._settings.name)
         self._wake.wait()
+        steps.at("module.stopping")
         self._finish(self._grace_s)
         if self._failure is not None:
             log.error("module %s failed", self._settings.name, exc_info=self._failure)
@@ -312,6 +315,7 @@ def main() -> int:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: host.stop())
             status = host.serve()
+            steps.at("module.drained")
             port.stopped()
             return status
     except (FabricError, ContractError) as error:

@@ -127,3 +127,29 @@ def test_daemon_that_stood_still_judges_nobody_by_its_own_pause(cluster, short_d
     time.sleep(1.0)
     assert not events(node, "silent process killed")
     assert module(node)["pid"] == pid
+
+
+@pytest.mark.promise("P3")
+@pytest.mark.promise("P4")
+@pytest.mark.parametrize("where", ["same node", "other node"])
+def test_queue_gives_a_silent_consumer_nothing_new_and_goes_on_with_the_others(cluster, where):
+    a = cluster.node("a")
+    home = a if where == "same node" else cluster.node("b", join=a)
+    job = {"channel": "q", "pattern": "queue"}
+    silent = cluster.worker(home, "consume", "silent", **job)
+    busy = cluster.worker(a, "consume", "busy", **job)
+    for worker in (silent, busy):
+        worker.wait_for("ready")
+    producer = cluster.worker(a, "produce", "out", interval_s=0.005, **job)
+    silent.wait_for("got", 5)
+    silent.process.send_signal(signal.SIGSTOP)
+    wait_for("suspicion", lambda: events(home, "port suspect"), 5.0)
+    time.sleep(0.5)  # the senders are told
+    first = producer.values("sent")[-1]
+    producer.wait_for("sent", first + 200)
+    later = set(range(first + 1, first + 150))
+    wait_for("later work, done by the other", lambda: later <= set(busy.values("acked")), 10.0)
+    silent.process.send_signal(signal.SIGCONT)
+    before = len(silent.values("got"))
+    silent.wait_for("got", before + 5)
+    assert not any(r["redelivered"] for r in busy.reports("got")), "nothing was taken from it"
