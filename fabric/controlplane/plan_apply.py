@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -162,16 +162,14 @@ class PlanApplier:
                 node=node,
             )
         rows = await self._daemon.control.ls("plugin")
-        loaded = [e for row in rows for e in row["exports"] if row["name"] not in current]
-        known = {e["name"]: e for e in loaded if e["kind"] == "transform"}
+        others = {row["name"]: row["exports"] for row in rows if row["name"] not in current}
+        known = _transforms(others)
         answers = await asyncio.gather(*(
             self._call(alive[node], "plan_verify", {"plugins": group, "installed": []}, limits.VERIFY_S + 5.0)
             for node, group in by_node.items()
         ))  # fmt: skip
         exports = {name: e for answer in answers for name, e in answer["exports"].items()}
-        known |= {
-            e["name"]: e for group in exports.values() for e in group if e["kind"] == "transform"
-        }
+        known |= _transforms(exports)
         known |= await self._installed(plan, known)
         again = [
             e["name"]
@@ -190,7 +188,7 @@ class PlanApplier:
         fields = {"plugins": [], "installed": names}
         own = self._daemon.context.number
         answer = await self._call(own, "plan_verify", fields, limits.VERIFY_S + 5.0)
-        return {e["name"]: e for group in answer["exports"].values() for e in group}
+        return _transforms(answer["exports"])
 
     @staticmethod
     def _leaving(plan: Plan, current: Plan | None) -> list[str]:
@@ -243,7 +241,9 @@ class PlanApplier:
         except Exception as error:
             raise await self._roll_back(book, plan, error) from error
         steps.at("apply.committed")
-        self._daemon.context.events.add("plan applied", generation=plan.generation, by=plan.by)
+        self._daemon.context.events.add(
+            "plan applied", severity="info", generation=plan.generation, by=plan.by
+        )
         return done
 
     async def _prepare(self, plan: Plan) -> None:
@@ -434,6 +434,16 @@ class PlanApplier:
                 extra={"reason": str(error)},
                 exc_info=level > logging.INFO,
             )
+
+
+def _transforms(exports: Mapping[str, Iterable[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Return every transform of some plugins' exports by its name, with its plugin."""
+    return {
+        e["name"]: {**e, "plugin": plugin}
+        for plugin, rows in exports.items()
+        for e in rows
+        if e["kind"] == "transform"
+    }
 
 
 def _bare(plan: Plan, node: str) -> Plan:

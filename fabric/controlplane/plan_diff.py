@@ -134,5 +134,6 @@ def _module(spec: ModuleSpec) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    text = "none" if value is None else str(value)
+    plain = list(value) if isinstance(value, tuple) else value
+    text = "none" if value is None else str(plain)
     return text if len(text) <= 60 else text[:57] + "…"

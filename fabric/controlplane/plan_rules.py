@@ -80,14 +80,15 @@ def delivered(spec: ChannelSpec, exports: Mapping[str, Mapping[str, Any]]) -> st
     Parameters
     ----------
     exports : mapping
-        Transform name → its export, with `accepts` and `produces` as ``name@version`` or ``any``.
+        Transform name → its export, with `accepts` and `produces` as ``name@version`` or ``any``, and its `plugin`:
+        one process, which has no lane to itself.
 
     Raises
     ------
     ConfigError, TypeMismatchError
         A transform is not known, or does not accept what arrives; it is named.
     """
-    carried = spec.type
+    carried, before, last = spec.type, None, ""
     if spec.transforms and spec.pattern not in ("stream", "queue"):
         raise errors.ConfigError(
             f"transforms run on stream and queue channels, {spec.name!r} is {spec.pattern}",
@@ -110,6 +111,14 @@ def delivered(spec: ChannelSpec, exports: Mapping[str, Mapping[str, Any]]) -> st
                 accepts=accepts,
                 carried=carried,
             )
+        if before is not None and before == export.get("plugin"):
+            raise errors.ConfigError(
+                f"channel {spec.name!r}: transforms {last!r} and {name!r} follow each other and come from one plugin,"
+                f" {before!r}; put them in two files, or make one transform of them",
+                channel=spec.name,
+                transform=name,
+            )
+        before, last = export.get("plugin"), name
         produces = str(export.get("produces", "any")).partition("@")[0]
         carried = carried if produces == "any" else produces
     return "" if carried == spec.type else carried
