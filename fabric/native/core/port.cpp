@@ -433,6 +433,10 @@ Status Port::open_sender(u64 endpoint, u32 channel, u32 type, Pattern pattern, D
     if (endpoint == 0 || senders_.count(endpoint) != 0) {
       return Status::fail(Code::invalid, "endpoint " + text(endpoint) + " is open already");
     }
+    const bool drops = overflow == Overflow::drop_oldest || overflow == Overflow::drop_newest;
+    if (delivery == Delivery::at_least_once && (pattern == Pattern::broadcast || drops)) {
+      return Status::fail(Code::invalid, "broadcast and drop_* go with at_most_once only");
+    }
     SenderLedger* row = nullptr;
     for (SenderLedger& candidate : state_->ledger) {
       if (candidate.endpoint == 0) {

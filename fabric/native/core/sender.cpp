@@ -222,7 +222,8 @@ Full SenderCore::write_record(const SendRequest& request, Prepared& prepared, Fl
   const u8* record = put_record(request, prepared, flow, entry, total);
   if (record == nullptr) {
     seal(batch);
-    return total > kRecordBytesMax ? Full::too_large : Full::lane;
+    if (total > kRecordBytesMax) return Full::too_large;
+    return port_.is_lying(*flow.lane) ? Full::broken : Full::lane;
   }
   take_on(request, prepared, flow, entry, record, total);
   ++number_;
@@ -316,7 +317,7 @@ Status SenderCore::send_one(Operation& operation, const SendRequest& request, Ba
   }
   Status status = prepare(operation, request, may_wait, prepared);
   if (!status.ok()) return status;
-  for (bool progressed = false;;) {
+  for (bool& progressed = prepared.progressed;;) {
     FlowOut* blocked = nullptr;
     const Full full = try_commit(request, prepared, batch, blocked);
     if (full == Full::none) return status;

@@ -87,6 +87,7 @@ class SenderCore {
     SegmentEntry table[2];
     u32 segments = 0;
     u64 key_hash = 0;
+    bool progressed = false;          // returns were read meanwhile: what is full now is full
   };
   struct Pin { u64 flow; u64 used; };
 

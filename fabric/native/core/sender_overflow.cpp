@@ -111,6 +111,7 @@ Full SenderCore::fan_out(const SendRequest& request, Prepared& prepared, Batch& 
   u64 left_out = 0;
   Full full = choose_all(prepared, left_out, blocked);
   if (full != Full::none) return full;
+  if (left_out != 0 && !prepared.progressed) return Full::credit;
   if (targets_.empty()) {
     end_aside(prepared, left_out != 0 ? Aside::overflow_newest : Aside::no_target, std::max<u64>(left_out, 1));
     return Full::none;
@@ -145,7 +146,7 @@ Full SenderCore::put_copies(const SendRequest& request, const Prepared& prepared
     }
     blocked = flow;
     if (total > kRecordBytesMax) full = Full::too_large;
-    else if (overflow_ != Overflow::drop_newest) full = Full::lane;
+    else if (overflow_ != Overflow::drop_newest || !prepared.progressed) full = Full::lane;
     else ++left_out;
     return full == Full::none;
   });
