@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fabric.dataplane.scatter import Scatterer
     from fabric.dataplane.sender import Sender
     from fabric.messages import Tensor, as_fp8, as_torch, message
+    from fabric.messages.lease import Lease
     from fabric.worker.module import Call, In, Module, Out, Serve
 
 __version__ = "0.1.0"
@@ -36,6 +37,7 @@ _HOME = {
     "Responder": "fabric.dataplane.responder",
     "Request": "fabric.dataplane.responder",
     "Scatterer": "fabric.dataplane.scatter",
+    "Lease": "fabric.messages.lease",
     "message": "fabric.messages",
     "Tensor": "fabric.messages",
     "as_fp8": "fabric.messages",
@@ -70,6 +72,7 @@ __all__ = [
     "Defer",
     "Drop",
     "In",
+    "Lease",
     "Module",
     "Out",
     "Port",

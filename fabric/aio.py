@@ -22,6 +22,7 @@ from fabric.dataplane.naming import name_channel
 from fabric.dataplane.receiver import Receiver as SyncReceiver
 from fabric.dataplane.sender import Sender as SyncSender
 from fabric.dataplane.sender import as_key
+from fabric.messages.lease import Lease
 
 __all__ = ["Port", "Receiver", "Request", "Requester", "Responder", "Scatterer", "Sender", "attach"]
 
@@ -91,6 +92,22 @@ class Port:
             lambda: self.sync.responder(channel, type, reply, **options)
         )
         return Responder(found, self._waiter, self.sync)
+
+    async def expose(self, array: Any, writable: bool = False) -> Lease:
+        """See `fabric.Port.expose`."""
+        return await asyncio.to_thread(self.sync.expose, array, writable)
+
+    async def get(
+        self, lease: Lease, ranges: Any = None, into: Any = None, deadline: float | None = None
+    ) -> Any:
+        """See `fabric.Port.get`; on a thread of the loop's executor."""
+        return await asyncio.to_thread(self.sync.get, lease, ranges, into, deadline)
+
+    async def put(
+        self, lease: Lease, ranges: Any, data: Any, deadline: float | None = None
+    ) -> None:
+        """See `fabric.Port.put`; on a thread of the loop's executor."""
+        await asyncio.to_thread(self.sync.put, lease, ranges, data, deadline)
 
     async def close(self) -> None:
         """See `fabric.Port.close`."""

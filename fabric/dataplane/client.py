@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 from fabric import errors, limits
 from fabric.dataplane.connection import ControlConnection
 from fabric.dataplane.framing import close_fds
+from fabric.dataplane.leases import Leases
 from fabric.dataplane.pushes import Handler, Pushes
 from fabric.dataplane.receiver import Receiver
 from fabric.dataplane.requester import Requester
@@ -24,6 +25,7 @@ from fabric.dataplane.scatter import Scatterer
 from fabric.dataplane.segments import Segments
 from fabric.dataplane.sender import Sender
 from fabric.messages import MessageType, Schema, class_from_schema, message_type
+from fabric.messages.lease import Lease
 
 log = logging.getLogger("fabric.port")
 M = TypeVar("M")
@@ -132,6 +134,7 @@ class Port:
         finally:
             close_fds(fds)
         self.segments = Segments(self.native, self.connection)
+        self.leases = Leases(self)
         self._pushes = Pushes(name, self.native, self.connection, self._tell)
         self.connection.start()
 
@@ -273,6 +276,91 @@ class Port:
         )
         return self._keep(answer, Responder(self, requests, replies))
 
+    # ---- memory of one's own that others read
+
+    def expose(self, array: Any, writable: bool = False) -> Lease:
+        """Let other ports read (and write) an array without being asked each time.
+
+        Parameters
+        ----------
+        array : array-like
+            Copied once into a segment of its own; `lease.array` is that memory.
+        writable : bool
+            Whether others may `put`.
+
+        Returns
+        -------
+        Lease
+            A value to send in messages (a field of type ``fabric.Lease``). It ends at ``lease.revoke()`` (or the end of
+            its ``with``), when this port closes, and at the death of this process.
+
+        Raises
+        ------
+        TypeMismatchError
+            No array, or a dtype that does not travel.
+        CapacityError
+            `limits.LEASES_PER_PORT_MAX` leases, or more memory than there is.
+
+        Notes
+        -----
+        What you write into `lease.array` while others read may be seen half written; a `put` is not.
+        """
+        return self.leases.expose(array, writable)
+
+    def get(
+        self, lease: Lease, ranges: Any = None, into: Any = None, deadline: float | None = None
+    ) -> Any:
+        """Read exposed memory, of this node without its owner's doing.
+
+        Parameters
+        ----------
+        lease : Lease
+        ranges : sequence of (offset, length), optional
+            In bytes, at most `limits.LEASE_RANGES_MAX`; default: all of it.
+        into : array, optional
+            Writable contiguous memory of exactly the bytes asked for.
+        deadline : float, optional
+            Seconds (default 30).
+
+        Returns
+        -------
+        array
+            `into`; or a new array: of the lease's dtype and shape, or with `ranges` of bytes, one range after another.
+
+        Raises
+        ------
+        StaleHandleError
+            The lease was revoked, or its owner closed or died; `into` holds no valid data.
+        TypeMismatchError
+            A range is not inside, or `into` has another size.
+        BrokenError
+            A `put` died half way; its range must be put again.
+        CapacityError, DeadlineExceeded, PeerProtocolError
+        """
+        return self.leases.get(lease, ranges, into, deadline)
+
+    def put(self, lease: Lease, ranges: Any, data: Any, deadline: float | None = None) -> None:
+        """Write into exposed memory.
+
+        When it returns, the bytes are in the owner's memory and every later `get` sees them. No `get` sees half of a
+        put on one node; puts and gets of one lease exclude each other. A put from another node of more than
+        `limits.LEASE_PART_BYTES` goes part by part. A put that fails or dies may have written any part of its ranges.
+
+        Parameters
+        ----------
+        ranges : sequence of (offset, length) or None
+            In bytes; None: all of it.
+        data : contiguous array
+            As many bytes as the ranges have together.
+
+        Raises
+        ------
+        ConfigError
+            The lease is read-only.
+        StaleHandleError, TypeMismatchError, CapacityError, DeadlineExceeded
+        """
+        self.leases.put(lease, ranges, data, deadline)
+
     # ---- life
 
     def ready(self) -> None:
@@ -306,6 +394,8 @@ class Port:
 
     def close(self) -> None:
         """Detach: endpoints close, what is queued ends as failed(closed). Idempotent; takes at most about 2 s."""
+        if not self.is_closed:
+            self.leases.close()
         with self._lock:
             if self.is_closed:
                 return
@@ -434,6 +524,7 @@ class Port:
 
     def _on_tick(self) -> None:
         self.segments.give_back_idle()
+        self.leases.tick()
 
     def _on_broken(self, error: Exception) -> None:
         """The daemon is gone for good, or no longer knows this port: nothing more can be promised."""

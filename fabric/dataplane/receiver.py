@@ -20,6 +20,7 @@ from fabric.errors import (
     TypeMismatchError,
 )
 from fabric.messages import MessageType
+from fabric.messages.view import refuse
 
 if TYPE_CHECKING:
     from fabric.dataplane.client import Port
@@ -157,7 +158,7 @@ class Receiver(Generic[M]):
             except self.need_segment as need:  # many scalars travel in a slot, too
                 self.provide(need)
             except PeerProtocolError:
-                native.nack(CORRUPTED)
+                refuse(native, CORRUPTED)
                 native.release()
                 raise
 

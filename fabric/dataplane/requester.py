@@ -112,12 +112,7 @@ class Requester(Generic[M, R]):
         """
         call = self.begin(message, key, deadline)
         try:
-            reply = self._next(call)
-            if reply is None:
-                raise errors.RemoteError(
-                    f"channel {self.channel!r}: the responder answered with an empty stream"
-                )
-            return reply
+            return self.result(call)
         finally:
             self.finish(call)
 
@@ -235,6 +230,41 @@ class Requester(Generic[M, R]):
             name_channel(error, self.channel)
             raise
         return True
+
+    def begin_at(self, message: M, endpoint: int, deadline_ns: int) -> Call:
+        """Send a request to one responder, by endpoint; `PeerLostError` when it is not there."""
+        call = Call(self.next_correlation(), deadline_ns)
+        self.register(call)
+        try:
+            meta, tensors = self.sender.type.encode(message)
+            while True:
+                flow = next((f for f in self.targets() if f["target_endpoint"] == endpoint), None)
+                if flow is None:
+                    raise errors.PeerLostError(f"channel {self.channel!r}: the responder is gone")
+                with self._lock:
+                    has_room = self.take_flow(call, flow)
+                    if not has_room:
+                        self._news.wait(min(left_s(deadline_ns), 0.1))
+                if has_room:
+                    try:
+                        if self.send_to(call, meta, tensors, None, deadline_ns):
+                            return call
+                    except self.need_segment as need:
+                        self.sender.provide(need, deadline_ns)
+                elif monotonic_ns() >= deadline_ns:
+                    self.expire(call)
+        except BaseException:
+            self.finish(call, cancel=False)
+            raise
+
+    def result(self, call: Call) -> Any:
+        """Wait for the answer of a call that `begin` or `begin_at` sent; `finish` it afterwards. Raises like `call`."""
+        reply = self._next(call)
+        if reply is None:
+            raise errors.RemoteError(
+                f"channel {self.channel!r}: the responder answered with an empty stream"
+            )
+        return reply
 
     def targets(self) -> list[dict[str, Any]]:
         """Return the flows to responders that are there and awake, by endpoint."""

@@ -21,6 +21,7 @@ from fabric.dataplane.deadlines import absolute_ns, left_s, monotonic_ns
 from fabric.dataplane.receiver import Receiver
 from fabric.dataplane.requester import FLAG_CANCEL, FLAG_ERROR, FLAG_STREAM_END, FLAG_STREAM_MORE
 from fabric.dataplane.sender import Sender
+from fabric.messages.view import refuse
 
 if TYPE_CHECKING:
     from fabric.dataplane.client import Port
@@ -320,13 +321,13 @@ class Responder(Generic[M, R]):
         for waiting in list(self._queue):
             if (waiting.producer, waiting.correlation) == (producer, correlation):
                 self._queue.remove(waiting)
-                waiting.nack(_CANCELLED)
+                refuse(waiting, _CANCELLED)
                 waiting.release()
 
     def _accept(self, native: Any) -> Request[M, R] | None:
         """Make the request of a native message; None when it expired while it waited; lock held."""
         if 0 < native.expires_ns <= monotonic_ns():
-            native.nack(_EXPIRED)
+            refuse(native, _EXPIRED)
             native.release()
             return None
         request: Request[M, R] = Request(self, self.requests.decode(native))

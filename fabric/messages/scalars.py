@@ -1,7 +1,7 @@
 """Scalar fields: which annotations are allowed, their canonical text, and what the decoder enforces.
 
-Allowed: str, int, float, bool, bytes, `T | None`, `list[T]`, `dict[str | int, T]` of those, nested at most
-`_DEPTH_MAX` deep. Floats must be finite, strings and bytes bounded; both hold at send and at receive.
+Allowed: str, int, float, bool, bytes, `fabric.Lease`, `T | None`, `list[T]`, `dict[str | int, T]` of those, nested
+at most `_DEPTH_MAX` deep. Floats must be finite, strings and bytes bounded; both hold at send and at receive.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from fabric import limits
 from fabric.errors import TypeMismatchError
+from fabric.messages.lease import Lease
 
 _DEPTH_MAX: Final = 8
 _PLAIN: Final[dict[Any, str]] = {
@@ -24,6 +25,7 @@ _PLAIN: Final[dict[Any, str]] = {
     float: "float",
     bool: "bool",
     bytes: "bytes",
+    Lease: "lease",
 }
 _BY_NAME: Final = {name: kind for kind, name in _PLAIN.items()}
 _WIRE: Final[dict[Any, Any]] = {
@@ -32,6 +34,7 @@ _WIRE: Final[dict[Any, Any]] = {
     float: Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)],
     int: int,
     bool: bool,
+    Lease: Lease,
 }
 _TOKEN: Final = re.compile(r"\s*([A-Za-z]+|[\[\],|])")
 

@@ -10,7 +10,7 @@ import math
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from fabric import limits
-from fabric.errors import ClosedError, PeerProtocolError, TypeMismatchError
+from fabric.errors import ClosedError, ConfigError, PeerProtocolError, TypeMismatchError
 from fabric.messages.tensor import DTYPES, FP8, TensorSpec, as_fp8, as_torch
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _CHECKED_MAX = 256  # descriptors per field whose check is remembered
 CONSUMER_ERROR = 5  #: layout.hpp Reason::consumer_error
+REASON_COUNT = 16  #: layout.hpp Reason::count
 
 
 class Source(Protocol):
@@ -38,6 +39,14 @@ class MessageHeader(NamedTuple):
     expires_ns: int  #: absolute CLOCK_MONOTONIC, 0 = none
     payload_bytes: int
     correlation: int
+
+
+def refuse(native: Any, reason: int) -> None:
+    """End a native message as failed or dropped for `reason`; one that has ended stays as it ended."""
+    try:
+        native.nack(reason)
+    except ValueError:  # acknowledged, refused before, or at_most_once: handing it over was its end
+        return
 
 
 class ViewMethods:
@@ -70,9 +79,17 @@ class ViewMethods:
             self._native.ack()
 
     def nack(self, reason: int = CONSUMER_ERROR) -> None:
-        """Refuse: an `at_least_once` message ends as failed(consumer_error). Idempotent."""
+        """Refuse: an `at_least_once` message ends as failed(consumer_error). No effect on one that has ended.
+
+        Raises
+        ------
+        ConfigError
+            `reason` is no reason number.
+        """
+        if type(reason) is not int or not 0 < reason < REASON_COUNT:
+            raise ConfigError(f"nack for {reason!r:.100}: reasons are 1 to {REASON_COUNT - 1}")
         if self._native is not None:
-            self._native.nack(reason)
+            refuse(self._native, reason)
 
     def release(self) -> None:
         """Give the slot back; arrays taken from this message must not be read afterwards. Acknowledges nothing.

@@ -333,7 +333,8 @@ class LocalFabric(LocalWiring):
     def _ask_segment_seal(
         self, port: LocalPort, fields: dict[str, Any], fds: list[int]
     ) -> dict[str, Any]:
-        _native.seal_segment(self._segment(fields))
+        if not fields.get("writable"):
+            _native.seal_segment(self._segment(fields))
         return {}
 
     def _ask_segment_get(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from fabric.errors import CapacityError, PeerProtocolError, StaleHandleError
 from fabric.messages import MessageHeader, message_type
+from fabric.messages.view import refuse
 
 # layout.hpp Reason
 EXPIRED = 1
@@ -73,7 +74,7 @@ class StageInlet:
         try:
             return self.type.decode(native, self._receiver)
         except PeerProtocolError:
-            native.nack(CORRUPTED)
+            refuse(native, CORRUPTED)
             native.release()
             raise
 
@@ -92,8 +93,10 @@ class StageOutlet:
     def forward(self, source: Any) -> Encoded:
         """Take a received message as it is: its own bytes, its tensors from the slot."""
         view = source.value
-        found = (getattr(view, field.name) for field in message_type(type(view)).tensors)
-        tensors = [b"" if tensor is None else tensor for tensor in found]
+        tensors: list[Any] = []
+        for field in message_type(type(view)).tensors:
+            found = getattr(view, field.name)
+            tensors += found if field.spec.is_list else [b"" if found is None else found]
         return Encoded(source.native.meta, tensors, source.header.payload_bytes, source, view)
 
     def send(self, message: Any, deadline_ns: int) -> None:
