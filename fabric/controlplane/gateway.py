@@ -11,12 +11,13 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from fabric import errors, limits
+from fabric import errors
 from fabric.controlplane.context import Context
 from fabric.controlplane.flows import FlowTable
 from fabric.controlplane.lanes import Lane, LaneTable
 from fabric.controlplane.ports import Port, PortTable
 from fabric.controlplane.segments import SegmentTable
+from fabric.dataplane.segments import plan_segment
 
 log = logging.getLogger("fabricd.gateway")
 
@@ -247,10 +248,10 @@ class NodeGateway:
         for segment in self._segments.of(port.port):
             self._engine.reclaim(segment.segment, held.get(segment.segment, []))
 
-    def _grow(self, slot_bytes: int) -> None:
+    def _grow(self, size_bytes: int) -> None:
         """One more arena segment for payload that arrives: write-mapped by the engine, then given to readers."""
         assert self._port is not None
-        count = max(1, min(limits.SLOTS_PER_SEGMENT_MAX, limits.SEGMENT_BYTES_MIN // slot_bytes))
+        slot_bytes, count = plan_segment(size_bytes)
         segment = self._segments.create(self._port, slot_bytes, count)
         self._engine.add_segment(segment.segment, segment.fd, True)
         self._segments.publish(self._port, segment.segment)
