@@ -56,6 +56,7 @@ class ReceiverCore {
 
  private:
   Status next(Operation& operation, u64 deadline_ns, bool may_wait, MessageCore*& out);
+  Status take_fault();
   MessageCore* pop();
   void unlink(MessageCore* message);
   void keep_newest(MessageCore* message);

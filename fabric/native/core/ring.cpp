@@ -15,14 +15,15 @@ const char* check_cursors(u64 head, u64 tail, u64 size, u64 step) {
 void RecordWriter::attach(RingCursors* cursors, u8* data) {
   cursors_ = cursors;
   data_ = data;
-  head_ = cursors->head.value.load(std::memory_order_acquire);
+  head_ = published_ = cursors->head.value.load(std::memory_order_acquire) & ~u64{7};
   tail_seen_ = cursors->tail.value.load(std::memory_order_acquire);
   reserved_ = 0;
 }
 
-u64 RecordWriter::free_bytes() const {
-  const u64 used = head_ - cursors_->tail.value.load(std::memory_order_acquire);
-  return used > kLaneBytes ? 0 : kLaneBytes - used;
+void RecordWriter::look_at_tail() {
+  const u64 tail = cursors_->tail.value.load(std::memory_order_acquire);
+  if (tail < tail_seen_ || head_ - tail > kLaneBytes || (tail & 7) != 0) fault_ = "lane tail cannot be true";
+  tail_seen_ = tail;
 }
 
 u8* RecordWriter::reserve(u32 bytes) {
@@ -30,10 +31,9 @@ u8* RecordWriter::reserve(u32 bytes) {
   if (bytes < kRecordHeaderBytes || padded > kRecordBytesMax) return nullptr;
   const u32 to_wrap = kLaneBytes - static_cast<u32>(head_ & (kLaneBytes - 1));
   const u32 need = padded <= to_wrap ? padded : to_wrap + padded;
-  // A tail beyond head is a lie of the peer: the difference is then huge and the ring stays full.
   if (kLaneBytes - (head_ - tail_seen_) < need || head_ - tail_seen_ > kLaneBytes) {
-    tail_seen_ = cursors_->tail.value.load(std::memory_order_acquire);
-    if (head_ - tail_seen_ > kLaneBytes || kLaneBytes - (head_ - tail_seen_) < need) return nullptr;
+    look_at_tail();
+    if (fault_ != nullptr || kLaneBytes - (head_ - tail_seen_) < need) return nullptr;
   }
   if (padded > to_wrap) {
     u8* at = data_ + (head_ & (kLaneBytes - 1));
@@ -53,23 +53,27 @@ u64 RecordWriter::commit() {
   return reserved_at_;
 }
 
-void RecordWriter::publish() { cursors_->head.value.store(head_, std::memory_order_release); }
+void RecordWriter::publish() {
+  published_ = head_;
+  cursors_->head.value.store(head_, std::memory_order_release);
+}
 
-void RecordWriter::abandon() { head_ = cursors_->head.value.load(std::memory_order_relaxed); }
+void RecordWriter::abandon() { head_ = published_; }
 
 void RecordReader::attach(RingCursors* cursors, const u8* data) {
   cursors_ = cursors;
   data_ = data;
-  rewind();
+  read_ = released_ = cursors->tail.value.load(std::memory_order_relaxed);
 }
 
-u64 RecordReader::tail() const { return cursors_->tail.value.load(std::memory_order_relaxed); }
 u64 RecordReader::head() const { return cursors_->head.value.load(std::memory_order_acquire); }
 
 Peek RecordReader::peek(RecordSpan& out) {
   const u64 top = head();
   while (read_ != top) {
-    if (top < read_ || top - tail() > kLaneBytes || (top & 7) != 0) return corrupt("lane head cannot be true");
+    if (top < read_ || top - released_ > kLaneBytes || ((top | read_) & 7) != 0) {
+      return corrupt("lane head cannot be true");
+    }
     const u64 available = top - read_;
     const u32 to_wrap = kLaneBytes - static_cast<u32>(read_ & (kLaneBytes - 1));
     const u8* at = data_ + (read_ & (kLaneBytes - 1));
@@ -93,53 +97,62 @@ Peek RecordReader::peek(RecordSpan& out) {
   return Peek::empty;
 }
 
-void RecordReader::release(u64 upto) { cursors_->tail.value.store(upto, std::memory_order_release); }
+void RecordReader::release(u64 upto) {
+  released_ = upto;
+  cursors_->tail.value.store(upto, std::memory_order_release);
+}
 
 // ------------------------------------------------------------------ returns
 void ReturnWriter::attach(RingCursors* cursors, ReturnEntry* entries) {
   cursors_ = cursors;
   entries_ = entries;
-  head_ = cursors->head.value.load(std::memory_order_acquire);
-}
-
-u32 ReturnWriter::free_entries() const {
-  const u64 used = head_ - cursors_->tail.value.load(std::memory_order_acquire);
-  return used > kReturnEntries ? 0 : kReturnEntries - static_cast<u32>(used);
+  head_ = published_ = cursors->head.value.load(std::memory_order_acquire);
+  tail_seen_ = cursors->tail.value.load(std::memory_order_acquire);
 }
 
 bool ReturnWriter::push(const ReturnEntry& entry) {
-  if (free_entries() == 0) return false;
+  if (head_ - tail_seen_ >= kReturnEntries) {
+    const u64 tail = cursors_->tail.value.load(std::memory_order_acquire);
+    if (tail < tail_seen_ || head_ - tail > kReturnEntries) fault_ = "return ring tail cannot be true";
+    tail_seen_ = tail;
+    if (fault_ != nullptr || head_ - tail_seen_ >= kReturnEntries) return false;
+  }
   entries_[head_ & (kReturnEntries - 1)] = entry;
   ++head_;
   return true;
 }
 
 ReturnEntry* ReturnWriter::unpublished() {
-  if (head_ == cursors_->head.value.load(std::memory_order_relaxed)) return nullptr;
+  if (head_ == published_) return nullptr;
   return &entries_[(head_ - 1) & (kReturnEntries - 1)];
 }
 
-void ReturnWriter::publish() { cursors_->head.value.store(head_, std::memory_order_release); }
+void ReturnWriter::publish() {
+  published_ = head_;
+  cursors_->head.value.store(head_, std::memory_order_release);
+}
 
 void ReturnReader::attach(RingCursors* cursors, const ReturnEntry* entries) {
   cursors_ = cursors;
   entries_ = entries;
-  read_ = tail();
+  read_ = released_ = cursors->tail.value.load(std::memory_order_relaxed);
 }
 
-u64 ReturnReader::tail() const { return cursors_->tail.value.load(std::memory_order_relaxed); }
 u64 ReturnReader::head() const { return cursors_->head.value.load(std::memory_order_acquire); }
 
 Peek ReturnReader::next(ReturnEntry& out) {
   const u64 top = head();
   if (top == read_) return Peek::empty;
-  if (top < read_ || top - tail() > kReturnEntries) return Peek::corrupt;
+  if (top < read_ || top - released_ > kReturnEntries) return Peek::corrupt;
   std::memcpy(&out, &entries_[read_ & (kReturnEntries - 1)], sizeof out);
   ++read_;
   return Peek::item;
 }
 
-void ReturnReader::release(u64 upto) { cursors_->tail.value.store(upto, std::memory_order_release); }
+void ReturnReader::release(u64 upto) {
+  released_ = upto;
+  cursors_->tail.value.store(upto, std::memory_order_release);
+}
 
 // ------------------------------------------------------------------ lane end
 Status LaneEnd::attach(int fd, int side) {

@@ -3,7 +3,8 @@
 // One producer object and one consumer object per ring and process; each is used by one thread at a
 // time (the caller's lock). Cursors only grow. A consumer's private read cursor may run ahead of the
 // shared tail: what lies between is read but still owned here (a gateway waits for the hop
-// acknowledgement); a restart begins again at the tail.
+// acknowledgement); a restart begins again at the tail. The peer can write every cursor: each object
+// trusts its private copy of its own, and one that it reads is checked against that.
 #pragma once
 
 #include "core/memory.hpp"
@@ -25,13 +26,15 @@ class RecordWriter {
   void publish();                     ///< release: everything committed becomes visible
   void abandon();                     ///< forgets what was committed after the last publish
   u64 head() const { return head_; }  ///< committed, maybe not yet visible
-  u64 free_bytes() const;
+  const char* fault() const { return fault_; }  ///< the reader's cursor cannot be true
 
  private:
+  void look_at_tail();
   RingCursors* cursors_ = nullptr;
   u8* data_ = nullptr;
-  u64 head_ = 0, tail_seen_ = 0, reserved_at_ = 0;
+  u64 head_ = 0, published_ = 0, tail_seen_ = 0, reserved_at_ = 0;
   u32 reserved_ = 0;
+  const char* fault_ = nullptr;
 };
 
 /// A record as it lies in the ring. `header` is a private copy and was checked; `bytes` is the ring's
@@ -51,16 +54,16 @@ class RecordReader {
   void release(u64 upto);             ///< release: the producer may reuse everything below
   void release() { release(read_); }
   u64 read_cursor() const { return read_; }
-  u64 tail() const;
+  u64 tail() const { return released_; }
   u64 head() const;
-  void rewind() { read_ = tail(); }
+  void rewind() { read_ = released_; }
   const char* fault() const { return fault_; }  ///< why peek said corrupt
 
  private:
   Peek corrupt(const char* why) { fault_ = why; return Peek::corrupt; }
   RingCursors* cursors_ = nullptr;
   const u8* data_ = nullptr;
-  u64 read_ = 0;
+  u64 read_ = 0, released_ = 0;
   const char* fault_ = nullptr;
 };
 
@@ -71,13 +74,14 @@ class ReturnWriter {
   /// The last entry pushed and not yet published (a range may still be extended), or nullptr.
   ReturnEntry* unpublished();
   void publish();
-  u32 free_entries() const;
   u64 head() const { return head_; }
+  const char* fault() const { return fault_; }  ///< the reader's cursor cannot be true
 
  private:
   RingCursors* cursors_ = nullptr;
   ReturnEntry* entries_ = nullptr;
-  u64 head_ = 0;
+  u64 head_ = 0, published_ = 0, tail_seen_ = 0;
+  const char* fault_ = nullptr;
 };
 
 class ReturnReader {
@@ -87,13 +91,13 @@ class ReturnReader {
   void release(u64 upto);
   void release() { release(read_); }
   u64 read_cursor() const { return read_; }
-  u64 tail() const;
+  u64 tail() const { return released_; }
   u64 head() const;
 
  private:
   RingCursors* cursors_ = nullptr;
   const ReturnEntry* entries_ = nullptr;
-  u64 read_ = 0;
+  u64 read_ = 0, released_ = 0;
 };
 
 /// One side's four ring ends of a lane pair segment.
