@@ -215,8 +215,10 @@ void SenderCore::lose_flow(FlowOut* flow, u64 handed_upto, Reason reason) {
     const u64 entry = flow->sequences.take(seq);
     if (entry == 0) continue;
     const bool handed = seq <= handed_upto;
-    if (delivery_ == Delivery::at_least_once && !closed_) wait_again(entry, handed);
-    else if (delivery_ == Delivery::at_least_once) finish_entry(entry, End::failed, handed ? Reason::outcome_unknown : Reason::closed);
+    const bool is_reply = pattern_ == Pattern::reply;  // only its requester waits for it
+    if (delivery_ == Delivery::at_least_once && !closed_ && !is_reply) wait_again(entry, handed);
+    else if (delivery_ == Delivery::at_least_once && handed) finish_entry(entry, End::failed, Reason::outcome_unknown);
+    else if (delivery_ == Delivery::at_least_once) finish_entry(entry, End::failed, is_reply ? reason : Reason::closed);
     else if (handed) finish_entry(entry, End::delivered, Reason::none);
     else finish_entry(entry, End::failed, reason);
   }

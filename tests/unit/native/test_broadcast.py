@@ -30,7 +30,9 @@ class Fan:
         self.out = a.port.open_sender(11, 7, 99, BROADCAST, 0, 1, overflow=overflow)
         self.flows: dict[int, int] = {}
 
-    def join(self, endpoint: int, messages: int = 256, bytes_: int = 1 << 24, on_c: bool = False) -> Any:
+    def join(
+        self, endpoint: int, messages: int = 256, bytes_: int = 1 << 24, on_c: bool = False
+    ) -> Any:
         """Open a receiver with a flow from the sender."""
         port, lane = (self.c.port, 2) if on_c else (self.joined.b.port, 1)
         inn = port.open_receiver(endpoint, 7, 99, BROADCAST, 0)
