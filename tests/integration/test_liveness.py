@@ -8,7 +8,7 @@ import time
 import psutil
 import pytest
 
-from tests.integration.kill_nodes import clusters, wait_for
+from tests.integration.kill_nodes import clusters, settled, wait_for
 
 cluster = pytest.fixture(clusters)
 
@@ -153,3 +153,24 @@ def test_queue_gives_a_silent_consumer_nothing_new_and_goes_on_with_the_others(c
     before = len(silent.values("got"))
     silent.wait_for("got", before + 5)
     assert not any(r["redelivered"] for r in busy.reports("got")), "nothing was taken from it"
+
+
+@pytest.mark.promise("P1")
+@pytest.mark.promise("P3")
+def test_sender_that_sleeps_while_its_consumer_closes_loses_nothing_when_it_wakes(cluster):
+    """It may still send on the flow that it was not told to leave: nobody may forget that flow before."""
+    node = cluster.node()
+    job = {"channel": "q", "pattern": "queue"}
+    leaving = cluster.worker(node, "leave", "leaving", take=3, stay_s=12.0, **job)
+    leaving.wait_for("ready")
+    producer = cluster.worker(node, "produce", "out", count=400, interval_s=0.001, **job)
+    leaving.wait_for("got")
+    producer.process.send_signal(signal.SIGSTOP)
+    staying = cluster.worker(node, "consume", "staying", **job)
+    staying.wait_for("ready")
+    leaving.wait_for("closed")
+    time.sleep(7.0)  # more than a push may take
+    producer.process.send_signal(signal.SIGCONT)
+    producer.finish(30.0)
+    row = settled(node, "q")
+    assert row["delivered"] == row["accepted"] == 400

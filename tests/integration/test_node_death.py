@@ -72,6 +72,7 @@ def test_orderly_stop_leaves_no_process_socket_or_lock(cluster):
     node.start()  # the same state directory serves again
 
 
+@pytest.mark.promise("P3")
 def test_node_that_slept_past_its_lease_joins_again_and_nothing_is_delivered_twice(cluster):
     a = cluster.node("a")
     b = cluster.node("b", join=a)
@@ -80,15 +81,23 @@ def test_node_that_slept_past_its_lease_joins_again_and_nothing_is_delivered_twi
     there.wait_for("ready")
     producer = cluster.worker(a, "produce", "out", count=400, interval_s=0.02, **job)
     there.wait_for("got", 10)
-    sleeping = psutil.Process(b.daemon_pid)
-    sleeping.suspend()
+    sleeping = [
+        b.keeper,
+        psutil.Process(b.daemon_pid),
+    ]  # a keeper awake would kill its silent daemon
+    for process in sleeping:
+        process.suspend()
 
     def state():
         return a.call("ls", "node")[1]["state"]
 
+    wait_for("suspicion", lambda: state() == "suspect", 5.0)
     wait_for("the lease's end", lambda: state() == "dead", 15.0)
-    sleeping.resume()
+    for process in reversed(sleeping):
+        process.resume()
     wait_for("the node back", lambda: state() == "serving", 15.0)
+    assert sleeping[1].pid == b.daemon_pid, "fenced and back, not restarted"
+    assert [e for e in b.call("status")["events"] if e["event"] == "lease ended; joining again"]
     producer.finish(40.0)
     row = settled(a, "far")
     assert row["delivered"] == 400
