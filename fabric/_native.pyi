@@ -41,6 +41,11 @@ def seal_segment(fd: int) -> None:
 def freeze(doorbell_fd: int, state_fd: int, deadline_ns: int) -> bool:
     """Stop new operations; True when none is inside any more."""
 
+def freeze_overruns(state_fd: int) -> int:
+    """
+    Operations that went on in a freeze, since the port exists: a cut over which it changed is none.
+    """
+
 def thaw(doorbell_fd: int) -> None:
     """End a freeze."""
 

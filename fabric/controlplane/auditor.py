@@ -30,6 +30,7 @@ class Auditor:
         self._daemon = daemon
         self._lock = asyncio.Lock()
         self._frozen: list[int] = []
+        self._overruns: dict[int, int] = {}
         self._snapshot = b""
         self._safety: asyncio.TimerHandle | None = None
 
@@ -120,6 +121,7 @@ class Auditor:
         if op == "inspect":
             if fields["offset"] == 0:
                 self._snapshot = encode_snapshot(self._look())
+                self._check_cut()
             part = self._snapshot[fields["offset"] : fields["offset"] + limits.AUDIT_PART_BYTES]
             return {"data": part, "total": len(self._snapshot)}
         self._thaw()
@@ -133,6 +135,7 @@ class Auditor:
         self._safety = loop.call_later(THAW_AFTER_S, self._thaw)
         deadline_ns = time.monotonic_ns() + int(limits.AUDIT_FREEZE_S * 1e9)
         frozen = []
+        self._overruns = self._count_overruns()
         for port in self._daemon.ports:
             if port.is_alive:
                 self._frozen.append(port.doorbell_fd)
@@ -146,6 +149,20 @@ class Auditor:
                 raise errors.DeadlineExceeded(
                     "a process stayed inside an operation; the cut would not be consistent"
                 )
+
+    def _count_overruns(self) -> dict[int, int]:
+        """Return, by port, how many operations went on in a freeze: none may while a cut is looked at."""
+        count = self._daemon.context.native.freeze_overruns
+        return {port.port: count(port.state_fd) for port in self._daemon.ports if port.is_alive}
+
+    def _check_cut(self) -> None:
+        """Raise when a port went on before everything was looked at: what was seen is no cut."""
+        now = self._count_overruns()
+        went_on = [port for port in now if now[port] != self._overruns.get(port)]
+        if self._safety is None or went_on:
+            raise errors.DeadlineExceeded(
+                "the processes of a node went on before the audit had looked at them all"
+            )
 
     def _thaw(self) -> None:
         if self._safety is not None:

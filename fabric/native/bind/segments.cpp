@@ -62,6 +62,11 @@ void bind_segments(nb::module_& module) {
     check(status);
     return still;
   }, "doorbell_fd"_a, "state_fd"_a, "deadline_ns"_a, "Stop new operations; True when none is inside any more.");
+  module.def("freeze_overruns", [](int state_fd) {
+    u64 out = 0;
+    check(freeze_overruns(state_fd, out));
+    return out;
+  }, "state_fd"_a, "Operations that went on in a freeze, since the port exists: a cut over which it changed is none.");
   module.def("thaw", [](int doorbell_fd) { check(thaw_port(doorbell_fd)); }, "doorbell_fd"_a, "End a freeze.");
 }
 

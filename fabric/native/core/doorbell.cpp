@@ -135,6 +135,13 @@ bool freeze_port(int doorbell_fd, int state_fd, u64 deadline_ns, Status& status)
   return true;
 }
 
+Status freeze_overruns(int state_fd, u64& out) {
+  Mapping state;
+  Status status = Mapping::map(state_fd, sizeof(StateLayout), false, state);
+  if (status.ok()) out = state.as<StateLayout>()->head.overruns.load(std::memory_order_seq_cst);
+  return status;
+}
+
 Status thaw_port(int doorbell_fd) {
   Mapping bell;
   Status status = Mapping::map(doorbell_fd, sizeof(DoorbellLayout), true, bell);

@@ -58,5 +58,8 @@ class Doorbell {
 /// Daemon side: stops new operations of a port and waits until none is inside (audit).
 bool freeze_port(int doorbell_fd, int state_fd, u64 deadline_ns, Status& status);
 Status thaw_port(int doorbell_fd);
+/// Operations of the port that went on although it was frozen, since it exists: read before freeze_port() and after
+/// the last look; a cut over which it changed is not consistent.
+Status freeze_overruns(int state_fd, u64& out);
 
 }  // namespace fabric

@@ -204,6 +204,7 @@ struct StateHead {
   std::atomic<u64> heartbeat_ns;       ///< CLOCK_MONOTONIC, by the native service thread
   std::atomic<u32> busy;               ///< 1 inside an operation; see docs/ARCHITECTURE.md §audit
   std::atomic<u32> held_high;          ///< entries of the held table ever used
+  std::atomic<u64> overruns;           ///< operations that went on in a freeze: a cut that saw it change is none
 };
 inline constexpr u64 kStateMagic = 0x3154415453424146ULL;
 

@@ -37,7 +37,14 @@ bool Operation::enter() {
     }
     auto& busy = port_.state_->head.busy;
     busy.store(1, std::memory_order_seq_cst);  // Dekker: busy, fence, look at freeze
-    if (!port_.doorbell_.frozen()) break;
+    if (!port_.doorbell_.frozen()) {
+      port_.auditor_gone_ = false;
+      break;
+    }
+    if (port_.auditor_gone_) {
+      port_.overrun_freeze();
+      break;
+    }
     busy.store(0, std::memory_order_release);
     if (!may_park_) {
       status_ = Status::fail(Code::frozen, {});
@@ -48,15 +55,17 @@ bool Operation::enter() {
     lock_.unlock();
     port_.doorbell_.park_while_frozen(until);
     lock_.lock();
-    if (!port_.closed() && monotonic_ns() >= until) {  // The auditor is gone: its cut is not worth a hang.
-      ++port_.counters_.freeze_overruns;
-      busy.store(1, std::memory_order_seq_cst);
-      break;
-    }
+    port_.auditor_gone_ = port_.auditor_gone_ || monotonic_ns() >= until;  // its cut is not worth a hang
   }
   status_ = {};
   inside_ = true;
   return true;
+}
+
+// An auditor that is slow and not gone sees the count change, and that its cut is none.
+void Port::overrun_freeze() {
+  ++counters_.freeze_overruns;
+  state_->head.overruns.fetch_add(1, std::memory_order_seq_cst);
 }
 
 void Operation::leave() {

@@ -28,7 +28,7 @@ class ReceiverCore;
 
 inline constexpr u64 kHeartbeatNs = 250'000'000;
 inline constexpr u64 kServiceNs = 50'000'000;        ///< progress when no user thread made any
-inline constexpr u64 kFreezeParkNsMax = 900'000'000;  ///< an audit's cut lasts at most 500 ms
+inline constexpr u64 kFreezeParkNsMax = 2'000'000'000;  ///< a living auditor thaws within 1.5 s
 inline constexpr u32 kWakesOwedMax = 64;
 inline constexpr u64 kBacklogMax = 65536;            ///< returns of one lane that wait for room: more is a liar's doing
 inline constexpr u64 kSpinNs = 40'000;               ///< about what a sleep and a wake across CPUs cost
@@ -140,6 +140,7 @@ class Port : public std::enable_shared_from_this<Port> {
   Status attach(int state_fd, int doorbell_fd, int event_fd);
   LaneLink* find_lane(u32 lane);
   u64 progress_lane(LaneLink& lane);
+  void overrun_freeze();
   u64 drain_records(LaneLink& lane);
   bool take_record(LaneLink& lane, const RecordSpan& span, bool& stop);
   void skip_record(FlowInState& flow, const RecordHeader& header);
@@ -176,6 +177,7 @@ class Port : public std::enable_shared_from_this<Port> {
   Doorbell doorbell_;
   std::mutex mutex_;
   std::atomic<bool> closed_{false}, forked_{false};
+  bool auditor_gone_ = false;         ///< this freeze lasted too long: it is ignored until it ends
 
   std::unordered_map<u32, std::unique_ptr<LaneLink>> lanes_;
   LaneLink* lanes_by_bit_[kLanesPerPortMax] = {};
