@@ -15,8 +15,11 @@ _SIZES = {
     "GIB": 2**30,
     "TIB": 2**40,
 }
-_DURATION = re.compile(r"\s*(\d{1,12}(?:\.\d{1,12})?)\s*([a-zµ]+)\s*", re.IGNORECASE)
-_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
+#: as JSON Schema says them: whole texts
+DURATION_PATTERN = r"^\s*\d{1,12}(?:\.\d{1,12})?\s*(?:[nuµm]?s|min|m|h)\s*$"
+SIZE_PATTERN = r"^\s*\d+(?:\.\d+)?\s*(?:B|[KMG]B|[KMGT]iB)?\s*$"
+_DURATION = re.compile(r"\s*(\d{1,12}(?:\.\d{1,12})?)\s*([a-zµ]+)\s*")
+_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?B?)\s*", re.IGNORECASE)
 
 
@@ -50,7 +53,7 @@ def parse_seconds(text: str) -> float:
         The text is no duration, or its unit is missing or unknown.
     """
     match = _DURATION.fullmatch(text)
-    unit = match[2].lower() if match else ""
+    unit = match[2] if match else ""
     if match is None or unit not in _SECONDS:
         raise ValueError(
             f"{text[:40]!r} is not a duration; write for example 5s, 250ms or 2min"

@@ -16,7 +16,9 @@ from fabric.cli import (
     audit,
     channel_io,
     doctor,
+    events,
     listing,
+    metrics,
     node,
     plan,
     schema,
@@ -57,6 +59,8 @@ for verb in (
     spec.validate,
     schema.schema,
     audit.audit,
+    events.events,
+    metrics.metrics,
 ):
     app.command(verb.__name__)(verb)
 app.add_typer(listing.kind_app("node"), name="node")

@@ -44,6 +44,13 @@ Secret = Annotated[
     _TEXT, typer.Option("--secret-file", help="Shared secret of the nodes.", show_default=False)
 ]
 
+Metrics = Annotated[
+    _TEXT,
+    typer.Option(
+        "--metrics", help="HOST:PORT on loopback for Prometheus, or off.", show_default=False
+    ),
+]
+
 
 def up(
     name: Name = places.DEFAULT_NODE,
@@ -53,6 +60,7 @@ def up(
     join: Join = None,
     secret_file: Secret = None,
     links: Links = None,
+    metrics: Metrics = None,
 ) -> None:
     """Start a node in the background and wait until it serves."""
     socket_path = os.path.abspath(socket or places.default_socket(name))
@@ -63,7 +71,13 @@ def up(
     log = places.daemon_log(folder)
     command = [*DAEMON, "--name", name, "--socket", socket_path]
     command += ["--state", str(folder)]
-    given = {"--listen": listen, "--join": join, "--secret-file": secret_file, "--links": links}
+    given = {
+        "--listen": listen,
+        "--join": join,
+        "--secret-file": secret_file,
+        "--links": links,
+        "--metrics": metrics,
+    }
     for flag, value in given.items():
         command += [flag, value] if value else []
     sys.stdout.write(f"starting node {name}; its log: {log}\n")

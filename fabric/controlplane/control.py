@@ -9,6 +9,7 @@ import asyncio
 import difflib
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ from fabric.controlplane.listing import (
 )
 from fabric.controlplane.modules import unknown_name
 from fabric.controlplane.node_calls import plain
+from fabric.controlplane.observed_events import find_events
 from fabric.controlplane.observer import observed
 from fabric.registry.declare import unknown_channel
 
@@ -84,6 +86,7 @@ class Control:
             "plugins": len(daemon.stages.all()),
             "arena_bytes": daemon.segments.total_bytes(),
             "events": daemon.context.events.rows()[-20:],
+            "metrics": daemon.metrics.address,
             **observed(daemon.observer),
         }
 
@@ -249,6 +252,14 @@ class Control:
     async def audit(self) -> dict[str, Any]:
         """Compare ledgers with what is found at one consistent cut of all nodes."""
         return await self.auditor.run()
+
+    async def events(self, after: Mapping[str, int] | None = None, **query: Any) -> dict[str, Any]:
+        """Return the events of all nodes that a query takes; see `fabric.telemetry.events.Query`."""
+        return await find_events(self._daemon, after or {}, query)
+
+    async def metrics(self) -> dict[str, Any]:
+        """Return this node's metrics in Prometheus' text format."""
+        return {"text": self._daemon.metrics.text().decode()}
 
     async def down(self) -> dict[str, Any]:
         """End this node in order; answers first, with every process that will end."""

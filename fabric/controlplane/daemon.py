@@ -31,6 +31,7 @@ from fabric.controlplane.keeper_client import KeeperLink, Loaded
 from fabric.controlplane.lanes import LaneTable
 from fabric.controlplane.liveness import Liveness
 from fabric.controlplane.membership import Membership
+from fabric.controlplane.metrics import Metrics
 from fabric.controlplane.modules import ModuleTable, Process
 from fabric.controlplane.node_calls import NodeCalls
 from fabric.controlplane.node_paths import NodePaths
@@ -106,6 +107,7 @@ class Daemon:
         self.calls = NodeCalls(self)
         self.describer = Describer()
         self.observer = Observer(self)
+        self.metrics = Metrics(self)
         self.plan_node = PlanNode(self)
         self.plans = PlanApplier(self)
         self.control = Control(self)
@@ -163,6 +165,7 @@ class Daemon:
         from fabric.controlplane.api import server
 
         self._server = await server.serve(self.control, self.options.socket + ".ctl")
+        await self.metrics.start()
         await self.modules.restore(self.loaded)
         self.scaling.restore(self.loaded.items)
         self.stages.restore(self.loaded)
@@ -221,6 +224,7 @@ class Daemon:
         await self.modules.stop_all(limits.DRAIN_S)
         await self.membership.stop()
         self._stop_parts()
+        await self.metrics.stop()
         if self._server is not None:
             await self._server.close(0.5)
         self.gateway.stop()

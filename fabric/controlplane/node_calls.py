@@ -15,6 +15,7 @@ import msgspec
 from fabric import errors, limits
 from fabric.controlplane import plan_node
 from fabric.controlplane.calls import Answer, ControlConnection
+from fabric.controlplane.observed_events import own_events
 from fabric.registry.client import REGISTRY_CALLS, serve_registry
 from fabric.registry.records import view_from
 
@@ -75,6 +76,8 @@ class NodeCalls:
             return await daemon.plans.serve(op, fields)
         if op in plan_node.CALLS:
             return await daemon.plan_node.serve(op, fields)
+        if op == "events":
+            return own_events(daemon, fields)
         if op == "describe":
             return {"classes": plain(await daemon.describer.describe(fields["classes"]))}
         if op in ("freeze", "inspect", "thaw"):

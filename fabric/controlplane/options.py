@@ -19,6 +19,8 @@ from fabric.paths.choice import BETWEEN_NODES, available_links, offered_links
 from fabric.units import parse_bytes
 
 SECRET_BYTES_MIN = 8
+METRICS_DEFAULT = ("127.0.0.1", 0)
+LOOPBACK = ("localhost", "::1")
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Options:
     log_level: str = "info"
     arena_bytes: int = limits.ARENA_BYTES_PER_TENANT_MAX
     links: tuple[str, ...] = ()  #: between nodes, in the operator's order; empty: all that work
+    metrics: tuple[str, int] | None = METRICS_DEFAULT  #: where Prometheus reads; None: nowhere
 
 
 def default_socket(name: str) -> str:
@@ -84,6 +87,12 @@ def parse(argv: list[str] | None = None) -> Options:
     parser.add_argument(
         "--log-level", default="info", choices=("debug", "info", "warning", "error")
     )
+    parser.add_argument(
+        "--metrics",
+        metavar="HOST:PORT|off",
+        default=f"{METRICS_DEFAULT[0]}:{METRICS_DEFAULT[1]}",
+        help="where Prometheus reads /metrics, on loopback; port 0 takes a free one (fabricctl status says which)",
+    )
     args = parser.parse_args(argv)
     if not args.name or len(args.name.encode()) > limits.NAME_BYTES_MAX or "/" in args.name:
         raise ConfigError(
@@ -101,6 +110,7 @@ def parse(argv: list[str] | None = None) -> Options:
         args.log_level,
         _arena_bytes(args.arena_bytes),
         _links(args.links),
+        _metrics(args.metrics),
     )
 
 
@@ -135,6 +145,20 @@ def _links(text: str | None) -> tuple[str, ...]:
             found=text,
         )
     return wanted
+
+
+def _metrics(text: str) -> tuple[str, int] | None:
+    if text == "off":
+        return None
+    address = _address("--metrics", text)
+    if address is None or not (address[0].startswith("127.") or address[0].strip("[]") in LOOPBACK):
+        raise ConfigError(
+            f"--metrics {text!r}: metrics are served on loopback only, for example 127.0.0.1:9464, or off;"
+            " put a proxy that asks for a password in front to read them from elsewhere",
+            key="--metrics",
+            found=text,
+        )
+    return address[0].strip("[]"), address[1]
 
 
 def _address(key: str, text: str | None) -> tuple[str, int] | None:

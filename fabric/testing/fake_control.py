@@ -48,6 +48,13 @@ TOPOLOGY = {
          ]},
     ],
 }  # fmt: skip
+EVENTS = [
+    {"number": 1, "at": 1_763_000_000.25, "kind": "messages dropped", "severity": "warning", "node": "a",
+     "channel": "kv", "port": "prefill", "reason": "overflow_newest", "count": 144, "text": "144 of prefill dropped",
+     "more": {}},
+    {"number": 2, "at": 1_763_000_001.5, "kind": "view held", "severity": "warning", "node": "a", "channel": "kv",
+     "port": "decode", "reason": "not released", "count": 1, "text": "decode holds 3", "more": {"age_s": 12.5}},
+]  # fmt: skip
 ROWS: dict[str, list[dict[str, Any]]] = {
     "node": [{"name": "a", "number": 1, "address": "127.0.0.1:7400", "state": "serving", "incarnation": 11}],
     "module": [
@@ -180,6 +187,14 @@ class FakeControl:
         self._note("module_add", spec)
         changes = [{"kind": "module", "name": name, "action": "added"} for name in spec.modules]
         return {"changes": changes}
+
+    async def events(self, **query: Any) -> dict[str, Any]:
+        self._note("events", query)
+        return {"events": [dict(row) for row in EVENTS], "next": {"a": 2}, "lost": {"a": 0}}
+
+    async def metrics(self) -> dict[str, Any]:
+        self._note("metrics")
+        return {"text": "# HELP fabric_info A node.\nfabric_info 1.0\n"}
 
     async def audit(self) -> dict[str, Any]:
         self._note("audit")

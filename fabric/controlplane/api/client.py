@@ -6,7 +6,7 @@ One client for fabricctl, scripts and tests; safe from several threads. It never
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -191,6 +191,37 @@ class ControlClient:
     def audit(self) -> dict[str, Any]:
         """Compare the ledgers with what is in flight."""
         return self._call("Audit", pb.AuditRequest())
+
+    def events(
+        self,
+        *,
+        drops: bool = False,
+        reason: str = "",
+        channel: str = "",
+        since: float = 0.0,
+        after: Mapping[str, int] | None = None,
+    ) -> dict[str, Any]:
+        """Return events of all nodes, oldest first, and the `next` to give as `after` to get only later ones.
+
+        Parameters
+        ----------
+        drops : bool
+            Only those of messages that were dropped or failed.
+        reason, channel : str
+            Only of this reason, of this channel; empty: all.
+        since : float
+            Seconds since 1970.
+        after : mapping, optional
+            Node → number of the last event that was seen.
+        """
+        request = pb.EventsRequest(
+            drops=drops, reason=reason, channel=channel, since=since, after=dict(after or {})
+        )
+        return self._call("Events", request)
+
+    def metrics(self) -> str:
+        """Return the node's metrics in Prometheus' text format."""
+        return str(self._call("Metrics", pb.MetricsRequest())["text"])
 
     def down(self) -> dict[str, Any]:
         """Ask the node to stop; return the processes that will end."""

@@ -53,6 +53,8 @@ class ControlLike(Protocol):
     async def module_scale(self, name: str, replicas: int) -> Answer: ...
     async def module_add(self, spec: config.FabricSpec) -> Answer: ...
     async def audit(self) -> Answer: ...
+    async def events(self, **query: Any) -> Answer: ...
+    async def metrics(self) -> Answer: ...
     async def down(self) -> Answer: ...
 
 
@@ -172,6 +174,21 @@ class ControlServicer(pb_grpc.ControlServicer):
 
     async def Audit(self, request: pb.AuditRequest, context: Any) -> Message:
         return await _answer(context, pb.AuditReply, self._control.audit)
+
+    async def Events(self, request: pb.EventsRequest, context: Any) -> Message:
+        async def find() -> Answer:
+            return await self._control.events(
+                drops=request.drops,
+                reason=request.reason,
+                channel=request.channel,
+                since=request.since,
+                after=dict(request.after),
+            )
+
+        return await _answer(context, pb.EventsReply, find)
+
+    async def Metrics(self, request: pb.MetricsRequest, context: Any) -> Message:
+        return await _answer(context, pb.MetricsReply, self._control.metrics)
 
     async def Down(self, request: pb.DownRequest, context: Any) -> Message:
         return await _answer(context, pb.DownReply, self._control.down)

@@ -23,6 +23,7 @@ void count_unfolded(const Ledger& ledger, u64 tail, u64 accepted, SampledLedger&
       const int end = static_cast<int>(out_end(word)), reason = static_cast<int>(out_reason(word));
       if (end == 0) ++moved;
       else if (end < 4 && reason < kReasons) ++out.counts[end][reason];
+      if (out_end(word) == End::delivered) out.delivered_bytes += entry.payload_bytes;
     } else if (state == OutState::accepted || state == OutState::waiting) {
       ++out.outstanding;
       out.outstanding_bytes += entry.payload_bytes;

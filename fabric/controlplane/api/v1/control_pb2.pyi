@@ -297,6 +297,49 @@ class AuditReply(_message.Message):
     more: _struct_pb2.Struct
     def __init__(self, verdict: _Optional[str] = ..., reason: _Optional[str] = ..., duration_ms: _Optional[float] = ..., differences: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ..., channels: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ..., more: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
 
+class EventsRequest(_message.Message):
+    __slots__ = ("drops", "reason", "channel", "since", "after")
+    class AfterEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    DROPS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    CHANNEL_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    drops: bool
+    reason: str
+    channel: str
+    since: float
+    after: _containers.ScalarMap[str, int]
+    def __init__(self, drops: _Optional[bool] = ..., reason: _Optional[str] = ..., channel: _Optional[str] = ..., since: _Optional[float] = ..., after: _Optional[_Mapping[str, int]] = ...) -> None: ...
+
+class EventsReply(_message.Message):
+    __slots__ = ("events", "next", "lost", "more")
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FIELD_NUMBER: _ClassVar[int]
+    LOST_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    events: _containers.RepeatedCompositeFieldContainer[_struct_pb2.Struct]
+    next: _struct_pb2.Struct
+    lost: _struct_pb2.Struct
+    more: _struct_pb2.Struct
+    def __init__(self, events: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ..., next: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., lost: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., more: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+
+class MetricsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class MetricsReply(_message.Message):
+    __slots__ = ("text",)
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    def __init__(self, text: _Optional[str] = ...) -> None: ...
+
 class DownRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

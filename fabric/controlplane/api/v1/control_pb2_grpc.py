@@ -124,6 +124,16 @@ class ControlStub:
                 request_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.AuditRequest.SerializeToString,
                 response_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.AuditReply.FromString,
                 _registered_method=True)
+        self.Events = channel.unary_unary(
+                '/fabric.v1.Control/Events',
+                request_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.EventsRequest.SerializeToString,
+                response_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.EventsReply.FromString,
+                _registered_method=True)
+        self.Metrics = channel.unary_unary(
+                '/fabric.v1.Control/Metrics',
+                request_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.MetricsRequest.SerializeToString,
+                response_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.MetricsReply.FromString,
+                _registered_method=True)
         self.Down = channel.unary_unary(
                 '/fabric.v1.Control/Down',
                 request_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.DownRequest.SerializeToString,
@@ -242,6 +252,18 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Events(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Metrics(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Down(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -340,6 +362,16 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.Audit,
                     request_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.AuditRequest.FromString,
                     response_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.AuditReply.SerializeToString,
+            ),
+            'Events': grpc.unary_unary_rpc_method_handler(
+                    servicer.Events,
+                    request_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.EventsRequest.FromString,
+                    response_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.EventsReply.SerializeToString,
+            ),
+            'Metrics': grpc.unary_unary_rpc_method_handler(
+                    servicer.Metrics,
+                    request_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.MetricsRequest.FromString,
+                    response_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.MetricsReply.SerializeToString,
             ),
             'Down': grpc.unary_unary_rpc_method_handler(
                     servicer.Down,
@@ -833,6 +865,60 @@ class Control:
             '/fabric.v1.Control/Audit',
             fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.AuditRequest.SerializeToString,
             fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.AuditReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Events(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.v1.Control/Events',
+            fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.EventsRequest.SerializeToString,
+            fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.EventsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Metrics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.v1.Control/Metrics',
+            fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.MetricsRequest.SerializeToString,
+            fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.MetricsReply.FromString,
             options,
             channel_credentials,
             insecure,
