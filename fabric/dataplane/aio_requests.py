@@ -12,6 +12,7 @@ from fabric.dataplane import requester as sync_requester
 from fabric.dataplane import responder as sync_responder
 from fabric.dataplane import scatter as sync_scatter
 from fabric.dataplane.aio_wait import Waiter, send_when_possible
+from fabric.dataplane.calls import Call
 from fabric.dataplane.deadlines import absolute_ns, monotonic_ns
 from fabric.dataplane.sender import as_key
 
@@ -44,9 +45,7 @@ class Requester(Generic[M, R]):
         self, message: M, key: str | bytes | None = None, deadline: float | None = None
     ) -> Any:
         """See `fabric.Requester.stream`; an asynchronous generator, closing it cancels the request."""
-        call = sync_requester.Call(
-            self.sync.next_correlation(), absolute_ns(deadline) or monotonic_ns()
-        )
+        call = Call(self.sync.next_correlation(), absolute_ns(deadline) or monotonic_ns())
         self.sync.register(call)
         try:
             meta, tensors = self.sync.sender.type.encode(message)
@@ -79,7 +78,7 @@ class Requester(Generic[M, R]):
         await asyncio.to_thread(self.sync.close)
         self._waiter.wake()
 
-    def _attempt(self, call: sync_requester.Call) -> tuple[bool, Any]:
+    def _attempt(self, call: Call) -> tuple[bool, Any]:
         others = False
         while True:
             found, reply = self.sync.take_from(call)

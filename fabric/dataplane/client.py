@@ -10,49 +10,22 @@ import logging
 import os
 import platform
 import threading
-from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from fabric import errors, limits
+from fabric.dataplane.channels import ChannelCalls
 from fabric.dataplane.connection import ControlConnection
 from fabric.dataplane.framing import close_fds
 from fabric.dataplane.leases import Leases
 from fabric.dataplane.pushes import Handler, Pushes
-from fabric.dataplane.receiver import Receiver
-from fabric.dataplane.requester import Requester
-from fabric.dataplane.responder import Responder
-from fabric.dataplane.scatter import Scatterer
 from fabric.dataplane.segments import Segments
-from fabric.dataplane.sender import Sender
-from fabric.messages import MessageType, Schema, class_from_schema, message_type
 from fabric.messages.lease import Lease
 
 log = logging.getLogger("fabric.port")
 M = TypeVar("M")
 R = TypeVar("R")
 E = TypeVar("E")
-
-PATTERNS: Final = {"stream": 0, "queue": 1, "broadcast": 2, "request": 3, "reply": 4, "scatter": 3}
-DELIVERIES: Final = ("at_most_once", "at_least_once")
-CLASSES: Final = ("control", "token", "embedding", "bulk")
-OVERFLOWS: Final = ("block", "drop_oldest", "drop_newest", "reject")  # layout.hpp Overflow
-
-
-def _overflow(answer: dict[str, Any]) -> dict[str, int]:
-    """Return the overflow policy of an `open` for the native call; `block` is its default."""
-    number = OVERFLOWS.index(answer.get("overflow", "block"))
-    return {"overflow": number} if number else {}
-
-
-def _way_back(answer: dict[str, Any]) -> dict[str, Any]:
-    """Return what the reply half of an `open` is opened with.
-
-    A reply is for one requester only: what is lost with it must not go to another, whatever the requests' delivery.
-    """
-    return {
-        **answer, "endpoint": answer["reply_endpoint"], "pattern": "reply", "route": None,
-        "delivery": "at_most_once", "overflow": "block",
-    }  # fmt: skip
 
 
 def default_socket() -> str:
@@ -99,7 +72,7 @@ def attach(
     return Port(name, path, token or os.environ.get("FABRIC_MODULE_TOKEN"))
 
 
-class Port:
+class Port(ChannelCalls):
     """The attachment of this process: lanes, arena, endpoints. Made by `attach`.
 
     Attributes
@@ -137,144 +110,6 @@ class Port:
         self.leases = Leases(self)
         self._pushes = Pushes(name, self.native, self.connection, self._tell)
         self.connection.start()
-
-    # ---- channels and endpoints
-
-    def declare(
-        self, channel: str, type: Any, *, reply: Any = None, pattern: str = "stream", delivery: str = "at_most_once",
-        overflow: str = "block", klass: str = "token", route: str | None = None, transforms: Sequence[str] = (),
-        idempotent: bool = False,
-    ) -> None:  # fmt: skip
-        """Declare a channel; the same declaration again is fine, another one is refused naming what differs.
-
-        Parameters
-        ----------
-        channel : str
-            Cluster-wide name.
-        type : type
-            Message class.
-        reply : type, optional
-            Message class of replies; makes the pattern ``request``, unless it is ``scatter``.
-        pattern : {"stream", "queue", "broadcast", "request", "scatter"}
-        delivery : {"at_most_once", "at_least_once"}
-        overflow : {"block", "drop_oldest", "drop_newest", "reject"}
-            What happens where a receiver has no room; see docs/messages.md for the pairs that are allowed.
-        klass : {"control", "token", "embedding", "bulk"}
-            Traffic class.
-        route : str, optional
-            Routing policy; default by pattern.
-        transforms : sequence of str
-            In-flight transforms, in order.
-        idempotent : bool
-            The consumer may see a request twice (needed for ``at_least_once`` requests).
-
-        Raises
-        ------
-        ConfigError, TypeMismatchError
-        """
-        fields: dict[str, Any] = {
-            "channel": channel, "schema": message_type(type).schema.text,
-            "pattern": "request" if reply is not None and pattern != "scatter" else pattern,
-            "delivery": delivery, "overflow": overflow,
-            "klass": klass, "route": route, "transforms": list(transforms), "idempotent": idempotent,
-        }  # fmt: skip
-        if reply is not None:
-            fields["reply_schema"] = message_type(reply).schema.text
-        self.request("declare", fields)
-
-    def sender(
-        self,
-        channel: str,
-        type: type[M] | None = None,
-        *,
-        stage: int | None = None,
-        transform: str | None = None,
-    ) -> Sender[M]:
-        """Open the sending end of a channel.
-
-        Parameters
-        ----------
-        channel : str
-        type : type, optional
-            Message class; default: made from the channel's schema.
-        stage, transform
-            Hop of a transformed channel, for stage hosts.
-
-        Raises
-        ------
-        TypeMismatchError
-            The channel carries another type; names the field.
-        ConfigError
-            The channel is not declared, or has another pattern.
-        """
-        answer, found = self._open("sender", channel, type, stage=stage, transform=transform)
-        return self._keep(
-            answer, Sender(self, channel, found, self._native_sender(answer, found), answer)
-        )
-
-    def receiver(
-        self, channel: str, type: type[M] | None = None, *, stage: int | None = None, transform: str | None = None,
-        messages: int = limits.CREDIT_MESSAGES, bytes: int = limits.CREDIT_BYTES, delivery: str | None = None,
-    ) -> Receiver[M]:  # fmt: skip
-        """Open the receiving end of a channel; `messages` and `bytes` are the credit each sender gets.
-
-        `delivery` overrides how this end acknowledges (stage hosts). Raises like `sender`.
-        """
-        answer, found = self._open(
-            "receiver",
-            channel,
-            type,
-            stage=stage,
-            transform=transform,
-            messages=messages,
-            bytes=bytes,
-        )
-        if delivery is not None:
-            answer["delivery"] = delivery
-        return self._keep(
-            answer, Receiver(self, channel, found, self._native_receiver(answer, found), answer)
-        )
-
-    def requester(self, channel: str, type: type[M], reply: type[R]) -> Requester[M, R]:
-        """Open the asking end of a request channel. Raises like `sender`."""
-        return self._asking(channel, type, reply, ("request",))
-
-    def scatterer(self, channel: str, type: type[M], reply: type[R]) -> Scatterer[M, R]:
-        """Open the asking end of a scatter channel: rows of its tensors go to many consumers, answers are gathered.
-
-        Consumers open it with `responder`. Raises like `sender`.
-        """
-        return Scatterer(self._asking(channel, type, reply, ("scatter",)))
-
-    def _asking(
-        self, channel: str, type: type[M], reply: type[R], patterns: tuple[str, ...]
-    ) -> Requester[M, R]:
-        answer, found = self._open("requester", channel, type, reply, patterns=patterns)
-        back = _way_back(answer)
-        answered = message_type(reply)
-        replies: Receiver[R] = Receiver(
-            self, channel, answered, self._native_receiver(back, answered), back
-        )
-        sender: Sender[M] = Sender(self, channel, found, self._native_sender(answer, found), answer)
-        return self._keep(answer, Requester(self, sender, replies))
-
-    def responder(
-        self, channel: str, type: type[M], reply: type[R], *, messages: int = limits.CREDIT_MESSAGES,
-        bytes: int = limits.CREDIT_BYTES,
-    ) -> Responder[M, R]:  # fmt: skip
-        """Open the answering end of a request or scatter channel. Raises like `sender`."""
-        answer, found = self._open(
-            "responder", channel, type, reply, messages=messages, bytes=bytes
-        )
-        back = _way_back(answer)
-        answered = message_type(reply)
-        replies: Sender[R] = Sender(
-            self, channel, answered, self._native_sender(back, answered), back
-        )
-        requests: Receiver[M] = Receiver(
-            self, channel, found, self._native_receiver(answer, found), answer
-        )
-        return self._keep(answer, Responder(self, requests, replies))
 
     # ---- memory of one's own that others read
 
@@ -457,50 +292,6 @@ class Port:
         self._pushes.forget_endpoint(endpoint)
         if known is not None and not self.is_closed and self._broken is None:
             self.connection.post("close", {"endpoint": endpoint})
-
-    def _open(
-        self, role: str, channel: str, type: Any, reply: Any = None, *, patterns: tuple[str, ...] = (), **more: Any,
-    ) -> tuple[dict[str, Any], MessageType]:  # fmt: skip
-        fields = {
-            "role": role,
-            "channel": channel,
-            **{k: v for k, v in more.items() if v is not None},
-        }
-        fields["schema"] = message_type(type).schema.text if type is not None else ""
-        if reply is not None:
-            fields["reply_schema"] = message_type(reply).schema.text
-        answer, _ = self.request("open", fields)
-        if patterns and answer["pattern"] not in patterns:
-            self.connection.post("close", {"endpoint": answer["endpoint"]})
-            fit = "scatterer" if answer["pattern"] == "scatter" else "requester"
-            raise errors.ConfigError(
-                f"channel {channel!r} has pattern {answer['pattern']}: open it as {fit}",
-                channel=channel,
-            )
-        if type is None:
-            if not answer.get("schema"):
-                raise errors.TypeMismatchError(
-                    f"the type of channel {channel!r} is not known yet; give a message class"
-                )
-            type = class_from_schema(Schema.parse(answer["schema"]))
-        return answer, message_type(type)
-
-    def _native_sender(self, answer: dict[str, Any], type_: MessageType) -> Any:
-        return self.native.open_sender(
-            answer["endpoint"], answer["channel"], type_.schema.type_id, PATTERNS[answer["pattern"]],
-            DELIVERIES.index(answer["delivery"]), CLASSES.index(answer["klass"]), **_overflow(answer),
-        )  # fmt: skip
-
-    def _native_receiver(self, answer: dict[str, Any], type_: MessageType) -> Any:
-        return self.native.open_receiver(
-            answer["endpoint"], answer["channel"], type_.schema.type_id, PATTERNS[answer["pattern"]],
-            DELIVERIES.index(answer["delivery"]), **_overflow(answer),
-        )  # fmt: skip
-
-    def _keep(self, answer: dict[str, Any], endpoint: E) -> E:
-        with self._lock:
-            self._endpoints[answer["endpoint"]] = endpoint
-        return endpoint
 
     # ---- control thread
 

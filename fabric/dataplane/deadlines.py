@@ -24,7 +24,11 @@ def absolute_ns(seconds: float | None) -> int:
     """
     if seconds is None:
         return monotonic_ns() + DEFAULT_NS
-    if not isinstance(seconds, (int, float)) or not 0 <= seconds <= limits.DEADLINE_S_MAX:
+    if (
+        isinstance(seconds, bool)
+        or not isinstance(seconds, (int, float))
+        or not 0 <= seconds <= limits.DEADLINE_S_MAX
+    ):
         raise ConfigError(
             f"a deadline of {seconds!r} s: give 0 (do not wait) to {limits.DEADLINE_S_MAX:g} seconds",
             value=seconds,

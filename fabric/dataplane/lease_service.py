@@ -17,8 +17,9 @@ from fabric.dataplane.lease_ranges import Ranges
 from fabric.messages import Tensor, message
 
 if TYPE_CHECKING:
+    from fabric.dataplane.calls import Call
     from fabric.dataplane.client import Port
-    from fabric.dataplane.requester import Call, Requester
+    from fabric.dataplane.requester import Requester
     from fabric.messages.lease import Lease
 
 log = logging.getLogger("fabric.leases")

@@ -14,9 +14,15 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-import msgspec
-
 from fabric import errors, limits
+from fabric.dataplane.calls import (
+    FLAG_CANCEL,
+    FLAG_ERROR,
+    FLAG_STREAM_END,
+    FLAG_STREAM_MORE,
+    Call,
+    remote_error,
+)
 from fabric.dataplane.deadlines import absolute_ns, left_s, monotonic_ns
 from fabric.dataplane.naming import name_channel
 from fabric.dataplane.receiver import Receiver
@@ -28,35 +34,7 @@ if TYPE_CHECKING:
 M = TypeVar("M")
 R = TypeVar("R")
 
-# layout.hpp RecordFlag
-FLAG_STREAM_END: Final = 1 << 2
-FLAG_STREAM_MORE: Final = 1 << 3
-FLAG_ERROR: Final = 1 << 4
-FLAG_CANCEL: Final = 1 << 5
 _LEADER_NS: Final = 50_000_000  # a leading reader looks this often whether its own call is done
-_unpack = msgspec.msgpack.Decoder().decode
-
-
-class Call:
-    """One request in flight. States: waiting → (replies)* → done; `error` set when it ended badly."""
-
-    __slots__ = (
-        "correlation", "deadline_ns", "error", "flow", "is_done", "lost", "lost_flow", "replies", "reply_flow",
-        "sequence", "source",
-    )  # fmt: skip
-
-    def __init__(self, correlation: int, deadline_ns: int) -> None:
-        self.correlation = correlation
-        self.deadline_ns = deadline_ns
-        self.flow = 0  # 0: not sent, or sent again to whom only the native sender knows
-        self.reply_flow = 0
-        self.lost_flow = 0  # reply flow of the responder that was lost
-        self.source = 0  # reply flow of the first reply; no other is listened to
-        self.sequence = 0
-        self.is_done = False
-        self.error: Exception | None = None
-        self.lost: Exception | None = None  # the responder is gone; replies may still be queued
-        self.replies: collections.deque[Any] = collections.deque()
 
 
 class Requester(Generic[M, R]):
@@ -508,17 +486,3 @@ class Requester(Generic[M, R]):
                 )  # fmt: skip
         except (errors.FabricError, self._port.need_segment):
             return
-
-
-def remote_error(meta: bytes) -> errors.FabricError:
-    """Return what the responder reported."""
-    try:
-        fields = _unpack(meta)
-    except (msgspec.MsgspecError, RecursionError, UnicodeError):
-        fields = None
-    found = errors.from_wire(fields)
-    if isinstance(found, errors.CancelledRequestError):
-        return found
-    context = {k: v for k, v in found.context.items() if k not in ("code", "message")}
-    context.setdefault("error", type(found).__name__)
-    return errors.RemoteError(f"the responder failed: {found.message}", **context)

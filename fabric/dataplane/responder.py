@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 import msgspec
 
 from fabric import errors
+from fabric.dataplane.calls import FLAG_CANCEL, FLAG_ERROR, FLAG_STREAM_END, FLAG_STREAM_MORE
 from fabric.dataplane.deadlines import absolute_ns, left_s, monotonic_ns
 from fabric.dataplane.receiver import Receiver
-from fabric.dataplane.requester import FLAG_CANCEL, FLAG_ERROR, FLAG_STREAM_END, FLAG_STREAM_MORE
 from fabric.dataplane.sender import Sender
 from fabric.messages.view import refuse
 

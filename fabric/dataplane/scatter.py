@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from fabric import errors, limits
+from fabric.dataplane.calls import Call
 from fabric.dataplane.deadlines import absolute_ns, monotonic_ns
-from fabric.dataplane.requester import Call, Requester
+from fabric.dataplane.requester import Requester
 from fabric.messages.rows import Part, combine, row_fields, split
 
 if TYPE_CHECKING:

@@ -113,10 +113,7 @@ class Segments:
         if len(fds) != 1:
             raise errors.PeerProtocolError(f"segment {segment} came with {len(fds)} descriptors")
         try:
-            if group:
-                self._native.add_segment(segment, fds[0], writable, group)
-            else:
-                self._native.add_segment(segment, fds[0], writable)
+            self._native.add_segment(segment, fds[0], writable, group)
         finally:
             os.close(fds[0])
 

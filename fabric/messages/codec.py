@@ -168,10 +168,11 @@ def make_encode(names: Sequence[str], specs: dict[str, TensorSpec], view: type) 
 def check_class(message: Any, view: Any) -> None:
     """Raise `TypeMismatchError` unless `message` is of the type of `view`, by class or by equal schema."""
     ours = view.__fabric_type__
-    theirs = getattr(message, "__fabric_type__", None)
-    if theirs is ours or getattr(getattr(theirs, "schema", None), "text", "") == ours.schema.text:
+    theirs = None if isinstance(message, type) else getattr(message, "__fabric_type__", None)
+    if theirs is not None and (theirs is ours or theirs.schema.text == ours.schema.text):
         return
     shown = theirs.schema.label if theirs is not None else type(message).__name__
+    shown = f"the class {message.__name__}" if isinstance(message, type) else shown
     raise TypeMismatchError(
         f"this channel carries {ours.schema.label}, the message is {shown}; "
         f"send {ours.cls.__name__}(...)",
