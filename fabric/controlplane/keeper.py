@@ -22,6 +22,7 @@ from fabric import limits, steps
 from fabric.controlplane import children
 from fabric.controlplane.keeper_wire import Packet, pack, receive_packet, send_packet
 
+WATCH_S = 1.5  #: the longest turn while a daemon is watched, above the time between two of its signs
 OWN_PAUSE_S = 0.5  #: a turn that comes this much late means that the keeper itself stood still
 BACKOFF_S = (0.1, 2.0)  #: first and longest wait before the daemon is started again
 STEADY_S = 10.0  #: a daemon that served this long starts with the first back-off again
@@ -126,7 +127,7 @@ class Keeper:
         if self._absent_since is not None:
             times.append(self._absent_since + ABSENT_S)
         if self._daemon_pid and not self._stopping:
-            times.append(self._sign_until)
+            times.append(min(self._sign_until, time.monotonic() + WATCH_S))
         return max(0.0, min(times) - time.monotonic()) if times else None
 
     def _on_time(self, now: float) -> None:
@@ -146,7 +147,7 @@ class Keeper:
 
     def _watch_daemon(self, now: float) -> None:
         """Kill a daemon that is stopped or hangs; one that this keeper itself did not listen to gets its time again."""
-        paused = now - self._turned_at > limits.LEASE_MS / 1000 + OWN_PAUSE_S
+        paused = now - self._turned_at > WATCH_S + OWN_PAUSE_S
         self._turned_at = now
         if paused:
             self._sign_until = max(self._sign_until, now + limits.LEASE_MS / 1000)
