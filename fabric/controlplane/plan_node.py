@@ -61,10 +61,16 @@ class PlanNode:
     async def _until_epoch(self, epoch: int) -> None:
         """Wait for the view that a plan was switched in: it comes by itself, on the same connection."""
         pause, longest = limits.GENERATION_POLL_S
-        async with asyncio.timeout(limits.CONTROL_CALL_S):
-            while self._daemon.registry.view.epoch < epoch:
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, longest)
+        try:
+            async with asyncio.timeout(limits.CONTROL_CALL_S):
+                while self._daemon.registry.view.epoch < epoch:
+                    await asyncio.sleep(pause)
+                    pause = min(pause * 2, longest)
+        except TimeoutError as error:
+            raise errors.DeadlineExceeded(
+                f"the view of epoch {epoch} did not come within {limits.CONTROL_CALL_S:g} s",
+                epoch=epoch,
+            ) from error
 
     # ---------------------------------------------------------------- before the channels are switched
     async def _prepare(self, fields: dict[str, Any]) -> dict[str, Any]:

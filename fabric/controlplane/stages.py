@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,12 @@ class Plugin:
     def export(self, kind: str, name: str) -> dict[str, Any]:
         """Return one export."""
         return next(e for e in self.exports if e["kind"] == kind and e["name"] == name)
+
+
+def is_installed(name: str) -> bool:
+    """Tell whether a transform or policy of this name is registered by an installed package."""
+    groups = ("fabric.transforms", "fabric.routes")
+    return any(point.name == name for group in groups for point in entry_points(group=group))
 
 
 def delivered_type(plugin: Plugin, channel: ChannelRecord, transform: str) -> str:
@@ -254,6 +261,11 @@ class StageTable:
 
     async def _load_installed(self, name: str) -> None:
         """Load an installed plugin by the name it is registered under; a name nobody registered is an event."""
+        if not is_installed(name):
+            self._context.events.add(
+                "plugin not found", plugin=name, reason="no file, not installed"
+            )
+            return
         if any(
             name in (*p.exported("transform"), *p.exported("route")) for p in self._plugins.values()
         ):
@@ -381,6 +393,9 @@ class StageTable:
     # ---------------------------------------------------------------- host
     async def _ready_host(self, name: str) -> Process:
         process = self._modules.find("stage", name)
+        if process is not None and process.life.state in (State.STOPPING, State.STOPPED):
+            await self._modules.stop(process, 1.0)  # it was being taken away: to its end, then anew
+            process = self._modules.find("stage", name)
         if process is None:
             process = self._modules.start_stage_host(name, {"plugin": name})
         try:
