@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 from collections.abc import Callable
 
 from fabric import limits
@@ -50,7 +51,7 @@ class MetricsServer:
                 self._accept, host, port, limit=limits.METRICS_REQUEST_BYTES_MAX
             )
         except OSError as error:
-            cls = BusyError if error.errno == 98 else ConfigError
+            cls = BusyError if error.errno == errno.EADDRINUSE else ConfigError
             raise cls(
                 f"cannot serve metrics on {host}:{port}: {error.strerror or error}; give --metrics another, or off"
             ) from error
