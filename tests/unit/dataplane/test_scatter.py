@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ import pytest
 import fabric
 from fabric import errors
 from fabric.messages import Tensor, message
+from tests.unit.dataplane.waiting import until
 
 
 @message("test.rows")
@@ -29,13 +29,6 @@ class Results:
 @message("test.flat")
 class Flat:
     data: Tensor["n", "f32"]
-
-
-def until(condition, seconds=5):
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    assert condition()
 
 
 class Consumers:
