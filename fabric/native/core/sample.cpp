@@ -10,13 +10,35 @@ namespace fabric {
 namespace {
 
 constexpr auto kRelaxed = std::memory_order_relaxed;
+constexpr int kTries = 8;
 constexpr int kReasons = static_cast<int>(Reason::count);
 
+/// The writer folds into the buffer that is not active and then flips: what is read is of one moment when neither the
+/// active buffer nor its tail has changed meanwhile.
+bool is_still(const SenderLedger& row, u32 active, u64 tail) {
+  std::atomic_thread_fence(std::memory_order_acquire);
+  return row.active.load(kRelaxed) == active && row.fold[active & 1].tail == tail;
+}
+
+/// Folded counts. @return false when the writer was faster every time
+bool read_folded(const SenderLedger& row, SampledLedger& out, u32& active, u64& tail, u64& moved) {
+  for (int attempt = 0; attempt < kTries; ++attempt) {
+    active = row.active.load(std::memory_order_acquire);
+    const Fold& fold = row.fold[active & 1];
+    tail = fold.tail;
+    moved = fold.count[0][0];
+    out.delivered_bytes = fold.delivered_bytes;
+    for (int end = 1; end < 4; ++end) std::copy_n(fold.count[end], kReasons, out.counts[end]);
+    if (is_still(row, active, tail)) return true;
+  }
+  return false;
+}
+
+/// Adds what is behind the tail: ends that cannot be folded yet, and what has not ended.
 void count_unfolded(const Ledger& ledger, u64 tail, u64 accepted, SampledLedger& out, u64& moved) {
   const u64 last = std::min<u64>(accepted, tail + kOutstandingPerEndpoint);
   for (u64 sequence = tail + 1; sequence <= last; ++sequence) {
     const OutEntry& entry = ledger.entry(sequence);
-    if (entry.sequence.load(kRelaxed) != sequence) continue;  // folded meanwhile, and used again
     const u32 word = entry.word.load(std::memory_order_acquire);
     const OutState state = out_state(word);
     if (state == OutState::ended) {
@@ -32,29 +54,39 @@ void count_unfolded(const Ledger& ledger, u64 tail, u64 accepted, SampledLedger&
   }
 }
 
-SampledLedger sample_ledger(SenderLedger& row) {
-  SampledLedger out{};
+/// Everything of one moment; under a writer that never pauses, only what is folded, which is never too much.
+bool read_counts(SenderLedger& row, SampledLedger& out) {
   Ledger ledger;
   ledger.attach(&row);
-  const Fold& fold = row.fold[row.active.load(std::memory_order_acquire) & 1];
-  const u64 tail = fold.tail, accepted = ledger.accepted();
-  for (int end = 1; end < 4; ++end) std::copy_n(fold.count[end], kReasons, out.counts[end]);
-  u64 moved = fold.count[0][0], asides = 0;
+  u32 active = 0;
+  u64 tail = 0, moved = 0;
+  for (int attempt = 0; attempt < kTries; ++attempt) {
+    out.outstanding = out.outstanding_bytes = out.waiting = 0;
+    if (!read_folded(row, out, active, tail, moved)) return false;
+    const u64 accepted = ledger.accepted();
+    count_unfolded(ledger, tail, accepted, out, moved);
+    out.accepted = accepted - std::min(accepted, moved);
+    if (is_still(row, active, tail)) return true;
+  }
+  if (!read_folded(row, out, active, tail, moved)) return false;
+  out.accepted = tail - std::min(tail, moved);
+  return true;
+}
+
+bool sample_ledger(SenderLedger& row, SampledLedger& out) {
   out.endpoint = row.endpoint;
   out.channel = row.channel;
   out.pattern = row.pattern;
   out.delivery = row.delivery;
   out.klass = row.klass;
-  out.delivered_bytes = fold.delivered_bytes;
-  count_unfolded(ledger, tail, accepted, out, moved);
+  if (!read_counts(row, out)) return false;
   for (int kind = 0; kind < static_cast<int>(Aside::count); ++kind) {
     const auto [end, reason] = aside_end(static_cast<Aside>(kind));
     const u64 messages = row.aside[kind].load(kRelaxed);
     out.counts[static_cast<int>(end)][static_cast<int>(reason)] += messages;
-    asides += messages;
+    out.accepted += messages;
   }
-  out.accepted = accepted - std::min(accepted, moved) + asides;
-  return out;
+  return true;
 }
 
 SampledHeld& of_channel(std::vector<SampledHeld>& rows, u32 channel) {
@@ -99,7 +131,8 @@ void StateSampler::sample(SampledState& out) const {
   auto* state = mapping_.as<StateLayout>();
   out.heartbeat_ns = state->head.heartbeat_ns.load(kRelaxed);
   for (SenderLedger& row : state->ledger) {
-    if (row.endpoint != 0) out.ledgers.push_back(sample_ledger(row));
+    SampledLedger seen{};
+    if (row.endpoint != 0 && sample_ledger(row, seen)) out.ledgers.push_back(seen);
   }
   for (const FlowIn& row : state->flows) {
     const u64 flow = row.flow.load(std::memory_order_acquire);

@@ -1,8 +1,9 @@
 // Sampling of living segments from outside, for telemetry: cheap, bounded, and never an error for a race.
 //
 // Each value is one that its owner keeps anyway; nothing is written. A sampler keeps its mapping, so a look costs
-// reads only. Against a hostile owner every loop is bounded by the layout, not by what is read. Sums of one look may
-// be of slightly different moments: `inspect.hpp` is for those who must have them of one.
+// reads only. Against a hostile owner every loop is bounded by the layout, not by what is read. A ledger's counts are of
+// one moment (or left out, or folded ones only: never too many); different rows may be of different moments:
+// `inspect.hpp` is for those who must have all of one.
 #pragma once
 
 #include <vector>

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -163,15 +164,16 @@ def test_sampling_beside_traffic_only_ever_grows(joined: Pair) -> None:
     thread.start()
     try:
         accepted = 0
-        for _ in range(500):
+        deadline = time.monotonic() + 20
+        while accepted < 2000 and time.monotonic() < deadline:
             row = ledger(sampler)
             assert row["accepted"] >= accepted
             accepted = row["accepted"]
-            assert sum(row["counts"].values()) + row["outstanding"] <= accepted + 2
+            assert sum(row["counts"].values()) + row["outstanding"] <= accepted
     finally:
         going.set()
         thread.join(10)
-    assert accepted > 10
+    assert accepted >= 2000
     assert (
         struct.unpack("<Q", os.pread(joined.a.state, 8, 32))[0] == sampler.sample()["heartbeat_ns"]
     )
