@@ -337,10 +337,13 @@ class Adopter:
 
     def __init__(self, state_fd: int) -> None: ...
 
-    def add_lane(self, pair_fd: int, side: int) -> None:
+    def add_lane(self, pair_fd: int, side: int, lane: int = 0) -> None:
         """
         A lane of the dead port; `side` is the dead port's. All of them before the first step().
         """
+
+    def place_flow(self, flow: int, lane: int) -> None:
+        """No other lane has a say in how its messages ended."""
 
     def lose_flow(self, flow: int, handed_upto: int, reason: int) -> None:
         """The flow's receiver is dead, too: settle what is left of it."""
@@ -408,7 +411,7 @@ class Engine:
     def inject(self, fault: str, argument: int) -> None:
         """
         Test faults, refused unless FABRIC_FAULTS=1. Links, all present and future ones (0 = off): link_delay_us, link_rate_bytes
-        (a second), link_lose, link_repeat, link_reorder, link_corrupt (every n-th frame), link_stall (ms), link_cut_at (once,
+        (a second), link_lose, link_repeat, link_reorder, link_corrupt (the n-th frame, then one in n), link_stall (ms), link_cut_at (once,
         after so many posted bytes), link_none (all off). Behind the link, the n-th once: corrupt_chunk, lose_record, repeat_record,
         flip_after_checksum, zero_after_checksum; stall (ms), drop_connection (group).
         """

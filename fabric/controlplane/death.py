@@ -96,7 +96,7 @@ class DeathHandler:
         self, port: Port, endpoints: EndpointTable, flows: FlowTable, registry: RegistryClient
     ) -> None:
         started = time.monotonic()
-        self._adopt(port)
+        self._adopt(port, flows)
         steps.at("death.adopted")
         gone = endpoints.of(port.port)
         for record in gone:
@@ -145,12 +145,15 @@ class DeathHandler:
         await self._wiring.tell(half.producer_node, half.producer_incarnation, "flow_lost", fields)
 
     # ---------------------------------------------------------------- as sender
-    def _adopt(self, port: Port) -> None:
+    def _adopt(self, port: Port, flows: FlowTable) -> None:
         if not self._inspect(port).get("ledgers"):
             return
         adopter = self._context.native.Adopter(port.state_fd)
         for lane in self._lanes.of(port.port):
-            adopter.add_lane(lane.fd, lane.side(port.port))
+            adopter.add_lane(lane.fd, lane.side(port.port), lane.lane)
+        for out in flows.outs_of_port(port.port):
+            if out.lane:
+                adopter.place_flow(out.flow, out.lane)
         self._adopters[port.port] = adopter
 
     async def _finish_adoption(self, port: Port) -> None:

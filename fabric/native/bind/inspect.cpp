@@ -150,8 +150,9 @@ void bind_inspect(nb::module_& module) {
           raise(status);
         }
       }, "state_fd"_a)
-      .def("add_lane", [](Adopter& a, int fd, int side) { check(a.add_lane(fd, side)); }, "pair_fd"_a, "side"_a,
-           "A lane of the dead port; `side` is the dead port's. All of them before the first step().")
+      .def("add_lane", [](Adopter& a, int fd, int side, u32 lane) { check(a.add_lane(fd, side, lane)); }, "pair_fd"_a,
+           "side"_a, "lane"_a = 0, "A lane of the dead port; `side` is the dead port's. All of them before the first step().")
+      .def("place_flow", &Adopter::place_flow, "flow"_a, "lane"_a, "No other lane has a say in how its messages ended.")
       .def("lose_flow", [](Adopter& a, u64 flow, u64 handed_upto, u32 reason) {
         a.lose_flow(flow, handed_upto, reason_of(reason));
       }, "flow"_a, "handed_upto"_a, "reason"_a, "The flow's receiver is dead, too: settle what is left of it.")

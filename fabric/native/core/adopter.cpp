@@ -19,12 +19,13 @@ Status Adopter::open(int state_fd) {
   return status;
 }
 
-Status Adopter::add_lane(int pair_fd, int side) {
+Status Adopter::add_lane(int pair_fd, int side, u32 number) {
   auto lane = std::make_unique<LaneEnd>();
   Status status = lane->attach(pair_fd, side);
   if (!status.ok()) return status;
   lanes_.push_back(std::move(lane));
   sides_.push_back(side);
+  numbers_.push_back(number);
   return status;
 }
 
@@ -45,7 +46,7 @@ bool Adopter::in_a_lane(const OutEntry& entry) const {
 }
 
 void Adopter::settle_pending(Ledger& ledger) {
-  u64 accepted = ledger.accepted();
+  u64 accepted = ledger.last();
   for (u64 sequence = accepted + 1; !ledger.full(sequence); ++sequence) {
     OutEntry& entry = ledger.entry(sequence);
     const OutState state = out_state(entry.word.load(std::memory_order_acquire));
@@ -78,7 +79,7 @@ void Adopter::settle_pending(Ledger& ledger) {
 }
 
 void Adopter::index(Ledger& ledger) {
-  for (u64 sequence = ledger.tail() + 1; sequence <= ledger.accepted(); ++sequence) {
+  for (u64 sequence = ledger.tail() + 1; sequence <= ledger.last(); ++sequence) {
     const OutEntry& entry = ledger.entry(sequence);
     if (ledger.live(sequence)) places_[entry.flow][entry.flow_seq] = {&ledger, sequence};
   }
@@ -102,12 +103,15 @@ u64 Adopter::step() {
       index(ledger);
     }
   }
-  for (auto& lane : lanes_) {
+  for (std::size_t i = 0; i < lanes_.size(); ++i) {
+    LaneEnd* lane = lanes_[i].get();
     ReturnEntry entry;
     while (lane->returns_in.next(entry) == Peek::item) {
+      const auto known = lane_of_.find(entry.flow);
       const bool is_end = entry.kind == static_cast<u8>(ReturnKind::end) && entry.end >= 1 && entry.end <= 3 &&
                           entry.reason < static_cast<u8>(Reason::count);
-      if (is_end) end(entry.flow, entry.a, entry.b, static_cast<End>(entry.end), static_cast<Reason>(entry.reason));
+      const bool may_tell = known == lane_of_.end() || known->second == numbers_[i];
+      if (is_end && may_tell) end(entry.flow, entry.a, entry.b, static_cast<End>(entry.end), static_cast<Reason>(entry.reason));
     }
     // Ends first, then the cursor: a killed adopter reads them again, which changes nothing.
     lane->returns_in.release();
@@ -137,7 +141,7 @@ void Adopter::lose_flow(u64 flow, u64 handed_upto, Reason reason) {
 void Adopter::finish(Reason reason) {
   step();
   for (Ledger& ledger : ledgers_) {
-    for (u64 sequence = ledger.tail() + 1; sequence <= ledger.accepted(); ++sequence) {
+    for (u64 sequence = ledger.tail() + 1; sequence <= ledger.last(); ++sequence) {
       ledger.end(sequence, End::failed, reason);
     }
     ledger.fold();

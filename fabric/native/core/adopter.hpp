@@ -15,7 +15,8 @@ namespace fabric {
 class Adopter {
  public:
   Status open(int state_fd);
-  Status add_lane(int pair_fd, int side);
+  Status add_lane(int pair_fd, int side, u32 number);
+  void place_flow(u64 flow, u32 lane) { lane_of_[flow] = lane; }  ///< no other lane tells of its ends
   /// Settles `flow`: nobody will report its ends any more.
   void lose_flow(u64 flow, u64 handed_upto, Reason reason);
   u64 step();                         ///< applies what was returned; @return outstanding messages
@@ -32,6 +33,8 @@ class Adopter {
   bool settled_ = false;
   std::vector<std::unique_ptr<LaneEnd>> lanes_;
   std::vector<int> sides_;
+  std::vector<u32> numbers_;
+  std::unordered_map<u64, u32> lane_of_;
   std::vector<Ledger> ledgers_;
   std::unordered_map<u64, std::unordered_map<u64, Place>> places_;  ///< flow → flow_seq → entry
 };

@@ -3,6 +3,14 @@
 #include <cstring>
 
 namespace fabric {
+namespace {
+
+// Always inside the table of counts, whatever the word.
+static_assert((static_cast<int>(Reason::count) & (static_cast<int>(Reason::count) - 1)) == 0);
+int end_index(u32 word) { return static_cast<int>(out_end(word)) & 3; }
+int reason_index(u32 word) { return static_cast<int>(out_reason(word)) & (static_cast<int>(Reason::count) - 1); }
+
+}  // namespace
 
 void Ledger::begin(u64 sequence, u64 flow, u64 flow_seq, u64 position, u64 payload_bytes) {
   OutEntry& out = entry(sequence);
@@ -82,9 +90,9 @@ bool Ledger::was_moved(u64 sequence) const {
 u32 Ledger::fold(u32 miscount) {
   const u32 now = row_->active.load(std::memory_order_relaxed) & 1;
   const Fold& from = row_->fold[now];
-  const u64 accepted = row_->accepted.load(std::memory_order_relaxed);
+  const u64 accepted = last();
   u64 sequence = from.tail;
-  if (sequence == accepted || out_state(entry(sequence + 1).word.load(std::memory_order_relaxed)) != OutState::ended) {
+  if (sequence >= accepted || out_state(entry(sequence + 1).word.load(std::memory_order_relaxed)) != OutState::ended) {
     return 0;
   }
   Fold& to = row_->fold[1 - now];
@@ -94,7 +102,7 @@ u32 Ledger::fold(u32 miscount) {
     if (out_state(word) != OutState::ended) break;
     ++sequence;
     const bool is_message = out_end(word) != End::none;
-    to.count[static_cast<int>(out_end(word))][static_cast<int>(out_reason(word))] += 1 + (is_message ? miscount : 0);
+    to.count[end_index(word)][reason_index(word)] += 1 + (is_message ? miscount : 0);
     if (out_end(word) == End::delivered) to.delivered_bytes += entry(sequence).payload_bytes;
     if (is_message) miscount = 0;
   }
@@ -104,9 +112,9 @@ u32 Ledger::fold(u32 miscount) {
 }
 
 u64 Ledger::ended_upto() const {
-  const u64 last = accepted();
+  const u64 until = last();
   u64 sequence = tail();
-  while (sequence < last &&
+  while (sequence < until &&
          out_state(entry(sequence + 1).word.load(std::memory_order_acquire)) == OutState::ended) {
     ++sequence;
   }
@@ -125,10 +133,10 @@ EndCounts Ledger::counts() const {
     const auto [end, reason] = aside_end(static_cast<Aside>(kind));
     out[static_cast<int>(end)][static_cast<int>(reason)] += row_->aside[kind].load(std::memory_order_acquire);
   }
-  for (u64 sequence = fold.tail + 1; sequence <= accepted(); ++sequence) {
+  for (u64 sequence = fold.tail + 1; sequence <= last(); ++sequence) {
     const u32 word = entry(sequence).word.load(std::memory_order_acquire);
     if (out_state(word) == OutState::ended) {
-      ++out[static_cast<int>(out_end(word))][static_cast<int>(out_reason(word))];
+      ++out[end_index(word)][reason_index(word)];
     }
   }
   out[static_cast<int>(End::none)][static_cast<int>(Reason::none)] = 0;  // moved entries are no messages
@@ -137,7 +145,7 @@ EndCounts Ledger::counts() const {
 
 u64 Ledger::outstanding() const {
   u64 live_entries = 0;
-  for (u64 sequence = tail() + 1; sequence <= accepted(); ++sequence) live_entries += live(sequence);
+  for (u64 sequence = tail() + 1; sequence <= last(); ++sequence) live_entries += live(sequence);
   return live_entries;
 }
 

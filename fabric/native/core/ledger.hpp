@@ -6,6 +6,7 @@
 // Messages accepted = entries accepted - entries moved + asides; `counts` holds their ends.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <utility>
 
@@ -38,6 +39,8 @@ class Ledger {
     return row_->outstanding[sequence & (kOutstandingPerEndpoint - 1)];
   }
   u64 accepted() const { return row_->accepted.load(std::memory_order_acquire); }
+  /// Never more than the table holds: what another process wrote must not decide how long a loop lasts.
+  u64 last() const { return std::min(accepted(), tail() + kOutstandingPerEndpoint); }
   u64 tail() const { return active().tail; }
   bool full(u64 next) const { return next - tail() > kOutstandingPerEndpoint; }
   /// May entries up to `last` be begun? One place is kept free, so that the oldest can move.

@@ -295,7 +295,7 @@ void adopter_decides_pending_entries_by_the_lane_head() {
   CHECK(before.ledgers[0].accepted == 1 && before.ledgers[0].outstanding.size() == 3);
   Adopter adopter;
   must(adopter.open(state.get()));
-  must(adopter.add_lane(lane.get(), 0));
+  must(adopter.add_lane(lane.get(), 0, 1));
   CHECK(adopter.step() == 2);
   adopter.finish(Reason::sender_lost);
   InspectedState after{};
