@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fabric.controlplane.keeper_client import KeeperLink
+from fabric.errors import StorageError
 from fabric.telemetry.events import EventLog
 
 BLOCK = 4096  #: numbers reserved at once
@@ -26,18 +27,37 @@ class Numbers:
         self._next: dict[str, int] = {}
 
     def take(self, kind: str) -> int:
-        """Return the next number (from 1) of a kind: port, endpoint, flow, segment, lane, session."""
-        number = self._next.get(kind, self._reserved.get(kind, 0) + 1)
-        if number > self._reserved.get(kind, 0):
+        """Return the next number (from 1) of a kind: port, endpoint, flow, segment, lane, session.
+
+        Raises
+        ------
+        StorageError
+            A new block cannot be stored; the numbers left in the present one are still given.
+        """
+        reserved = self._reserved.get(kind, 0)
+        number = self._next.get(kind, reserved + 1)
+        if number > reserved:
             self._reserved[kind] = number + BLOCK - 1
-            self._write()
+            try:
+                self._write()
+            except StorageError:
+                self._reserved[kind] = reserved  # only what is stored is reserved
+                raise
         self._next[kind] = number + 1
         return number
 
     def _write(self) -> None:
         draft = self._path.with_suffix(".new")
-        draft.write_text(json.dumps(self._reserved))
-        os.replace(draft, self._path)
+        try:
+            draft.write_text(json.dumps(self._reserved))
+            os.replace(draft, self._path)
+        except OSError as error:
+            raise StorageError(
+                f"the counters {self._path} cannot be written: {error.strerror or error};"
+                " free some space or make the folder writable, then repeat the call",
+                path=str(self._path),
+                reason=str(error),
+            ) from error
 
 
 @dataclass

@@ -407,7 +407,7 @@ def main(argv: list[str]) -> int:
         from fabric import _native
 
         return asyncio.run(_run(options, keeper_fd, _native))
-    except (errors.ConfigError, errors.BusyError) as error:
+    except (errors.ConfigError, errors.BusyError, errors.StorageError) as error:
         print(f"fabricd: {error}", file=sys.stderr)
         return REFUSED
     except Exception:

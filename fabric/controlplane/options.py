@@ -206,8 +206,16 @@ def prepare_state(path: Path) -> int:
             path=str(path),
             pid=holder,
         ) from error
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    try:
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    except OSError as error:
+        os.close(fd)
+        raise ConfigError(
+            f"the state directory {path} does not take a write: {error.strerror}; free some space there,"
+            " or choose another with --state",
+            path=str(path),
+        ) from error
     return fd
 
 

@@ -48,7 +48,7 @@ class RegistryStore:
             self._db.execute("PRAGMA synchronous=FULL")  # a plan that was answered must be there
             (verdict,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
             if verdict != "ok":
-                raise _damaged(path, verdict)
+                raise _damaged(path, " ".join(str(verdict).split()))
             self._db.executescript(_SCHEMA)
             self._check_rows()
         except sqlite3.DatabaseError as error:
