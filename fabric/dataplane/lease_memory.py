@@ -56,17 +56,15 @@ class LeaseMemory:
 
         self.key = key
         self.size_bytes = size_bytes
-        mode = os.O_RDWR if writable else os.O_RDONLY
-        self._fd = os.open(f"/proc/self/fd/{fd}", mode | os.O_CLOEXEC)
-        try:
-            whole = os.fstat(fd).st_size
-            if whole < slot_bytes(size_bytes):
-                raise StaleHandleError("the segment is smaller than the lease says")
-            protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-            self._map = mmap.mmap(fd, whole, mmap.MAP_SHARED, protection)
-        except BaseException:
-            os.close(self._fd)
-            raise
+        # Two openings: a mapping keeps a duplicate of its own, which must not keep the locks of a forked parent.
+        self._fd, whole = -1, os.fstat(fd).st_size
+        if whole < slot_bytes(size_bytes):
+            raise StaleHandleError("the segment is smaller than the lease says")
+        protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        with _opened(fd, writable) as opened:
+            self._map = mmap.mmap(opened, whole, mmap.MAP_SHARED, protection)
+        with _opened(fd, writable) as opened:
+            self._fd = os.dup(opened)
         self._head_at = whole - slot_bytes(size_bytes)
         begin = self._head_at + HEAD_BYTES
         self.data = numpy.frombuffer(self._map, numpy.uint8)[begin : begin + size_bytes]
@@ -182,6 +180,17 @@ class LeaseMemory:
                 raise DeadlineExceeded("waited for another process to leave the lease")
             time.sleep(min(pause, left_s(deadline_ns)))
             pause = min(pause * 2, longest)
+
+
+@contextlib.contextmanager
+def _opened(fd: int, writable: bool) -> Iterator[int]:
+    """Open the file behind a descriptor anew: locks and rights of its own."""
+    mode = os.O_RDWR if writable else os.O_RDONLY
+    opened = os.open(f"/proc/self/fd/{fd}", mode | os.O_CLOEXEC)
+    try:
+        yield opened
+    finally:
+        os.close(opened)
 
 
 _all: weakref.WeakSet[LeaseMemory] = weakref.WeakSet()
