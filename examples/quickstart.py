@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -168,4 +169,9 @@ def main() -> None:
 
 if __name__ == "__main__":
     roles = {"produce": produce, "consume": consume}
-    roles.get(sys.argv[1] if len(sys.argv) > 1 else "", main)()
+    try:
+        roles.get(sys.argv[1] if len(sys.argv) > 1 else "", main)()
+    except (
+        KeyboardInterrupt
+    ):  # Ctrl-C reaches the producer and the consumer, too; main has ended the node
+        sys.exit(128 + signal.SIGINT)
