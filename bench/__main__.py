@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-GROUPS = ("latency",)
+GROUPS = ("isolation", "latency")
 
 
 def main(arguments: list[str]) -> int:
