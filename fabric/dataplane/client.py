@@ -229,6 +229,9 @@ class Port(ChannelCalls):
 
     def close(self) -> None:
         """Detach: endpoints close, what is queued ends as failed(closed). Idempotent; takes at most about 2 s."""
+        if os.getpid() != self._pid:  # a fork's copy: socket, endpoints and locks are the parent's
+            self.is_closed = True
+            return
         if not self.is_closed:
             self.leases.close()
         with self._lock:
@@ -287,6 +290,8 @@ class Port(ChannelCalls):
 
     def closed_endpoint(self, endpoint: int) -> None:
         """Tell the daemon that an endpoint was closed (unless the whole port is closing)."""
+        if os.getpid() != self._pid:
+            return
         with self._lock:
             known = self._endpoints.pop(endpoint, None)
         self._pushes.forget_endpoint(endpoint)
