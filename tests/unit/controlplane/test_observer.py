@@ -116,7 +116,6 @@ def test_what_a_sender_that_left_had_dropped_is_told_from_its_final_counts(daemo
     assert daemon.observer.totals.ended == {(7, 2, 3): 6, (7, 1, 0): 2}
 
 
-@pytest.mark.promise("P5")
 def test_a_view_held_too_long_is_one_event_that_names_channel_holder_and_age(daemon):
     port(daemon, 4, "holder", held=[view_of(limits.VIEW_HELD_WARN_S + 2.5, views=3)])
     for _ in range(3):

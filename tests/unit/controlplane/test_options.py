@@ -131,3 +131,30 @@ def test_links_that_are_unknown_or_do_not_work_here_are_refused_with_what_does()
     with pytest.raises(ConfigError, match="add tcp to the list"):
         options.parse(["--links", "ucx"])
     assert options.parse(["--links", "ucx, tcp"]).links == ("ucx", "tcp")
+
+
+@pytest.mark.promise("P10")
+@pytest.mark.parametrize("where", ["0.0.0.0:9464", "192.0.2.7:9464", "example.org:9464", "[::]:1"])
+def test_metrics_are_not_served_beyond_loopback(where):
+    with pytest.raises(ConfigError, match="on loopback only"):
+        options.parse(["--metrics", where])
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("off", None),
+        ("127.0.0.1:9464", ("127.0.0.1", 9464)),
+        ("localhost:0", ("localhost", 0)),
+        ("[::1]:9464", ("::1", 9464)),
+    ],
+)
+def test_metrics_are_where_the_option_says_and_can_be_off(text, address):
+    assert options.parse(["--metrics", text]).metrics == address
+    assert options.parse([]).metrics == ("127.0.0.1", 0)
+
+
+@pytest.mark.parametrize("text", ["9464", "127.0.0.1:", "127.0.0.1:http", "127.0.0.1:70000", ""])
+def test_an_address_of_metrics_that_is_none_is_refused(text):
+    with pytest.raises(ConfigError, match="--metrics"):
+        options.parse(["--metrics", text])
