@@ -156,7 +156,7 @@ constexpr const char* kStatsDoc =
 
 constexpr const char* kInjectDoc =
     "Test faults, refused unless FABRIC_FAULTS=1. Links, all present and future ones (0 = off): link_delay_us, link_rate_bytes\n"
-    "(a second), link_lose, link_repeat, link_reorder, link_corrupt (every n-th frame), link_stall (ms), link_cut_at (once,\n"
+    "(a second), link_lose, link_repeat, link_reorder, link_corrupt (the n-th frame, then one in n), link_stall (ms), link_cut_at (once,\n"
     "after so many posted bytes), link_none (all off). Behind the link, the n-th once: corrupt_chunk, lose_record, repeat_record,\n"
     "flip_after_checksum, zero_after_checksum; stall (ms), drop_connection (group).";
 

@@ -233,13 +233,12 @@ void Engine::handle_tag(u64 tag) {
 void Engine::emit(EngineEvent::Kind kind, u64 a, u64 b, std::string reason) {
   // Requests and losses are few by nature and always told; observations are dropped beyond the limit.
   const bool observation = kind == EngineEvent::Kind::flow_unknown || kind == EngineEvent::Kind::stale ||
-                           kind == EngineEvent::Kind::corrupt || kind == EngineEvent::Kind::transfer_stalled ||
-                           kind == EngineEvent::Kind::limit;
+                           kind == EngineEvent::Kind::corrupt || kind == EngineEvent::Kind::transfer_stalled;
   if (observation && events_.size() >= kEngineEventsMax) return;
-  // The same unknown flow is one fact, however many records name it.
-  if (kind == EngineEvent::Kind::flow_unknown)
+  // The same unknown flow is one fact, however many records name it; so is a limit that one peer met.
+  if (kind == EngineEvent::Kind::flow_unknown || kind == EngineEvent::Kind::limit)
     for (const EngineEvent& event : events_)
-      if (event.kind == kind && event.a == a) return;
+      if (event.kind == kind && event.a == a && event.reason == reason) return;
   events_.push_back({kind, a, b, std::move(reason)});
   const u64 one = 1;
   [[maybe_unused]] auto written = ::write(events_fd_.get(), &one, sizeof one);

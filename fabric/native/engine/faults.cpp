@@ -26,10 +26,10 @@ bool Engine::inject_link(const std::string& fault, u64 argument) {
   if (fault == "link_none") faults = {};
   else if (fault == "link_delay_us") faults.delay_ns = argument * 1000;
   else if (fault == "link_rate_bytes") faults.rate_bytes = argument;
-  else if (fault == "link_lose") faults.lose = argument;
-  else if (fault == "link_repeat") faults.repeat = argument;
-  else if (fault == "link_reorder") faults.reorder = argument;
-  else if (fault == "link_corrupt") faults.corrupt = argument;
+  else if (fault == "link_lose") faults.lose.arm(argument);
+  else if (fault == "link_repeat") faults.repeat.arm(argument);
+  else if (fault == "link_reorder") faults.reorder.arm(argument);
+  else if (fault == "link_corrupt") faults.corrupt.arm(argument);
   else if (fault == "link_stall") faults.stall_until_ns = monotonic_ns() + argument * 1'000'000;
   else if (fault == "link_cut_at") faults.cut_armed = true, faults.cut_left = argument;
   else return false;

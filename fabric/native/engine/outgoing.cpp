@@ -1,4 +1,6 @@
 // Lane → session: reading records, posting them, transfers, acknowledgements, deadlines.
+#include <algorithm>
+
 #include "core/clock.hpp"
 #include "core/crc32c.hpp"
 #include "engine/engine.hpp"
@@ -107,7 +109,7 @@ void Engine::pump_flow(Forward& flow, u64 now) {
   Session* session = flow.session != 0 ? find_session(flow.session) : nullptr;
   if (session == nullptr || flow.refused) return;
   Connection& connection = session->connection[flow.group];
-  while (flow.next < flow.unacked.size()) {
+  while (flow.next < std::min(flow.unacked.size(), flow.window)) {
     if (connection.link == nullptr || connection.down) return;
     if (connection.link->backlog() > kRecordBacklogBytes) {
       if (!flow.blocked) {
@@ -241,6 +243,8 @@ void Engine::mark_acknowledged(Forward& flow, u64 upto) {
     entry.flow = nullptr;
     flow.unacked.pop_front();
     if (flow.next > 0) --flow.next;
+    if (session != nullptr && flow.window < kOutstandingPerEndpoint) flow.window *= 2;
+    else flow.window = ~std::size_t{0};
   }
 }
 

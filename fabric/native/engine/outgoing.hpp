@@ -64,6 +64,7 @@ struct Forward {
   u32 group = 0;
   std::deque<Outgoing*> unacked;       // in flow_seq order
   std::size_t next = 0;                // first entry to post
+  std::size_t window = ~std::size_t{0};  // entries posted and not acknowledged; small after a loss, doubles with each acknowledgement
   bool refused = false;                // peer does not know the flow yet
   bool blocked = false;                // in the session's list of flows that wait for the link
 };

@@ -15,6 +15,7 @@ namespace fabric {
 inline constexpr u64 kRecordBacklogBytes = 256 * 1024;  // records wait in the lane beyond this
 inline constexpr u64 kBulkBacklogBytes = 512 * 1024;    // chunks wait with their sender beyond this
 inline constexpr u64 kReadBudgetBytes = 2 * 1024 * 1024;  // one connection, one step
+inline constexpr std::size_t kWindowAfterLoss = 2;      // so that a connection which breaks often still gets the first one through
 inline constexpr u32 kLowerClassEvery = 8;              // chunks of a higher class between two of a lower one
 
 struct Connection {

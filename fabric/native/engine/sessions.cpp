@@ -77,6 +77,7 @@ void Engine::connection_up(Session& session, u32 group, u64 now) {
     const bool affected = group == 0 || flow.group == 1 ||
                           std::any_of(flow.unacked.begin(), flow.unacked.end(), announced);
     if (!affected) continue;
+    if (flow.next > 0) flow.window = kWindowAfterLoss;
     flow.next = 0;
     flow.refused = flow.blocked = false;
   }
@@ -259,8 +260,12 @@ void Engine::on_hop_ack(Session& session, const wire::FrameHeader& header, std::
     std::memcpy(&ack, body.data() + at, sizeof ack);
     const auto flow = flows_out_.find(ack.flow);
     if (flow == flows_out_.end()) continue;
-    if (flow->second.session == session.id) acknowledge(flow->second, ack.flow_seq);
-    else ++session.count.foreign;
+    if (flow->second.session != session.id) {
+      ++session.count.foreign;
+      continue;
+    }
+    acknowledge(flow->second, ack.flow_seq);
+    if (flow->second.window != ~std::size_t{0}) pumps_due_.push_back(ack.flow);
   }
   while (!session.reports.empty() && session.reports.front().number <= header.a) {
     finish_reading(session.reports.front().lane, session.reports.front().reading);

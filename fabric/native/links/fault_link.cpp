@@ -66,10 +66,10 @@ void FaultLink::number(OutFrame& frame) {
 void FaultLink::post(OutFrame frame) {
   LinkFaults& faults = *faults_;
   if (!is_chunk(frame)) number(frame);
-  if (LinkFaults::nth(faults.lose, faults.counted[0])) return;
-  const bool twice = LinkFaults::nth(faults.repeat, faults.counted[1]);
-  const bool back = LinkFaults::nth(faults.reorder, faults.counted[2]) && held_.empty();
-  if (size_of(frame) > wire::kFrameHeaderBytes && LinkFaults::nth(faults.corrupt, faults.counted[3])) corrupt_body(frame);
+  if (faults.lose.strikes()) return;
+  const bool twice = faults.repeat.strikes();
+  const bool back = faults.reorder.strikes() && held_.empty();
+  if (size_of(frame) > wire::kFrameHeaderBytes && faults.corrupt.strikes()) corrupt_body(frame);
   if (back) {
     held_due_ns_ = monotonic_ns() + kHeldNs;
     later_bytes_ += size_of(frame);

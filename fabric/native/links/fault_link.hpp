@@ -13,20 +13,30 @@
 
 namespace fabric {
 
+/// Strikes the n-th frame, then again after 1 … 2n-1 more: one in n, without the rhythm that a resent burst could keep.
+struct Every {
+  u64 n = 0, left = 0, random = 0x9e3779b97f4a7c15ULL;
+  void arm(u64 every) { n = left = every; }
+  bool strikes() {
+    if (n == 0 || --left != 0) return false;
+    random ^= random << 13;
+    random ^= random >> 7;
+    random ^= random << 17;
+    left = 1 + random % (2 * n - 1);
+    return true;
+  }
+};
+
 /// What is armed; 0 is off. Frames are counted over all links that share it.
 struct LinkFaults {
   u64 delay_ns = 0;          ///< every frame leaves that much later
   u64 rate_bytes = 0;        ///< bytes a second of one link
-  u64 lose = 0;              ///< every n-th frame
-  u64 repeat = 0;
-  u64 reorder = 0;           ///< every n-th frame goes after the one behind it
-  u64 corrupt = 0;           ///< one bit of every n-th frame's body
+  Every lose, repeat;
+  Every reorder;             ///< goes after the frame behind it
+  Every corrupt;             ///< one bit of the body
   u64 stall_until_ns = 0;    ///< nothing is written or read before
   bool cut_armed = false;    ///< once: the connection that carries byte `cut_left` ends before it
   u64 cut_left = 0;
-  u64 counted[4] = {};       ///< frames seen by lose, repeat, reorder, corrupt
-
-  static bool nth(u64 every, u64& counter) { return every != 0 && ++counter % every == 0; }
 };
 
 class FaultLink final : public Link {

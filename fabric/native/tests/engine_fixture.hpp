@@ -94,6 +94,7 @@ struct Node {
         must(Segment::open(next_segment, fd.get(), false, mapped));
         readable[next_segment] = mapped;
         must(engine.add_segment(next_segment, fd.get(), true));
+        gateway_fds[next_segment] = std::move(fd);
       }
       if (event.kind == EngineEvent::Kind::need_segment) {
         const auto found = own_fds.find(u32(event.a));
@@ -102,7 +103,7 @@ struct Node {
       seen.push_back(event);
     }
   }
-  std::unordered_map<u32, Fd> own_fds;
+  std::unordered_map<u32, Fd> own_fds, gateway_fds;
 
   SlotRef slot(u64 bytes) {
     SlotRef ref;
