@@ -160,10 +160,11 @@ Full SenderCore::put_copies(const SendRequest& request, const Prepared& prepared
 void SenderCore::publish_copies(u64 first) {
   LaneLink* lane = nullptr;
   for (const FlowOut* flow : targets_) {
-    if (flow->lane != lane) flow->lane->end.records_out.publish();
+    if (flow->lane == lane) continue;
     lane = flow->lane;
+    lane->end.records_out.publish();
+    step("send.published");
   }
-  step("send.published");
   ledger_.accept(first, first + targets_.size() - 1);
   step("send.accepted");
   port_.counters().records_out += targets_.size();
