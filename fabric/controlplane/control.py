@@ -39,7 +39,7 @@ from fabric.registry.declare import unknown_channel
 
 if TYPE_CHECKING:
     from fabric.controlplane.daemon import Daemon
-    from fabric.controlplane.stages import Plugin
+    from fabric.controlplane.plugins import Plugin
 
 SUMMARY_S = 2.0
 MODULE_CALL_S = limits.MODULE_DRAIN_S + 10.0

@@ -139,8 +139,8 @@ class Daemon:
         self.attach.closed = self._on_closed
         self.attach.reported = self._on_reported
         self.attach.owner_of = self.modules.owner_of
-        self.attach.route_ask = self.stages.route_ask
-        self.stages.flows_settled = self.reconciler.settled
+        self.attach.route_ask = self.stages.routes.ask
+        self.stages.routes.flows_settled = self.reconciler.settled
         self.wiring.closed_out = self.retiring.soon
         self.endpoints.transform_of = self.stages.transform_of
         self.endpoints.generation_of = self.stages.generation_of
@@ -361,6 +361,7 @@ class Daemon:
         self.suspects.nodes_are({n.number for n in view.nodes if n.state == "silent"})
         steps.at("view.losses.begun")
         self.membership.on_view(view)
+        self.endpoints.take_credit(view)
         self.stages.on_view(view)
         self.reconciler.look()
         self.plans.look()

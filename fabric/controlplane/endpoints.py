@@ -10,7 +10,7 @@ import msgspec
 from fabric import errors, limits, steps
 from fabric.controlplane.context import Context
 from fabric.controlplane.ports import Port
-from fabric.registry.records import ChannelRecord, EndpointRecord
+from fabric.registry.records import ChannelRecord, EndpointRecord, View
 
 ROLES: dict[str, Literal["sender", "receiver"]] = {
     "sender": "sender",
@@ -85,6 +85,22 @@ class EndpointTable:
         self._context.keeper.put(f"endpoint/{record.endpoint}", msgspec.to_builtins(record))
         steps.at("attach.open.kept")
         return record
+
+    def take_credit(self, view: View) -> None:
+        """Grant new flows what the channels say now; flows that are open keep what they were granted."""
+        channels = {c.number: c for c in view.channels}
+        for record in self.all():
+            channel = channels.get(record.channel)
+            if channel is None:
+                continue
+            credit = (channel.messages or record.messages, channel.bytes or record.bytes)
+            if credit != (record.messages, record.bytes):
+                self._endpoints[record.endpoint] = changed = msgspec.structs.replace(
+                    record, messages=credit[0], bytes=credit[1]
+                )
+                self._context.keeper.put(
+                    f"endpoint/{changed.endpoint}", msgspec.to_builtins(changed)
+                )
 
     def remove(self, record: EndpointRecord) -> None:
         """Forget an endpoint."""

@@ -13,7 +13,7 @@ from fabric.registry.records import ArchivedCounts, ChannelRecord, View
 if TYPE_CHECKING:
     from fabric.controlplane.daemon import Daemon
     from fabric.controlplane.modules import Process
-    from fabric.controlplane.stages import Plugin
+    from fabric.controlplane.plugins import Plugin
 
 _SUMS = ("accepted", "delivered", "dropped", "failed", "delivered_bytes")
 _NODE_STATES = {"alive": "serving", "silent": "suspect", "dead": "dead"}

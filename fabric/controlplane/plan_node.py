@@ -119,7 +119,7 @@ class PlanNode:
         steps.at("plan.node_removed")
         started = await self._start(modules)
         self._unload_others({p.name for p in plugins})
-        await self._daemon.stages.drop_generations(self._daemon.registry.view.generation)
+        await self._daemon.stages.old_chains.drop_generations(self._daemon.registry.view.generation)
         self._modules = sorted(m.name for m in modules)
         self._keep(plan.generation, is_done=True)
         steps.at("plan.node_converged")

@@ -10,81 +10,26 @@ import asyncio
 import hashlib
 import logging
 import os
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from fabric import errors, limits, steps
-from fabric.controlplane.audit import ENDED
+from fabric import errors, limits
 from fabric.controlplane.context import Context
 from fabric.controlplane.endpoints import EndpointTable
-from fabric.controlplane.flows import FlowTable, OutFlow
+from fabric.controlplane.flows import FlowTable
 from fabric.controlplane.keeper_client import Loaded
 from fabric.controlplane.modules import ModuleTable, Process
+from fabric.controlplane.old_chains import OldChains
+from fabric.controlplane.plugins import Plugin, delivered_type, is_installed
 from fabric.controlplane.ports import Port, PortTable
+from fabric.controlplane.route_asks import RouteAsks
 from fabric.registry.client import RegistryClient
-from fabric.registry.declare import unknown_channel
 from fabric.registry.records import ChannelRecord, View
 from fabric.worker.supervisor import State
 
 log = logging.getLogger("fabricd.stages")
 
 LOAD_S = 30.0  #: a plugin file may import what it needs
-
-Chain = tuple[str, str, int]  #: channel, transform, generation
-
-
-@dataclass(eq=False)
-class Plugin:
-    """One loaded plugin. `running`: (channel, transform, generation) its present host runs; `opening` what it begins.
-
-    `is_planned`: a plan brought it, so a plan may take it away; `source` is the text that the host has.
-    """
-
-    name: str
-    path: str
-    exports: list[dict[str, Any]] = field(default_factory=list)
-    error: str = ""
-    running: set[Chain] = field(default_factory=set)
-    opening: int = 0
-    is_planned: bool = False
-    digest: str = ""
-    busy: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    def exported(self, kind: str) -> list[str]:
-        """Return the names of its exports of a kind."""
-        return [e["name"] for e in self.exports if e["kind"] == kind]
-
-    def export(self, kind: str, name: str) -> dict[str, Any]:
-        """Return one export."""
-        return next(e for e in self.exports if e["kind"] == kind and e["name"] == name)
-
-
-def is_installed(name: str) -> bool:
-    """Tell whether a transform or policy of this name is registered by an installed package."""
-    groups = ("fabric.transforms", "fabric.routes")
-    return any(point.name == name for group in groups for point in entry_points(group=group))
-
-
-def delivered_type(plugin: Plugin, channel: ChannelRecord, transform: str) -> str:
-    """Name the type a channel delivers behind `transform`; empty when it is the channel's own."""
-    produces = str(plugin.export("transform", transform).get("produces", "any")).partition("@")[0]
-    if produces == "any":
-        return channel.delivers
-    return "" if produces == channel.type_name else produces
-
-
-async def _no_wait(senders: list[int], timeout_s: float) -> None:
-    """Nothing is being set up."""
-
-
-def _is_older(channel: ChannelRecord, generation: int) -> bool:
-    """Tell a superseded generation of a channel; one above the present is being made ready by a plan."""
-    return generation != channel.generation and (
-        generation < channel.generation or channel.graph(generation) is not None
-    )
 
 
 class StageTable:
@@ -108,9 +53,9 @@ class StageTable:
         self._plugins: dict[str, Plugin] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._installed_asked: set[str] = set()
-        self._retiring: set[Chain] = set()
-        self.flows_settled: Callable[[list[int], float], Awaitable[None]] = _no_wait
-        self._routes_told: dict[int, str | None] = {}
+        parts = (context, ports, flows, endpoints, registry, modules, self.all, self._push)
+        self.routes = RouteAsks(*parts)
+        self.old_chains = OldChains(*parts, self._keep)
         modules.on_ready = self._on_ready
 
     def all(self) -> list[Plugin]:
@@ -213,8 +158,8 @@ class StageTable:
 
     def on_view(self, view: View) -> None:
         """A channel may ask for a transform that a plugin here has, or that is installed; its policy may be new."""
-        self._tell_routes(view)
-        self._retire_chains(view)
+        self.routes.tell(view)
+        self.old_chains.look(view)
         for plugin in self._plugins.values():
             process = self._modules.find("stage", plugin.name)
             if process is not None and process.ready.is_set():
@@ -225,24 +170,6 @@ class StageTable:
                 if name not in known and name not in self._installed_asked and self._uses(channel):
                     self._installed_asked.add(name)
                     self._background(self._load_installed(name))
-
-    def _tell_routes(self, view: View) -> None:
-        """Tell local senders of another policy; one that was told nothing yet has what its `open` answered."""
-        routes = {channel.number: channel.route for channel in view.channels}
-        told, self._routes_told = self._routes_told, {}
-        for record in self._endpoints.all():
-            if record.role != "sender" or record.channel not in routes:
-                continue
-            route = self._routes_told[record.endpoint] = routes[record.channel]
-            port = self._ports.get(record.port)
-            if told.get(record.endpoint) != route and port is not None:
-                self._background(self._tell_route(port, record.endpoint, route))
-
-    async def _tell_route(self, port: Port, endpoint: int, route: str | None) -> None:
-        try:
-            await port.push("route", {"endpoint": endpoint, "route": route})
-        except errors.FabricError as error:
-            self._context.events.add("route not told", endpoint=endpoint, reason=str(error))
 
     def restore(self, loaded: Loaded) -> None:
         """Take back the plugins that the last daemon had loaded."""
@@ -291,104 +218,6 @@ class StageTable:
         except errors.FabricError as error:
             plugin.error = str(error)
             self._context.events.add("plugin not healed", plugin=plugin.name, reason=str(error))
-
-    # ---------------------------------------------------------------- routes
-    async def route_ask(self, port: Port, fields: dict[str, Any]) -> dict[str, Any]:
-        """Choose a flow for a sender: the channel's policy in its stage host, or the fallback after ROUTE_ASK_S."""
-        channel = self._registry.view.channel(fields["channel"])
-        if channel is None:
-            raise unknown_channel(fields["channel"], [c.name for c in self._registry.view.channels])
-        flows = await self._flows_to_choose(port, channel)
-        if not flows:
-            return {"flow": 0, "ttl_s": 0.0}
-        if any(self._leads_to_stage(f.target_endpoint) for f in flows):
-            # The policy chooses receivers; on the way to a stage there is nothing to choose.
-            return {"flow": self._fallback(flows, fields).flow, "ttl_s": limits.ROUTE_PIN_TTL_S}
-        plugin = next(
-            (p for p in self._plugins.values() if channel.route in p.exported("route")), None
-        )
-        host = self._modules.find("stage", plugin.name) if plugin else None
-        if channel.route and host is not None and host.ready.is_set():
-            try:
-                asked = {
-                    "policy": channel.route,
-                    "header": self._header(fields),
-                    "targets": self._targets(port, flows),
-                }
-                answer = await self._push(host, "route_decide", asked, limits.ROUTE_ASK_S)
-                if answer.get("flow") in {f.flow for f in flows}:
-                    return {
-                        "flow": answer["flow"],
-                        "ttl_s": float(answer.get("ttl_s", limits.ROUTE_PIN_TTL_S)),
-                    }
-            except errors.FabricError as error:
-                self._context.events.add(
-                    "route policy failed", policy=channel.route, reason=str(error)
-                )
-        return {
-            "flow": self._fallback(flows, fields).flow,
-            "ttl_s": 1.0 if channel.route else limits.ROUTE_PIN_TTL_S,
-        }
-
-    async def _flows_to_choose(self, port: Port, channel: ChannelRecord) -> list[OutFlow]:
-        """Return the open flows of a port, waiting half of ROUTE_ASK_S for the first, so that no key goes unasked."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + limits.ROUTE_ASK_S / 2
-        # A policy is asked once for a key: it must see every target, not the first that was set up.
-        senders = [e.endpoint for e in self._endpoints.of(port.port) if e.channel == channel.number]
-        await self.flows_settled(senders, limits.ROUTE_ASK_S / 2)
-        while True:
-            flows = [
-                f
-                for f in self._flows.outs_of_port(port.port)
-                if f.channel == channel.number and f.state == "open" and not f.is_reply
-            ]
-            if flows or loop.time() >= deadline:
-                return flows
-            await asyncio.sleep(0.01)
-
-    def _leads_to_stage(self, endpoint: int) -> bool:
-        return any(e.endpoint == endpoint and e.transform for e in self._registry.view.endpoints)
-
-    @staticmethod
-    def _header(fields: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "channel": fields["channel"],
-            "key": fields.get("key"),
-            "class": fields.get("klass", "token"),
-            "size": fields.get("size", 0),
-            "fields": fields.get("fields") or {},
-        }
-
-    def _targets(self, port: Port, flows: list[OutFlow]) -> list[dict[str, Any]]:
-        state = self._context.native.inspect_state(port.state_fd)
-        out: dict[int, int] = {}
-        for ledger in state["ledgers"]:
-            for row in ledger["outstanding"]:
-                out[row["flow"]] = out.get(row["flow"], 0) + 1
-        names = {n.number: n.name for n in self._registry.view.nodes}
-        owners = {e.endpoint: e.port_name for e in self._registry.view.endpoints}
-        return [
-            {
-                "flow": f.flow,
-                "endpoint": f.target_endpoint,
-                "node": names.get(f.target_node, ""),
-                "module": owners.get(f.target_endpoint, ""),
-                "outstanding": out.get(f.flow, 0),
-            }
-            for f in flows
-        ]
-
-    @staticmethod
-    def _fallback(flows: list[OutFlow], fields: dict[str, Any]) -> OutFlow:
-        """Without a policy's answer: the same key always meets the same target."""
-        import zlib
-
-        key = fields.get("key") or b""
-        ordered = sorted(flows, key=lambda f: f.target_endpoint)
-        return ordered[
-            zlib.crc32(key if isinstance(key, bytes) else str(key).encode()) % len(ordered)
-        ]
 
     # ---------------------------------------------------------------- host
     async def _ready_host(self, name: str) -> Process:
@@ -481,72 +310,6 @@ class StageTable:
             await self._push(process, "stage_run", fields, limits.CONTROL_CALL_S)
             plugin.running.add(chain)
             self._keep(plugin)
-
-    # ---------------------------------------------------------------- chains of older generations
-    def _retire_chains(self, view: View) -> None:
-        """End the chains that no message comes to any more, each once it is empty."""
-        for plugin in self._plugins.values():
-            for chain in plugin.running - self._retiring:
-                channel = view.channel(chain[0])
-                if channel is None or _is_older(channel, chain[2]):
-                    self._retiring.add(chain)
-                    self._background(self._retire_chain(plugin, chain))
-
-    async def _retire_chain(self, plugin: Plugin, chain: Chain) -> None:
-        try:
-            pause, longest = limits.GENERATION_POLL_S
-            while chain in plugin.running and not self._is_empty(plugin, chain):
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, longest)
-            steps.at("chain.empty")
-            await self.stop_chain(plugin, chain)
-        except errors.FabricError as error:
-            log.info("chain not ended", extra={"chain": str(chain), "reason": str(error)})
-        finally:
-            self._retiring.discard(chain)
-
-    async def stop_chain(self, plugin: Plugin, chain: Chain) -> None:
-        """End one chain of a plugin's host and close its endpoints."""
-        process = self._modules.find("stage", plugin.name)
-        if process is None or chain not in plugin.running:
-            return
-        channel, transform, generation = chain
-        fields = {"channel": channel, "transform": transform, "generation": generation}
-        await self._push(process, "stage_stop", fields, limits.CONTROL_CALL_S)
-        plugin.running.discard(chain)
-        self._keep(plugin)
-
-    async def drop_generations(self, above: int) -> None:
-        """End the chains that were made for plans which did not come into force; nothing was ever sent to them."""
-        for plugin in self.all():
-            for chain in [c for c in plugin.running if c[2] > above]:
-                channel = self._registry.view.channel(chain[0])
-                if channel is None or channel.graph(chain[2]) is None:
-                    await self.stop_chain(plugin, chain)
-
-    def _is_empty(self, plugin: Plugin, chain: Chain) -> bool:
-        """Nobody sends to its inlet, and what left its outlet has ended."""
-        ends = [
-            e for e in self._endpoints.all()
-            if e.transform == chain[1] and e.generation == chain[2] and self._name_of(e.channel) == chain[0]
-        ]  # fmt: skip
-        mine = {e.endpoint for e in ends if e.port_name == plugin.name}
-        if any(half.endpoint in mine for half in self._flows.ins.values()):
-            return False
-        for number in {e.port for e in ends if e.endpoint in mine}:
-            port = self._ports.get(number)
-            if port is None or not port.is_alive:
-                continue
-            state = self._context.native.inspect_state(port.state_fd)
-            for ledger in state["ledgers"]:
-                if ledger["endpoint"] in mine and any(
-                    row["state"] != ENDED for row in ledger["outstanding"]
-                ):
-                    return False
-        return True
-
-    def _name_of(self, channel: int) -> str:
-        return next((c.name for c in self._registry.view.channels if c.number == channel), "")
 
     def transform_of(self, port: Port, channel: str, stage: int, role: str) -> str:
         """Name the transform whose hop a stage host opens without naming it; empty when it is not known."""
