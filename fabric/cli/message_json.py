@@ -12,7 +12,7 @@ import msgspec
 
 from fabric import errors, limits
 from fabric.messages import Schema, class_from_schema, message_type
-from fabric.messages.tensor import DTYPES, numpy_codes
+from fabric.messages.tensor import DTYPES, FP8, as_fp8, fp8_name, numpy_codes
 
 _NUMPY_OF = {name: numpy_name for name, numpy_name, _ in DTYPES.values()}
 
@@ -33,11 +33,17 @@ def to_line(view: Any) -> str:
     return msgspec.json.encode(row, enc_hook=str).decode()
 
 
-def _summary(array: Any) -> dict[str, Any] | None:
+def _summary(array: Any) -> Any:
     if array is None:
         return None
+    if isinstance(array, list):
+        return [_summary(item) for item in array]
     code = numpy_codes().get(array.dtype)
-    return {"dtype": DTYPES[code][0] if code else str(array.dtype), "shape": list(array.shape)}
+    fp8 = fp8_name(array)
+    return {
+        "dtype": fp8 or DTYPES[code][0] if code else str(array.dtype),
+        "shape": list(array.shape),
+    }
 
 
 def from_line(cls: type, line: str, place: str) -> Any:
@@ -69,9 +75,7 @@ def from_line(cls: type, line: str, place: str) -> Any:
         raise errors.TypeMismatchError(f"{place}: {type_.schema.label}: {'; '.join(words)}")
     tensors = {field.name: field for field in type_.tensors}
     values = {
-        name: _array(name, tensors[name].spec.dtypes, row[name], place)
-        if name in tensors
-        else row[name]
+        name: _tensor(name, tensors[name].spec, row[name], place) if name in tensors else row[name]
         for name in type_.names
         if name in row
     }
@@ -80,6 +84,14 @@ def from_line(cls: type, line: str, place: str) -> Any:
 
 def _has_absence(type_text: str) -> bool:
     return type_text.endswith("| None")
+
+
+def _tensor(name: str, spec: Any, given: Any, place: str) -> Any:
+    if not spec.is_list:
+        return _array(name, spec.dtypes, given, place)
+    if not isinstance(given, list):
+        raise errors.TypeMismatchError(f"{place}: field '{name}' is a list of tensors")
+    return [_array(name, spec.dtypes, item, place) for item in given]
 
 
 def _array(name: str, dtypes: tuple[str, ...], given: Any, place: str) -> Any:
@@ -96,8 +108,10 @@ def _array(name: str, dtypes: tuple[str, ...], given: Any, place: str) -> Any:
     try:
         if is_described:
             _check_size(name, given["shape"], place)
-            return numpy.full(given["shape"], given.get("fill", 0), dtype=_NUMPY_OF[dtype])
-        return numpy.asarray(given, dtype=_NUMPY_OF[dtype])
+            made = numpy.full(given["shape"], given.get("fill", 0), dtype=_NUMPY_OF[dtype])
+        else:
+            made = numpy.asarray(given, dtype=_NUMPY_OF[dtype])
+        return as_fp8(made, dtype) if dtype in FP8 else made
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise errors.TypeMismatchError(f"{place}: field '{name}' is no tensor: {error}") from error
 

@@ -29,8 +29,18 @@ OVERFLOWS: Final = ("block", "drop_oldest", "drop_newest", "reject")  # layout.h
 
 
 def _overflow(answer: dict[str, Any]) -> int:
-    """Return the overflow policy of an `open`, for the native call."""
-    return OVERFLOWS.index(answer.get("overflow", "block"))
+    """Return the overflow policy of an `open`, for the native call.
+
+    An end of a stage waits: what fills up behind it is felt by the channel's own sender, whose policy decides. Only the
+    last hop drops, at its user's receiver.
+    """
+    overflow = answer.get("overflow", "block")
+    is_inlet = (
+        answer["delivery"] == "at_least_once"
+    )  # a stage's, where a policy that drops is declared
+    if overflow == "reject" and answer.get("stage") is not None:
+        overflow = "block"
+    return OVERFLOWS.index("block" if is_inlet and overflow.startswith("drop_") else overflow)
 
 
 def _way_back(answer: dict[str, Any]) -> dict[str, Any]:
@@ -130,6 +140,7 @@ class ChannelCalls:
             The channel is not declared, or has another pattern.
         """
         answer, found = self._open("sender", channel, type, stage=stage, transform=transform)
+        answer["stage"] = stage
         return self._keep(
             answer, Sender(self._port, channel, found, self._native_sender(answer, found), answer)
         )

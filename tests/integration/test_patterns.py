@@ -15,6 +15,14 @@ from fabric.messages import Tensor, message
 from tests.integration.kill_nodes import balanced, clusters, settled, wait_for
 from tests.integration.pattern_roles import SIZE, Gathered, Many, Offer, Rows
 
+SAME = """
+import fabric
+
+@fabric.transform("same", on_error="bypass")
+class Same:
+    def apply(self, batch, ctx):
+        return list(batch)
+"""
 ROLES = Path(__file__).with_name("pattern_roles.py")
 cluster = pytest.fixture(clusters)
 
@@ -211,3 +219,45 @@ def test_closed_receiver_leaves_its_queue_to_another(nodes):
         sender.flush(20)
         assert sender.stats()["delivered"] == 50
     settled(here, "jobs")
+
+
+@pytest.mark.promise("P8")
+def test_a_process_may_open_more_senders_in_its_life_than_at_once(cluster):
+    node = cluster.node("a")
+    with attached(("left", node), ("right", node)) as (left, right):
+        left.declare("jobs", Tick, pattern="queue")
+        receiver = right.receiver("jobs", Tick)
+        for n in range(160):
+            with left.sender("jobs", Tick) as sender:
+                sender.send(Tick(n, np.zeros(3, np.float32)), deadline=20)
+                assert receiver.receive(20).n == n
+                sender.flush(20)
+        assert settled(node, "jobs")["delivered"] == 160
+
+
+@pytest.mark.promise("P1")
+@pytest.mark.parametrize("overflow", ["reject", "drop_newest", "drop_oldest"])
+def test_overflow_behind_a_transform_ends_every_message_by_the_policy(cluster, overflow):
+    """Nobody reads: the policy acts at the channel's two ends, the transform between them neither loses nor stops."""
+    node = cluster.node("a")
+    with attached(("left", node), ("right", node)) as (left, right):
+        left.declare("jobs", Tick, pattern="queue", overflow=overflow)
+        receiver = right.receiver("jobs", Tick, messages=16)
+        node.call("plugin_load", "same.py", SAME, channel="jobs", kind="transform")
+        sender = left.sender("jobs", Tick)
+        sender.send(Tick(-1, np.zeros(3, np.float32)), deadline=20)
+        assert receiver.receive(20).n == -1
+        accepted = []
+        for n in range(3000):
+            with contextlib.suppress(errors.RejectedError):
+                sender.send(Tick(n, np.zeros(3, np.float32)), deadline=20)
+                accepted.append(n)
+        assert (len(accepted) < 3000) == (overflow == "reject")
+        seen = []
+        while (tick := receiver.receive(1.0)) is not None:
+            seen.append(tick.n)
+        assert len(seen) == len(set(seen))
+        if overflow == "reject":
+            assert sorted(seen) == accepted
+        row = settled(node, "jobs")
+        assert (row["dropped"] > 0) == (overflow != "reject")
