@@ -89,7 +89,8 @@ class Port:
     def lose_flow_out(self, flow: int, handed_upto: int, reason: int) -> None:
         """
         The consumer or the path is dead: at_least_once goes to another flow, in order; at_most_once ends as
-        delivered up to `handed_upto` and as failed(reason) behind it.
+        delivered up to `handed_upto` and as failed(reason) behind it. Reason closed: the consumer's process lives, and
+        its views keep their slots until they are released (or the flow is lost again for another reason).
         """
 
     def suspect_flow(self, flow: int, suspect: bool) -> None:
@@ -170,17 +171,20 @@ class Sender:
 
     def send(self, meta: bytes, tensors: Sequence[Any], key: bytes | None, deadline_ns: int, *, flow: int = 0, correlation: int = 0, reply_flow: int = 0, flags: int = 0, expires_ns: int = 0) -> int:
         """
-        Copy once and send; returns the sequence.
+        Copy once and send; returns the message's number, which its records carry as `sequence`.
 
         Waits for credit, lane space and a consumer until `deadline_ns` (absolute CLOCK_MONOTONIC; 0 = do not
         wait: WouldBlock). `tensors` are C-contiguous buffers. `flow` 0 lets the pattern choose: a stream key
-        stays on its flow, a queue takes the least outstanding. `expires_ns` (absolute) travels in the record.
+        stays on its flow, a queue takes the least outstanding, a broadcast goes to every open flow (none: it ends as
+        dropped(no_target)). `expires_ns` (absolute) travels in the record. Without room in a receiver `drop_newest`
+        returns the number of a message that has ended as dropped(overflow_newest), and `reject` raises RejectedError.
         Raises DeadlineExceeded naming what was full, ClosedError, PeerLostError, NeedSegment, CapacityError.
         """
 
     def send_many(self, metas: Sequence[bytes], tensors: Sequence[Sequence[Any]], keys: Sequence[bytes | None], deadline_ns: int, *, expires_ns: int = 0) -> int:
         """
-        Send in order with one doorbell a lane; returns how many were accepted. Raises only when none was.
+        Send in order with one doorbell a lane; returns how many were accepted. Raises only when none was: a rejection
+        is counted when it is raised.
         """
 
     def loan(self, sizes: Sequence[int]) -> Loan:

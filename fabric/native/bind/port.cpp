@@ -121,7 +121,8 @@ void bind_flows(nb::class_<PyPort>& port) {
         check(released([&] { return p.core->lose_flow_out(flow, handed_upto, static_cast<Reason>(reason)); }));
       }, "flow"_a, "handed_upto"_a, "reason"_a,
            "The consumer or the path is dead: at_least_once goes to another flow, in order; at_most_once ends as\n"
-           "delivered up to `handed_upto` and as failed(reason) behind it.")
+           "delivered up to `handed_upto` and as failed(reason) behind it. Reason closed: the consumer's process lives, and\n"
+           "its views keep their slots until they are released (or the flow is lost again for another reason).")
       .def("suspect_flow", [](PyPort& p, u64 flow, bool suspect) {
         check(released([&] { return p.core->suspect_flow(flow, suspect); }));
       }, "flow"_a, "suspect"_a,

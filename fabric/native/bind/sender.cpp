@@ -191,15 +191,18 @@ void bind_sender(nb::module_& module) {
            "correlation"_a = 0, "reply_flow"_a = 0, "flags"_a = 0, "expires_ns"_a = 0,
            nb::sig("def send(self, meta: bytes, tensors: collections.abc.Sequence[typing.Any], key: bytes | None, deadline_ns: int, *, "
                    "flow: int = 0, correlation: int = 0, reply_flow: int = 0, flags: int = 0, expires_ns: int = 0) -> int"),
-           "Copy once and send; returns the sequence.\n\n"
+           "Copy once and send; returns the message's number, which its records carry as `sequence`.\n\n"
            "Waits for credit, lane space and a consumer until `deadline_ns` (absolute CLOCK_MONOTONIC; 0 = do not\n"
            "wait: WouldBlock). `tensors` are C-contiguous buffers. `flow` 0 lets the pattern choose: a stream key\n"
-           "stays on its flow, a queue takes the least outstanding. `expires_ns` (absolute) travels in the record.\n"
+           "stays on its flow, a queue takes the least outstanding, a broadcast goes to every open flow (none: it ends as\n"
+           "dropped(no_target)). `expires_ns` (absolute) travels in the record. Without room in a receiver `drop_newest`\n"
+           "returns the number of a message that has ended as dropped(overflow_newest), and `reject` raises RejectedError.\n"
            "Raises DeadlineExceeded naming what was full, ClosedError, PeerLostError, NeedSegment, CapacityError.")
       .def("send_many", send_many, "metas"_a, "tensors"_a, "keys"_a, "deadline_ns"_a, nb::kw_only(), "expires_ns"_a = 0,
            nb::sig("def send_many(self, metas: collections.abc.Sequence[bytes], tensors: collections.abc.Sequence[collections.abc.Sequence[typing.Any]], "
                    "keys: collections.abc.Sequence[bytes | None], deadline_ns: int, *, expires_ns: int = 0) -> int"),
-           "Send in order with one doorbell a lane; returns how many were accepted. Raises only when none was.")
+           "Send in order with one doorbell a lane; returns how many were accepted. Raises only when none was: a rejection\n"
+           "is counted when it is raised.")
       .def("loan", make_loan, "sizes"_a, nb::rv_policy::take_ownership, "One slot for tensors of `sizes` bytes. Raises NeedSegment.")
       .def("send_loan", send_loan, "loan"_a, "meta"_a, "key"_a.none(), "deadline_ns"_a, nb::kw_only(), "flow"_a = 0,
            "correlation"_a = 0, "reply_flow"_a = 0, "flags"_a = 0, "expires_ns"_a = 0,
