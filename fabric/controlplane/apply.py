@@ -37,7 +37,7 @@ def plan_of(daemon: Daemon, spec: FabricSpec) -> Plan:
     own = daemon.context.name
     return Plan(
         by=asker(daemon),
-        when_s=time.time(),
+        when_s=time.time(),  # wall time, for the history
         source=spec.source,
         plugins=tuple(_plugin_plan(plugin.path, own) for plugin in spec.plugins),
         channels=tuple(spec.channels.values()),

@@ -168,7 +168,8 @@ class Control:
 
     async def rollback(self, generation: int | None = None) -> dict[str, Any]:
         """Apply an earlier generation, the last good one when none is named, as a new one."""
-        fields = {"generation": generation, "by": asker(self._daemon), "when_s": time.time()}
+        wall_s = time.time()
+        fields = {"generation": generation, "by": asker(self._daemon), "when_s": wall_s}
         return await self._ask_registry("plan_rollback", fields)
 
     async def history(self) -> dict[str, Any]:
@@ -210,7 +211,8 @@ class Control:
     async def _attach(self, plugin: Plugin, channel: str, kind: str | None) -> int:
         which, name = self._daemon.stages.chosen(plugin, channel, kind)
         fields = {"channel": channel, "kind": which, "name": name, "by": asker(self._daemon)}
-        answer = await self._ask_registry("plan_attach", {**fields, "when_s": time.time()})
+        wall_s = time.time()
+        answer = await self._ask_registry("plan_attach", {**fields, "when_s": wall_s})
         return int(answer["generation"])
 
     async def plugin_logs(self, name: str, lines: int) -> dict[str, Any]:

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from fabric import errors, limits, steps
-from fabric.controlplane import plan_diff, plan_rules
+from fabric.controlplane import plan_diff
+from fabric.controlplane.live_generations import LiveGenerations
 from fabric.controlplane.node_calls import plain
+from fabric.controlplane.plan_verify import PlanVerifier
 from fabric.registry.declare import unknown_channel
 from fabric.registry.planbook import PlanBook
 from fabric.registry.plans import Plan, check_size
@@ -35,6 +37,8 @@ class PlanApplier:
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
+        self._verifier = PlanVerifier(daemon)
+        self._live = LiveGenerations(daemon)
         self._applying: Plan | None = None
         self._told: dict[tuple[int, int], int] = {}  # (node, incarnation) → generation it has
         self._watch: asyncio.Task[None] | None = None
@@ -130,9 +134,9 @@ class PlanApplier:
             book = self._book()
             if not plan_diff.is_different(changes):
                 return {"generation": book.generation, "changes": [c.row() for c in changes]}
-            plan = await self._verify(plan)
+            plan = await self._verifier.verify(plan, book.current, self._alive())
             if plan.records:
-                await self._room_for_one_more(book)
+                await self._live.room_for_one_more(book)
             check_size(plan)
             steps.at("apply.verified")
             done = await self._carry_out(book, book.begin(plan))
@@ -146,85 +150,6 @@ class PlanApplier:
         channels = self._daemon.registry.view.channels
         old = plan_diff.live_content(book.current, plan, channels)
         return plan_diff.compare(old, plan_diff.content(plan))
-
-    # ---------------------------------------------------------------- verify: nothing is touched
-    async def _verify(self, plan: Plan) -> Plan:
-        """Ask every node concerned; returns the plan with what becomes of the channels. Raises the first refusal."""
-        book = self._book()
-        alive = self._alive()
-        current = {p.name: p for p in (book.current.plugins if book.current else ())}
-        by_node: dict[str, list[dict[str, Any]]] = {}
-        for plugin in plan.plugins:
-            by_node.setdefault(plugin.node, []).append(plain(plugin))
-        for node in {*by_node, *(m.node for m in plan.modules if m.node)} - set(alive):
-            raise errors.PathBrokenError(
-                f"node {node!r} is not here; start it with fabricctl up, or move what it runs",
-                node=node,
-            )
-        rows = await self._daemon.control.ls("plugin")
-        others = {row["name"]: row["exports"] for row in rows if row["name"] not in current}
-        known = _transforms(others)
-        answers = await asyncio.gather(*(
-            self._call(alive[node], "plan_verify", {"plugins": group, "installed": []}, limits.VERIFY_S + 5.0)
-            for node, group in by_node.items()
-        ))  # fmt: skip
-        exports = {name: e for answer in answers for name, e in answer["exports"].items()}
-        known |= _transforms(exports)
-        known |= await self._installed(plan, known)
-        again = [
-            e["name"]
-            for p in plan.plugins
-            if p.name in current and current[p.name].digest != p.digest
-            for e in exports.get(p.name, ())
-        ]
-        leaving = self._leaving(plan, book.current)
-        return plan_rules.records_of(plan, self._daemon.registry.view, known, again, leaving)
-
-    async def _installed(self, plan: Plan, known: dict[str, Any]) -> dict[str, Any]:
-        """Return the exports of installed transforms that the plan names and nobody has loaded."""
-        names = sorted({t for c in plan.channels for t in c.transforms} - set(known))
-        if not names:
-            return {}
-        fields = {"plugins": [], "installed": names}
-        own = self._daemon.context.number
-        answer = await self._call(own, "plan_verify", fields, limits.VERIFY_S + 5.0)
-        return _transforms(answer["exports"])
-
-    @staticmethod
-    def _leaving(plan: Plan, current: Plan | None) -> list[str]:
-        staying = {m.name for m in plan.modules}
-        gone = [m for m in (current.modules if current else ()) if m.name not in staying]
-        return [
-            name
-            for m in gone
-            for name in (m.name, *(f"{m.name}-{i}" for i in range(limits.REPLICAS_MAX)))
-        ]
-
-    async def _room_for_one_more(self, book: PlanBook) -> None:
-        """Wait until fewer than `limits.GENERATIONS_MAX` are live; refuse naming what keeps the oldest."""
-        deadline = asyncio.get_running_loop().time() + limits.GENERATION_WAIT_S
-        pause, longest = limits.GENERATION_POLL_S
-        while len(book.live()) >= limits.GENERATIONS_MAX:
-            usage = await self._close_generations(book)
-            if (
-                asyncio.get_running_loop().time() >= deadline
-                and len(book.live()) >= limits.GENERATIONS_MAX
-            ):
-                oldest = min(book.live())
-                held = [u for u in usage if u["generation"] == oldest] or usage
-                what = ", ".join(
-                    f"{u['messages']} messages of channel {u['channel']!r} on node {u['node']!r}"
-                    for u in held[:4]
-                )
-                raise errors.CapacityError(
-                    f"GENERATIONS_MAX ({limits.GENERATIONS_MAX}) generations are live; the oldest, {oldest}, still has"
-                    f" {what} in flight: let them be consumed, then apply again",
-                    limit="GENERATIONS_MAX",
-                    live=list(book.live()),
-                    in_flight=held[:16],
-                )
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, longest)
 
     # ---------------------------------------------------------------- effects, each of which can be taken back
     async def _carry_out(self, book: PlanBook, plan: Plan) -> Plan:
@@ -354,7 +279,7 @@ class PlanApplier:
             try:
                 book = self._book()
                 if len(book.live()) > 1:
-                    await self._close_generations(book)
+                    await self._live.close_empty(book)
                 if self._applying is None:
                     await self._tell_late(book)
             except errors.FabricError as error:
@@ -385,26 +310,6 @@ class PlanApplier:
                 extra = {"node": name, "generation": good.generation, "reason": str(error)}
                 log.warning("node not as the plan says", extra=extra)
 
-    async def _close_generations(self, book: PlanBook) -> list[dict[str, Any]]:
-        """Forget older graphs of which no node has anything; returns what there is of the others."""
-        nodes = {n.name: n.number for n in self._daemon.registry.view.nodes if n.state != "dead"}
-        usage = []
-        for name, number in nodes.items():
-            answer = await self._call(number, "plan_usage", {}, limits.CONTROL_CALL_S)
-            usage += [{**row, "node": name} for row in answer["usage"]]
-        held = {(row["channel"], row["generation"]) for row in usage}
-        numbers = {c.number: c.name for c in self._daemon.registry.view.channels}
-        held |= {
-            (numbers.get(e.channel, ""), e.generation)
-            for e in self._daemon.registry.view.endpoints
-            if e.transform
-        }
-        graphs = {
-            (c.name, g.generation) for c in self._daemon.registry.view.channels for g in c.older
-        }
-        book.forget_graphs(graphs - held)
-        return usage
-
     def _see(self) -> None:
         """Take what the registry has just stored into this node's own view; the others wait for its epoch."""
         if self._daemon.registry.local is not None:
@@ -434,16 +339,6 @@ class PlanApplier:
                 extra={"reason": str(error)},
                 exc_info=level > logging.INFO,
             )
-
-
-def _transforms(exports: Mapping[str, Iterable[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Return every transform of some plugins' exports by its name, with its plugin."""
-    return {
-        e["name"]: {**e, "plugin": plugin}
-        for plugin, rows in exports.items()
-        for e in rows
-        if e["kind"] == "transform"
-    }
 
 
 def _bare(plan: Plan, node: str) -> Plan:
