@@ -246,25 +246,22 @@ def test_cancelled_request_that_waits_its_turn_is_not_served(node, again):
 
 def test_reply_of_a_lost_requester_reaches_no_other(node, again):
     """Numbers of calls coincide among requesters: a reply sent on to another would be taken for its own."""
-    stuck = Stuck(simple)
-    requester, _ = again(stuck, count=1)
-    other_port = fabric.attach("other", node.path)
-    other = other_port.requester("again", Query, Answer)
-    until(lambda: other.targets())
+    free = threading.Event()
 
-    def ask():
-        try:
-            requester.call(Query(1), deadline=5)
-        except errors.FabricError:
-            return  # its port is lost
+    def handle(number, query):
+        if query.n == 2:
+            free.wait(10)
+        return simple(number, query)
 
-    threading.Thread(target=ask, daemon=True).start()
-    stuck.begun.wait(5)
-    node.lose("asker")
-    got = []
-    waiting = threading.Thread(target=lambda: got.append(other.call(Query(2), deadline=5)))
-    waiting.start()
-    stuck.free.set()
-    waiting.join(5)
-    assert [answer.n for answer in got] == [2]
-    other_port.close()
+    requester, _ = again(handle, count=1)
+    with fabric.attach("other", node.path) as other_port:
+        other = other_port.requester("again", Query, Answer)
+        until(lambda: other.targets())
+        unread = requester.begin(Query(1), None, 5)
+        until(lambda: requester.replies.pending() == 1)
+        waiting = other.begin(Query(2), None, 5)
+        assert waiting.correlation == unread.correlation
+        node.lose("asker")
+        threading.Timer(0.2, free.set).start()
+        assert other.result(waiting).n == 2
+        other.finish(waiting)

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -220,6 +221,36 @@ def test_lost_part_goes_to_another_consumer_where_delivery_is_at_least_once(node
     np.testing.assert_array_equal(got.hidden, expected(rows))
     assert consumers.seen[0] == [2, 2]
     hold.set()
+
+
+@pytest.mark.promise("P1")
+def test_lost_part_waits_for_a_new_consumer(node, experts):
+    begun = threading.Event()
+    hold = threading.Event()
+
+    def stuck(number, rows):
+        begun.set()
+        hold.wait(5)
+        return double(number, rows)
+
+    scatterer, _ = experts(1, stuck, delivery="at_least_once")
+    late = []
+
+    def replace():
+        begun.wait(5)
+        node.lose("expert-0")
+        until(lambda: scatterer.targets() == [])
+        time.sleep(
+            0.2
+        )  # longer than a reader's look at what has come: it must wait on, not give up
+        late.append(Consumers(node, "experts", 1, double))
+
+    threading.Thread(target=replace, daemon=True).start()
+    rows = make_rows(4)
+    got = scatterer.call(rows, [0, 1, 0, 1], deadline=5)
+    np.testing.assert_array_equal(got.hidden, expected(rows))
+    hold.set()
+    late[0].close()
 
 
 def test_call_without_consumers_or_answers_ends_at_its_deadline(ports, experts):
