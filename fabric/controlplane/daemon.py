@@ -130,6 +130,7 @@ class Daemon:
         self.suspects.node_is = self.wiring.node_is
         self.scaling.withdraw = self._withdraw
         self.liveness.on_change = self._on_suspicion
+        self.liveness.on_left = self.ports.end
         self.ports.on_death = self._on_death
         self.lanes.add_to_gateway = self.gateway.add_lane
         self.lanes.remove_from_gateway = self.gateway.remove_lane

@@ -8,6 +8,7 @@ after a pause of its own every window begins anew, so that nobody is judged by t
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,19 +56,39 @@ def is_stopped(pid: int) -> bool:
         return False
 
 
+def still_maps(pid: int, fd: int) -> bool:
+    """Tell whether a process has the memory behind `fd` mapped; True where that cannot be found out.
+
+    exec gives a process another memory: what it had attached can then never wake up, though the process lives.
+    """
+    try:
+        inode = str(os.fstat(fd).st_ino)
+        with open(f"/proc/{pid}/maps") as file:
+            return any(line.split(None, 5)[4:5] == [inode] for line in file)
+    except OSError:
+        return True
+
+
 class Liveness:
-    """Belongs to the daemon's loop. `on_change(port)` is called after a port became suspect or came back."""
+    """Belongs to the daemon's loop.
+
+    `on_change(port)` is called after a port became suspect or came back, `on_left(port)` when a process that lives has
+    silently given its port up.
+    """
 
     def __init__(
-        self, context: Context, ports: PortTable, stopped: Callable[[int], bool] = is_stopped
-    ) -> None:
+        self, context: Context, ports: PortTable, stopped: Callable[[int], bool] = is_stopped,
+        maps: Callable[[int, int], bool] = still_maps,
+    ) -> None:  # fmt: skip
         self._context = context
         self._ports = ports
         self._is_stopped = stopped
+        self._still_maps = maps
         self._since: dict[int, int] = {}
         self._killed: set[int] = set()
         self._looked_ns = 0
         self.on_change: Callable[[Port], None] = lambda port: None
+        self.on_left: Callable[[Port], None] = lambda port: None
 
     def look(self, now_ns: int) -> bool:
         """Judge every living port; False when this daemon itself had stood still, and nobody was judged."""
@@ -96,6 +117,11 @@ class Liveness:
             self.on_change(port)
         if found.is_expired and port.kind in SUPERVISED:
             self._kill(port)
+        elif found.is_expired and not self._still_maps(port.pid, port.state_fd):
+            self._context.events.add(
+                "process became another program", port=port.port, port_name=port.name, pid=port.pid
+            )
+            self.on_left(port)
 
     def _kill(self, port: Port) -> None:
         """End a supervised process that was silent for a whole lease; its supervisor starts it again."""

@@ -16,7 +16,7 @@ import psutil
 from fabric import errors
 from tests.integration.kill_nodes import wait_for
 from tests.integration.test_link_cut import cut_connections
-from tests.soak.rig import ACTORS_MAX, HERE, Actor, Rig
+from tests.soak.rig import ACTORS_MAX, ACTORS_MIN, HERE, Actor, Rig
 
 PLUGIN = HERE / "soak_plugin.py"
 MODULE = HERE / "soak_module.py"
@@ -42,11 +42,17 @@ def spec(transforms: str, node: str) -> str:
 
 # ------------------------------------------------------------------ actors come and go
 def add(rig: Rig) -> str:
-    """Start a producer or consumer of some channel on some node."""
+    """Start a producer or consumer of some channel on some node; channels with one half only come first."""
     if len(rig.actors) >= ACTORS_MAX:
         return leave(rig)
-    channel = rig.chance.choice(rig.channels)
-    role = rig.chance.choice([r for r in channel.roles if r])
+    halves = [(c, role) for c in rig.channels for role in c.roles if role]
+    there = {(a.channel.name, a.role) for a in rig.actors}
+    lacking = [
+        (c, role)
+        for c, role in halves
+        if (c.name, role) not in there and any((c.name, other) in there for other in c.roles)
+    ]
+    channel, role = rig.chance.choice(lacking or halves)
     node = rig.chance.choice(sorted(rig.nodes))
     hold = rig.chance.choice([0.0, 0.02, 0.5])
     actor = rig.add(role, node, channel, hold_s=hold, pause_s=rig.chance.choice([0.001, 0.01]))
@@ -164,6 +170,53 @@ def apply(rig: Rig) -> str:
     return f"apply [{transforms}] with the module on {node}: generation {answer['generation']}"
 
 
+def roll_back(rig: Rig) -> str:
+    """Go back to the plan before this one."""
+    try:
+        answer = rig.nodes["a"].call("rollback")
+    except errors.FabricError as error:
+        if error.code in ("internal",):
+            raise
+        return f"rollback was refused: {error}"
+    return f"rollback: generation {answer['generation']}"
+
+
+def scale(rig: Rig) -> str:
+    """Run one to three replicas of the module."""
+    replicas = rig.chance.choice([1, 2, 3])
+    try:
+        rig.nodes["a"].call("module_scale", "relay", replicas)
+    except errors.FabricError as error:
+        if error.code in ("internal",):
+            raise
+        return f"scale to {replicas} was refused: {error}"
+    return f"module scaled to {replicas}"
+
+
+def restart_daemon(rig: Rig) -> str:
+    """SIGTERM to a daemon: it leaves in good order, and its keeper starts the next."""
+    name = rig.chance.choice(sorted(rig.nodes))
+    node = rig.nodes[name]
+    old = node.daemon_pid
+    os.kill(old, signal.SIGTERM)
+
+    def is_new() -> bool:
+        try:
+            return node.daemon_pid != old
+        except errors.FabricError:
+            return False
+
+    wait_for("a new daemon from the keeper", is_new, 20.0)
+    wait_joined(rig)
+    return f"daemon of {name} got SIGTERM"
+
+
+def go_back(rig: Rig) -> None:
+    """Apply the first plan again, so that what nodes hold can be compared."""
+    rig.nodes["a"].call("apply", spec("", "a"))
+    wait_joined(rig)
+
+
 def nothing(rig: Rig) -> str:
     """Let it run."""
     return "nothing"
@@ -171,13 +224,16 @@ def nothing(rig: Rig) -> str:
 
 Action = Callable[[Rig], str]
 ACTIONS: dict[Action, int] = {
-    add: 10, leave: 3, kill: 5, stop: 3, kill_daemon: 2, stop_daemon: 1, cut: 2, harm_child: 2, apply: 2, nothing: 1,
+    add: 10, leave: 3, kill: 5, stop: 3, kill_daemon: 2, stop_daemon: 1, restart_daemon: 1, cut: 2,
+    harm_child: 2, apply: 2, roll_back: 1, scale: 1, nothing: 1,
 }  # fmt: skip
 
 
 def step(rig: Rig) -> str:
     """Do one action and let it work for a moment."""
     action = rig.chance.choices(list(ACTIONS), list(ACTIONS.values()))[0]
+    if len(rig.actors) < ACTORS_MIN:
+        action = add
     rig.note(f"begin {action.__name__}")
     done = action(rig)
     rig.history[-1] = rig.history[-1].replace("begin ", "") + f": {done}"

@@ -102,7 +102,12 @@ class Actor:
         finally:
             now = time.monotonic()
             if now - started > seconds + SLACK_S:
-                self.report(overran=f"{self.job['name']}: {what}", since=started, until=now, allowed_s=seconds)  # fmt: skip
+                self.report(
+                    overran=f"{self.job['name']}: {what}",
+                    since=started,
+                    until=now,
+                    allowed_s=seconds,
+                )
 
     def payload(self) -> Any:
         """Return some of the random bytes, of a size drawn from `SIZES`."""
@@ -132,6 +137,8 @@ class Actor:
 def declare(port: Any, job: dict[str, Any]) -> None:
     """Declare the channel as the driver describes it."""
     fields = dict(job["declare"])
+    if not fields:
+        return  # the plan has declared it
     if fields.get("pattern") == "request":
         port.declare(job["channel"], Ask, reply=Ask, **{k: v for k, v in fields.items() if k != "pattern"})  # fmt: skip
     else:
@@ -222,7 +229,7 @@ def verify(actor: Actor, part: Any) -> None:
 def settle(actor: Actor, part: Any) -> None:
     """Verify once more after it was held, end it, give it back."""
     verify(actor, part)
-    if actor.chance.random() < 0.03:
+    if actor.job["acks"] and actor.chance.random() < 0.03:
         part.nack()
     else:
         part.ack()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -10,7 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ HERE = ROLES.parent
 ROOT = HERE.parent.parent
 
 # Budgets: with all actors at work. What is left when they have gone is compared with the beginning.
-ACTORS_MAX = 8
+ACTORS_MIN, ACTORS_MAX = 4, 10
 DAEMON_FDS_MAX = 800
 DAEMON_THREADS_MAX = 64
 DAEMON_PRIVATE_BYTES_MAX = 400 << 20
@@ -35,6 +37,9 @@ VERDICT_S = 20.0  # an audit must be balanced within this after a step
 READY_S = 20.0
 LEAVE_S = 30.0  # an actor that was told to leave flushes, closes and is gone
 SENTINEL_S_MAX = 3.0  # the longest pause of round trips that nothing touches
+SETTLED_S = 1.5
+# The gateway grows its arena with what arrives, one segment for each class of slots, and keeps it.
+GATEWAY_SEGMENTS_MAX, GATEWAY_BYTES_MAX = 12, 512 << 20
 QUIET_S = 25.0  # after the last actor left, the node holds no more than before
 
 
@@ -49,21 +54,18 @@ class Channel:
     name: str
     declare: dict[str, Any]
     roles: tuple[str, str] = ("source", "sink")
-
-    @property
-    def keyed(self) -> bool:
-        return bool(self.declare.get("pattern") == "stream")
+    keyed: bool = False  # whether the order of each key is promised
 
 
 ONCE, LEAST = "at_most_once", "at_least_once"
 CHANNELS = (
-    Channel("s1", {"pattern": "stream", "delivery": LEAST, "klass": "token"}),
-    Channel("s0", {"pattern": "stream", "delivery": ONCE, "klass": "embedding"}),
+    Channel("s1", {"pattern": "stream", "delivery": LEAST, "klass": "token"}, keyed=True),
+    Channel("s0", {"pattern": "stream", "delivery": ONCE, "klass": "embedding"}, keyed=True),
     Channel("q1", {"pattern": "queue", "delivery": LEAST, "klass": "bulk"}),
     Channel("q0", {"pattern": "queue", "delivery": ONCE, "klass": "token"}),
-    Channel("turned", {"pattern": "stream", "delivery": LEAST, "klass": "token"}),
-    Channel("into", {"pattern": "queue", "delivery": LEAST, "klass": "token"}, ("source", "")),
-    Channel("outof", {"pattern": "queue", "delivery": LEAST, "klass": "token"}, ("", "sink")),
+    Channel("turned", {}, keyed=True),  # these three are declared by the plan
+    Channel("into", {}, ("source", "")),
+    Channel("outof", {}, ("", "sink")),
     Channel("r", {"pattern": "request"}, ("asker", "answerer")),
 )
 # Offered by later versions than the oldest that this runs against: taken in when the node accepts the declaration.
@@ -194,7 +196,8 @@ class Rig:
         name = f"{role}{self._number}"
         job = {
             "name": name, "seed": self._number, "channel": channel.name, "declare": channel.declare,
-            "keyed": channel.keyed, "pause_s": 0.005, "hold_s": 0.05, "held_max": 16, **more,
+            "acks": channel.declare.get("delivery") != ONCE, "keyed": channel.keyed,
+            "pause_s": 0.005, "hold_s": 0.05, "held_max": 16, **more,
         }  # fmt: skip
         output = self.folder / f"{name}.out"
         variables = {**os.environ, "FABRIC_SOCKET": self.nodes[node].socket, "PYTHONPATH": path()}
@@ -306,26 +309,48 @@ class Rig:
 
     def _wait_back(self, node: Node, before: Footprint) -> None:
         deadline = time.monotonic() + QUIET_S
-        while not (now := node.footprint()).within(before):
+        most = replace(
+            before,
+            keeper_fds=before.keeper_fds + GATEWAY_SEGMENTS_MAX,
+            daemon_fds=before.daemon_fds + GATEWAY_SEGMENTS_MAX,
+            shared_bytes=before.shared_bytes + GATEWAY_BYTES_MAX,
+        )
+        while not (now := node.footprint()).within(most):
             if time.monotonic() > deadline:
-                raise Violation(f"node {node.name} is left with {now}, before {before}")
+                held = holdings(node)
+                raise Violation(f"node {node.name} is left with {now}, before {before}: {held}")
             time.sleep(0.2)
 
 
 def settle_footprint(node: Node) -> Footprint:
-    """Return the footprint once it has been the same for a second."""
-    last, since = node.footprint(), time.monotonic()
-    while time.monotonic() - since < 1.0:
-        time.sleep(0.1)
-        now = node.footprint()
-        if now != last:
-            last, since = now, time.monotonic()
-    return last
+    """Return the most that the node holds over `SETTLED_S`, once what just happened is settled.
+
+    One descriptor more or less is the connection of the call that asks.
+    """
+    time.sleep(SETTLED_S)
+    deadline, seen = time.monotonic() + SETTLED_S, [node.footprint()]
+    while time.monotonic() < deadline:
+        time.sleep(0.05)
+        seen.append(node.footprint())
+    return Footprint(*(max(values) for values in zip(*map(astuple, seen), strict=True)))
+
+
+def holdings(node: Node) -> dict[str, int]:
+    """Count what the keeper and the daemon hold open, by name."""
+    names: Counter[str] = Counter()
+    for who, pid in (("keeper", node.keeper.pid), ("daemon", node.daemon_pid)):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                names[
+                    f"{who} {os.readlink(link).split(' ')[0].split('[')[0].rstrip('0123456789:')}"
+                ] += 1
+    return dict(names)
 
 
 def private_bytes(process: psutil.Process) -> int:
-    """Memory that is this process's alone: shared segments do not count."""
-    return int(process.memory_full_info().uss)
+    """Anonymous memory in use: segments are files, and counted elsewhere."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(status.partition("RssAnon:")[2].split()[0]) << 10
 
 
 def path() -> str:

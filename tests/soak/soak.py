@@ -16,7 +16,7 @@ import time
 import traceback
 from pathlib import Path
 
-from tests.soak.actions import add, apply, logs, step
+from tests.soak.actions import add, go_back, logs, step
 from tests.soak.rig import Rig, Violation
 
 QUIET_EVERY = 25  # steps between two moments at which everybody leaves
@@ -32,7 +32,7 @@ def soak(rig: Rig, seconds: float) -> int:
         Something promised does not hold.
     """
     rig.start()
-    apply(rig)
+    go_back(rig)
     for _ in range(FIRST_ACTORS):
         add(rig)
     rig.check()
@@ -43,11 +43,16 @@ def soak(rig: Rig, seconds: float) -> int:
         print(f"  {steps:4} {step(rig)}", flush=True)
         rig.check()
         if steps % QUIET_EVERY == 0:
-            rig.quiet()
-            rig.check()
+            be_quiet(rig)
+    be_quiet(rig)
+    return steps
+
+
+def be_quiet(rig: Rig) -> None:
+    """Everybody leaves, the first plan is back: nothing may be left behind."""
+    go_back(rig)
     rig.quiet()
     rig.check()
-    return steps
 
 
 def main(arguments: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import time
 import pytest
 
 from fabric import limits
-from fabric.controlplane.liveness import Liveness, is_stopped, judge
+from fabric.controlplane.liveness import Liveness, is_stopped, judge, still_maps
 
 MS = 1_000_000
 LOOK = limits.LIVENESS_MS * MS
@@ -20,6 +21,7 @@ LOOK = limits.LIVENESS_MS * MS
 class FakePort:
     def __init__(self, kind: str = "client", pid: int = 1, pid_fd: int = -1) -> None:
         self.port, self.name, self.kind, self.pid, self.pid_fd = 7, "p", kind, pid, pid_fd
+        self.state_fd = -1
         self.is_alive, self.is_suspect, self.beat = True, False, 0
 
     def heartbeat_ns(self) -> int:
@@ -127,3 +129,26 @@ def test_proc_tells_stopped_from_running_and_gone():
         process.kill()
         process.wait(5)
     assert not is_stopped(process.pid)
+
+
+def test_client_that_lives_without_its_port_has_left_it_after_a_lease() -> None:
+    port, maps = FakePort(), [True]
+    context, left = FakeContext(), []
+    liveness = Liveness(context, [port], lambda pid: False, lambda pid, fd: maps[0])
+    liveness.on_left = left.append
+    look_until(liveness, 1, 2 * limits.LEASE_MS)
+    assert not left, "silent, but it may wake"
+    maps[0] = False
+    look_until(liveness, 2 * limits.LEASE_MS, 2 * limits.LEASE_MS + 100)
+    assert left and "process became another program" in context.seen
+
+
+def test_mapping_of_a_process_is_seen_and_its_absence_too() -> None:
+    fd = os.memfd_create("liveness")
+    os.ftruncate(fd, 4096)
+    try:
+        assert not still_maps(os.getpid(), fd)
+        with mmap.mmap(fd, 4096):
+            assert still_maps(os.getpid(), fd)
+    finally:
+        os.close(fd)
