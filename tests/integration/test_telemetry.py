@@ -146,7 +146,7 @@ def test_links_between_nodes_count_bytes_frames_and_messages(cluster):
             "link_bytes_total",
             before + 20 * SIZE * 4,
             peer="b",
-            group="control",
+            group="bulk",
             direction="out",
         )
         assert reaches(a, "session_events_total", 20, peer="b", event="messages_out") == 20
