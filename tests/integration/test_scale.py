@@ -1,4 +1,4 @@
-"""`module scale` 1 → 2 → 1, drain and a closed consumer, while a queue and a stream run: nothing lost, no silent repeat."""
+"""`module scale` 1 → 2 → 1, drain, and a closed consumer, under traffic: nothing lost, no silent repeat."""
 
 import json
 import time
@@ -22,7 +22,8 @@ class Worker(fabric.Module):
         self.out = open(os.path.join(self.config["folder"], f"{self.name}-{os.getpid()}.jsonl"), "a")
 
     def note(self, channel, part):
-        row = {"at": time.monotonic(), "channel": channel, "of": part.stream, "n": part.number, "again": part.header.redelivered}
+        again = part.header.redelivered
+        row = {"at": time.monotonic(), "channel": channel, "of": part.stream, "n": part.number, "again": again}
         self.out.write(json.dumps(row) + "\\n")
         self.out.flush()
 
