@@ -151,9 +151,21 @@ class SegmentTable:
         reserved = int(self._arena_bytes * limits.ARENA_RESERVE)
         bulk = sum(s.size_bytes for s in mine if s.group)
         if group and bulk + size_bytes > self._arena_bytes - reserved:
-            raise self._full(tenant, mine, f"{bulk} bytes for embedding and bulk", "ARENA_RESERVE")
+            told = self._full(tenant, mine, f"{bulk} bytes for embedding and bulk", "ARENA_RESERVE")
+            raise self._sized(told, size_bytes, self._arena_bytes - reserved)
         if used + size_bytes > self._arena_bytes:
-            raise self._full(tenant, mine, f"{used} bytes", "ARENA_BYTES_PER_TENANT_MAX")
+            told = self._full(tenant, mine, f"{used} bytes", "ARENA_BYTES_PER_TENANT_MAX")
+            raise self._sized(told, size_bytes, self._arena_bytes)
+
+    @staticmethod
+    def _sized(
+        error: errors.CapacityError, size_bytes: int, limit_bytes: int
+    ) -> errors.CapacityError:
+        """Say how much was asked for and could be had at most: what is larger need not be waited for."""
+        context = {**error.context, "size_bytes": size_bytes, "limit_bytes": limit_bytes}
+        return errors.CapacityError(
+            f"a segment of {size_bytes} bytes, of at most {limit_bytes}: {error.message}", **context
+        )
 
     def _full(
         self, tenant: int, segments: list[Segment], used: str, limit: str

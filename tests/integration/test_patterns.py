@@ -261,3 +261,14 @@ def test_overflow_behind_a_transform_ends_every_message_by_the_policy(cluster, o
             assert sorted(seen) == accepted
         row = settled(node, "jobs")
         assert (row["dropped"] > 0) == (overflow != "reject")
+
+
+def test_message_larger_than_all_arenas_is_refused_at_once_naming_both_sizes(cluster):
+    node = cluster.node("a", None, "--arena-bytes", "32MiB")
+    with attached(("left", node), ("right", node)) as (left, right):
+        left.declare("jobs", Tick, pattern="queue", klass="bulk")
+        sender, receiver = left.sender("jobs", Tick), right.receiver("jobs", Tick)
+        with pytest.raises(errors.CapacityError, match=r"41943040 bytes, of at most 29360128"):
+            sender.send(Tick(1, np.zeros(10 << 20, np.float32)), deadline=20)
+        sender.send(Tick(2, np.zeros(5 << 20, np.float32)), deadline=20)
+        assert receiver.receive(20).data.size == 5 << 20
