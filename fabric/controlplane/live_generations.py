@@ -31,7 +31,7 @@ class LiveGenerations:
                 oldest = min(book.live())
                 held = [u for u in usage if u["generation"] == oldest] or usage
                 what = ", ".join(
-                    f"{u['messages']} messages of channel {u['channel']!r} on node {u['node']!r}"
+                    f"{u['messages']} messages in {u['flows']} flows of channel {u['channel']!r} on node {u['node']!r}"
                     for u in held[:4]
                 )
                 raise errors.CapacityError(

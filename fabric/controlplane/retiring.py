@@ -8,8 +8,8 @@ import logging
 from fabric import errors, limits
 from fabric.controlplane.audit import ENDED
 from fabric.controlplane.context import Context
-from fabric.controlplane.flows import FlowTable
-from fabric.controlplane.ports import PortTable
+from fabric.controlplane.flows import FlowTable, OutFlow
+from fabric.controlplane.ports import Port, PortTable
 from fabric.controlplane.wiring import Wiring
 
 log = logging.getLogger("fabricd.retiring")
@@ -52,6 +52,17 @@ class FlowRetirer:
             except (errors.FabricError, OSError) as error:
                 log.info("closed flows not looked at", extra={"reason": str(error)})
 
+    async def _has_calls(self, port: Port, out: OutFlow) -> bool:
+        """Tell whether answers are still to come on the way back of a request flow: a streamed one may take long."""
+        if not out.reply_flow:
+            return False
+        try:
+            fields = {"endpoint": out.endpoint, "flow": out.flow}
+            return bool((await port.push("flow_calls", fields)).get("calls"))
+        except errors.FabricError as error:  # it is asked again, or its death settles the flow
+            log.info("calls not counted", extra={"flow": out.flow, "reason": str(error)})
+            return True
+
     async def look(self) -> int:
         """Forget what is empty; returns how many closing flows are left."""
         closing = [f for f in self._flows.outs.values() if f.state == "closing" and f.is_told]
@@ -67,6 +78,8 @@ class FlowRetirer:
                 if row["state"] != ENDED
             }
             for out in closing:
-                if out.port == number and out.flow not in busy and out.flow in self._flows.outs:
+                if out.port != number or out.flow in busy or await self._has_calls(port, out):
+                    continue
+                if out.flow in self._flows.outs:
                     await self._wiring.retire(out)
         return sum(f.state == "closing" for f in self._flows.outs.values())

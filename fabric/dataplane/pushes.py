@@ -68,8 +68,7 @@ class Pushes:
         """Do one push and return its answer; ``later`` in it: the handler's thread answers. Control thread."""
         own = getattr(self, f"_push_{op}", None)
         if own is not None:
-            own(fields, fds)
-            return {}
+            return own(fields, fds) or {}
         with self._lock:
             handler = self._handlers.get(op)
             if handler is None and op == "stop":
@@ -175,6 +174,12 @@ class Pushes:
         if flow is not None:
             self._native.close_flow_out(fields["flow"])
             self._tell(flow["endpoint"], "forget_flow", fields["flow"])
+
+    def _push_flow_calls(self, fields: dict[str, Any], _: list[int]) -> dict[str, Any]:
+        """Say how many requests that went out on a (closed) flow have not been answered whole."""
+        counts: list[int] = []
+        self._tell(fields["endpoint"], "count_calls", fields["flow"], counts)
+        return {"calls": sum(counts)}
 
     def _push_flow_lost(self, fields: dict[str, Any], _: list[int]) -> None:
         flow = self._forget_flow(fields["flow"])

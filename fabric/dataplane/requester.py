@@ -24,7 +24,7 @@ from fabric.dataplane.calls import (
     remote_error,
 )
 from fabric.dataplane.deadlines import absolute_ns, left_s, monotonic_ns
-from fabric.dataplane.naming import name_channel
+from fabric.dataplane.naming import Named, name_channel
 from fabric.dataplane.receiver import Receiver
 from fabric.dataplane.sender import Sender, as_key
 
@@ -52,6 +52,7 @@ class Requester(Generic[M, R]):
         self._has_leader = False
         self._calls: dict[int, Call] = {}
         self._numbers = itertools.count(1)
+        self._named = Named(sender.channel)
         self._is_closed = False
         self._again = sender.delivery == "at_least_once"
 
@@ -325,6 +326,11 @@ class Requester(Generic[M, R]):
                     call.flow, call.lost_flow = 0, call.reply_flow
             self._news.notify_all()
 
+    def count_calls(self, flow: int, counts: list[int]) -> None:
+        """Add the number of calls on `flow` whose answer is not whole: their reply flow is needed. Control thread."""
+        with self._lock:
+            counts.append(sum(c.flow == flow and not c.is_done for c in self._calls.values()))
+
     def fail_if_lost(self, call: Call) -> None:
         """End a call whose responder is gone and whose replies are all read."""
         with self._lock:
@@ -366,7 +372,8 @@ class Requester(Generic[M, R]):
         lost = [call for call in calls if call.lost is not None]
         until = 0 if lost else min(until_ns, monotonic_ns() + _LEADER_NS)
         try:
-            native = self.replies.native.receive(until)
+            with self._named:
+                native = self.replies.native.receive(until)
         finally:
             self._lock.acquire()
             self._has_leader = False
