@@ -1,4 +1,4 @@
-"""What a peer engine may not do: replay, overwrite, speak for others, fall silent. A typed end and a clean state each time."""
+"""What a peer engine may not do: replay, overwrite, speak for others, fall silent. Refused, and the state is clean."""
 
 from __future__ import annotations
 
