@@ -78,6 +78,7 @@ class Port : public std::enable_shared_from_this<Port> {
   Status add_segment(u32 segment, int fd, bool writable, u32 group = 0);
   Status drop_segment(u32 segment);
   Status idle_segments(std::vector<u32>& out);
+  Status drop_unused_readers(u32& dropped);     ///< foreign mappings that nobody used since the last call
   Status add_flow_out(u64 endpoint, u64 flow, u32 lane, u64 target_endpoint, u64 messages, u64 bytes,
                       u32 generation, bool after_drain);
   Status close_flow_out(u64 flow);
@@ -196,6 +197,7 @@ class Port : public std::enable_shared_from_this<Port> {
   std::vector<MessageCore*> collected_;  ///< views that went while an audit froze the port
   struct EarlyOut { u64 endpoint, flow; u32 lane; u64 target; u64 messages, bytes; u32 generation; bool after_drain; bool suspect; };
   std::vector<EarlyOut> early_out_;   ///< flows that came before their sender was opened
+  std::deque<u64> forgotten_;         ///< the last senders that went: a flow for one may be on its way
   std::unordered_map<u64, std::vector<std::shared_ptr<FlowInState>>> early_in_;
   std::vector<MessageCore*> early_messages_;  ///< drained before their receiver was opened
   struct ClosedEnd { u64 endpoint; Refusal refusal; };

@@ -332,6 +332,18 @@ def test_ten_thousand_senders_come_and_go(joined: Pair) -> None:
         last.send(b"m", [], None, soon())
 
 
+def test_flow_that_comes_after_its_sender_was_forgotten_is_not_kept(joined: Pair) -> None:
+    """More of them than flows may wait for a sender that is not open yet."""
+    for i in range(1100):
+        joined.a.port.open_sender(1000 + i, 7, 99, STREAM, 0, 1).close()
+        joined.a.port.forget_sender(1000 + i)
+        joined.a.port.add_flow_out(1000 + i, 5000 + i, 1, 21, 64, 1 << 20, 1, False)
+    flow = joined.flow()
+    out, inn = joined.sender(), joined.receiver()
+    assert out.flows()[0]["flow"] == flow and out.send(b"m", [], None, soon()) == 1
+    assert inn.receive(soon()).meta == b"m"
+
+
 def test_sender_with_messages_outstanding_is_not_forgotten(joined: Pair) -> None:
     out = joined.sender()
     joined.flow()
