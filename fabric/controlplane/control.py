@@ -84,6 +84,7 @@ class Control:
             "channels": len(view.channels),
             "modules": len(daemon.modules.all("module")),
             "plugins": len(daemon.stages.all()),
+            "settling": daemon.death.settling(),
             "arena_bytes": daemon.segments.total_bytes(),
             "events": daemon.context.events.rows()[-20:],
             "metrics": daemon.metrics.address,

@@ -48,6 +48,7 @@ class DeathHandler:
         self._wiring = wiring
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._adopters: dict[int, Any] = {}
+        self._left: dict[int, int] = {}  # dead port → its messages that are still under way
 
     def begin(
         self, port: Port, endpoints: EndpointTable, flows: FlowTable, registry: RegistryClient
@@ -71,6 +72,16 @@ class DeathHandler:
         """Dead ports that are not settled yet."""
         return len(self._tasks)
 
+    def settling(self) -> list[dict[str, Any]]:
+        """Return the dead processes that are not settled yet, and how many of their messages are under way."""
+        found = []
+        for number in self._tasks:
+            port = self._ports.get(number)
+            if port is not None:
+                left = self._left.get(number, 0)
+                found.append({"port": number, "name": port.name, "pid": port.pid, "messages": left})
+        return found
+
     def stop(self) -> None:
         """End the background work; the keeper still has what it was about."""
         for task in self._tasks.values():
@@ -87,6 +98,7 @@ class DeathHandler:
     def _done(self, port: Port, task: asyncio.Task[None]) -> None:
         self._tasks.pop(port.port, None)
         self._adopters.pop(port.port, None)
+        self._left.pop(port.port, None)
         if not task.cancelled() and task.exception() is not None:
             log.error(
                 "a dead port is not settled", exc_info=task.exception(), extra={"port": port.port}
@@ -164,6 +176,7 @@ class DeathHandler:
         deadline = time.monotonic() + limits.ADOPTION_S
         pause = _POLL_S[0]
         while (left := adopter.step()) and time.monotonic() < deadline:
+            self._left[port.port] = left
             await asyncio.sleep(pause)
             pause = min(pause * 2, _POLL_S[1])
         if left:

@@ -54,3 +54,15 @@ def test_a_producer_started_again_goes_on_as_a_new_one(cluster):
     second.finish()
     wait_for("the second producer's parts", lambda: inn.values("got")[-100:] == list(range(100)))
     balanced(node)
+
+
+def test_status_shows_a_dead_producer_whose_messages_are_still_under_way(cluster):
+    node = cluster.node()
+    inn = cluster.worker(node, "consume", "in", channel="victim", hold_s=1.0)
+    inn.wait_for("ready")
+    victim = cluster.worker(node, "produce", "out", channel="victim", count=20, interval_s=0.0)
+    victim.wait_for("sent", 5)
+    victim.kill()
+    shown = wait_for("the dead producer in status", lambda: node.call("status")["settling"], 5.0)
+    assert shown[0]["name"] == "out"
+    wait_for("its messages", lambda: node.call("status")["settling"][0]["messages"] > 0, 5.0)
