@@ -71,7 +71,7 @@ def _from(since: str) -> float:
     if not since:
         return 0.0
     try:
-        return time.time() - units.parse_seconds(since)
+        return datetime.datetime.now(datetime.UTC).timestamp() - units.parse_seconds(since)
     except ValueError as error:
         raise Failure(
             "cannot show the events", f"--since: {error}", "write for example --since 5m"
