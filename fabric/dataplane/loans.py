@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fabric import limits
+from fabric.dataplane.naming import Named
 from fabric.errors import ClosedError, LoanLimitError, TypeMismatchError
 from fabric.messages.tensor import DTYPES, FP8, as_fp8
 
@@ -71,7 +72,8 @@ def take_loan(sender: Sender[Any], shapes: dict[str, Any], deadline_ns: int) -> 
         )
     while True:
         try:
-            return DraftLoan(sender.type, sender.native.loan(sizes), plan, shapes)
+            with Named(sender.channel):
+                return DraftLoan(sender.type, sender.native.loan(sizes), plan, shapes)
         except sender.need_segment as need:
             sender.provide(need, deadline_ns)
 

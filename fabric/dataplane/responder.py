@@ -19,6 +19,7 @@ import msgspec
 from fabric import errors
 from fabric.dataplane.calls import FLAG_CANCEL, FLAG_ERROR, FLAG_STREAM_END, FLAG_STREAM_MORE
 from fabric.dataplane.deadlines import absolute_ns, left_s, monotonic_ns
+from fabric.dataplane.naming import Named
 from fabric.dataplane.receiver import Receiver
 from fabric.dataplane.sender import Sender
 from fabric.messages.view import refuse
@@ -180,6 +181,7 @@ class Responder(Generic[M, R]):
         self._open: weakref.WeakValueDictionary[tuple[int, int, int], Request[M, R]] = (
             weakref.WeakValueDictionary()
         )
+        self._named = Named(requests.channel)
         self.is_closed = False
         self.undelivered_count = 0
 
@@ -195,7 +197,8 @@ class Responder(Generic[M, R]):
                     request = self._accept(self._queue.popleft())
                     if request is not None:
                         return request
-            native = self.requests.native.receive(deadline_ns)
+            with self._named:
+                native = self.requests.native.receive(deadline_ns)
             if native is None:
                 return None
             with self._lock:
@@ -250,15 +253,16 @@ class Responder(Generic[M, R]):
         need_segment = self._port.need_segment
         while True:
             try:
-                self.replies.native.send(
-                    meta,
-                    tensors,
-                    None,
-                    deadline_ns,
-                    flow=reply_flow,
-                    correlation=correlation,
-                    flags=flags,
-                )
+                with self._named:
+                    self.replies.native.send(
+                        meta,
+                        tensors,
+                        None,
+                        deadline_ns,
+                        flow=reply_flow,
+                        correlation=correlation,
+                        flags=flags,
+                    )
                 return
             except need_segment as need:
                 if not deadline_ns:

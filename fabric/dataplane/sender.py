@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from fabric import limits
 from fabric.dataplane.deadlines import DEFAULT_NS, absolute_ns, left_s, monotonic_ns
 from fabric.dataplane.loans import take_loan
-from fabric.dataplane.naming import name_channel
+from fabric.dataplane.naming import Named, name_channel
 from fabric.dataplane.routes import RoutePins, header_fields
 from fabric.errors import (
     BrokenError,
@@ -258,7 +258,9 @@ class Sender(Generic[M]):
             Some are still out after `timeout` seconds (default 30); the message says how many.
         """
         deadline_ns = absolute_ns(timeout)
-        if not self.native.flush(deadline_ns):
+        with Named(self.channel):
+            done = self.native.flush(deadline_ns)
+        if not done:
             self.fail_flush()
 
     def fail_flush(self) -> None:
