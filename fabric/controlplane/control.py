@@ -169,8 +169,7 @@ class Control:
 
     async def rollback(self, generation: int | None = None) -> dict[str, Any]:
         """Apply an earlier generation, the last good one when none is named, as a new one."""
-        wall_s = time.time()
-        fields = {"generation": generation, "by": asker(self._daemon), "when_s": wall_s}
+        fields = {"generation": generation, "by": asker(self._daemon), "when_s": _wall_s()}
         return await self._ask_registry("plan_rollback", fields)
 
     async def history(self) -> dict[str, Any]:
@@ -212,8 +211,7 @@ class Control:
     async def _attach(self, plugin: Plugin, channel: str, kind: str | None) -> int:
         which, name = self._daemon.stages.chosen(plugin, channel, kind)
         fields = {"channel": channel, "kind": which, "name": name, "by": asker(self._daemon)}
-        wall_s = time.time()
-        answer = await self._ask_registry("plan_attach", {**fields, "when_s": wall_s})
+        answer = await self._ask_registry("plan_attach", {**fields, "when_s": _wall_s()})
         return int(answer["generation"])
 
     async def plugin_logs(self, name: str, lines: int) -> dict[str, Any]:
@@ -318,3 +316,7 @@ class Control:
         view = self._daemon.registry.view
         node = next((n.number for n in view.nodes if n.name == owner), self._daemon.context.number)
         return await self._daemon.calls.call(node, f"{kind}_logs", {"name": name, "lines": lines})
+
+
+def _wall_s() -> float:
+    return time.time()  # wall time, for the history

@@ -32,7 +32,8 @@ class ControlClient:
     path : str
         The control socket (the attach socket's path with ``.ctl``).
     deadline_s : float
-        How long a call may take before `DeadlineExceeded`.
+        How long a call may take before `DeadlineExceeded`; apply, rollback and plugin_load at least
+        `limits.APPLY_S`.
     """
 
     def __init__(self, path: str, *, deadline_s: float = limits.CONTROL_S) -> None:
@@ -133,7 +134,7 @@ class ControlClient:
 
     def rollback(self, generation: int | None = None) -> dict[str, Any]:
         """Apply an earlier generation (the last good one by default) as a new one. Raises like `apply`."""
-        return self._call("Rollback", pb.RollbackRequest(generation=generation))
+        return self._call("Rollback", pb.RollbackRequest(generation=generation), limits.APPLY_S)
 
     def history(self) -> dict[str, Any]:
         """Return the generations that are kept, newest first, and which are live."""
@@ -153,14 +154,15 @@ class ControlClient:
         FabricError
             Something failed on the way, and the last good generation is in force again; both are named.
         """
-        return self._call("Apply", pb.SpecRequest(text=text, source=source, search=search))
+        request = pb.SpecRequest(text=text, source=source, search=search)
+        return self._call("Apply", request, limits.APPLY_S)
 
     def plugin_load(
         self, path: str, source: str, *, channel: str | None = None, kind: str | None = None
     ) -> dict[str, Any]:
         """Load a plugin file's text into a stage host; with `channel`, put it to work there."""
         request = pb.PluginLoadRequest(path=path, source=source, channel=channel, kind=kind)
-        return self._call("PluginLoad", request)
+        return self._call("PluginLoad", request, limits.APPLY_S)
 
     def plugin_logs(self, name: str, lines: int = 100) -> list[str]:
         """Return the last lines that a plugin's stage host wrote."""
@@ -227,11 +229,12 @@ class ControlClient:
         """Ask the node to stop; return the processes that will end."""
         return self._call("Down", pb.DownRequest())
 
-    def _call(self, method: str, request: Message) -> dict[str, Any]:
+    def _call(self, method: str, request: Message, at_least_s: float = 0.0) -> dict[str, Any]:
+        deadline_s = max(self.deadline_s, at_least_s)  # what waits for modules takes its time
         try:
-            reply = getattr(self._stub, method)(request, timeout=self.deadline_s)
+            reply = getattr(self._stub, method)(request, timeout=deadline_s)
         except grpc.RpcError as error:
-            raise status.from_rpc(error, _verb(method), self.path, self.deadline_s) from error
+            raise status.from_rpc(error, _verb(method), self.path, deadline_s) from error
         return convert.from_message(reply)
 
 
