@@ -5,6 +5,7 @@ An `OutFlow` is the sender's half, an `InFlow` the receiver's; a flow between lo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -64,6 +65,7 @@ class FlowTable:
         self._context = context
         self.outs: dict[int, OutFlow] = {}
         self.ins: dict[int, InFlow] = {}
+        self.on_forget: Callable[[str, int], None] = lambda side, flow: None
 
     def keep(self, half: OutFlow | InFlow) -> None:
         """Take or update a half, here and in the keeper."""
@@ -78,11 +80,13 @@ class FlowTable:
         """Forget the sender's half."""
         if self.outs.pop(flow, None) is not None:
             self._context.keeper.drop(f"outflow/{flow}")
+            self.on_forget("out", flow)
 
     def forget_in(self, flow: int) -> None:
         """Forget the receiver's half."""
         if self.ins.pop(flow, None) is not None:
             self._context.keeper.drop(f"inflow/{flow}")
+            self.on_forget("in", flow)
 
     def states_of(self, endpoint: int) -> list[FlowState]:
         """Return the flows of a sender endpoint as the planner sees them; those being opened are not there yet."""

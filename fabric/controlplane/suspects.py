@@ -30,8 +30,10 @@ class Suspects:
         self._flows = flows
         self._reported: set[int] = set()  # out-flows whose receiver is suspect, as its node says
         self._nodes: set[int] = set()  # silent nodes
-        self._told: dict[tuple[str, int], bool] = {}  # ("in" or "out", flow) → what was confirmed
+        # ("in" or "out", flow) → what was confirmed; None: an attempt failed, nobody knows what was heard
+        self._told: dict[tuple[str, int], bool | None] = {}
         self._workers: dict[tuple[str, int], asyncio.Task[None]] = {}
+        flows.on_forget = self._forget
         self.call: Callable[[int, str, dict[str, Any]], Awaitable[dict[str, Any]]]
         self.node_is: Callable[[int, int], bool] = lambda node, incarnation: False
 
@@ -104,6 +106,13 @@ class Suspects:
         self._workers[key] = task
         task.add_done_callback(lambda done: self._done(key, done))
 
+    def _forget(self, side: str, flow: int) -> None:
+        """A flow is gone: what was told about it matters to nobody."""
+        if side == "out":
+            self._reported.discard(flow)
+        if self._told.pop((side, flow), False) is not False:
+            self._context.keeper.drop(f"suspect/{side}/{flow}")
+
     def _done(self, key: tuple[str, int], task: asyncio.Task[None]) -> None:
         self._workers.pop(key, None)
         if not task.cancelled() and task.exception() is not None:
@@ -130,13 +139,14 @@ class Suspects:
                 if not await self._tell(key, wanted):
                     break
             except (errors.FabricError, OSError) as error:
+                self._told[key] = None
                 log.info("suspicion told again", extra={"flow": key[1], "reason": str(error)})
                 await asyncio.sleep(limits.FLOW_RETRY_S)
                 continue
             self._told[key] = wanted
             if not wanted:
                 break
-        if not self._told.get(key, False) or wanted is None:
+        if self._told.get(key, False) is not True or wanted is None:
             self._told.pop(key, None)
             self._context.keeper.drop(name)
         if key[0] == "out" and wanted is None:
