@@ -75,7 +75,7 @@ class ChannelCalls:
     def declare(
         self, channel: str, type: Any, *, reply: Any = None, pattern: str = "stream", delivery: str = "at_most_once",
         overflow: str = "block", klass: str = "token", route: str | None = None, transforms: Sequence[str] = (),
-        idempotent: bool = False,
+        idempotent: bool = False, deadline: float | None = None,
     ) -> None:  # fmt: skip
         """Declare a channel; the same declaration again is fine, another one is refused naming what differs.
 
@@ -99,6 +99,8 @@ class ChannelCalls:
             In-flight transforms, in order.
         idempotent : bool
             The consumer may see a request twice (needed for ``at_least_once`` requests).
+        deadline : float, optional
+            Seconds that a send or call on this channel may take when it names none.
 
         Raises
         ------
@@ -109,6 +111,7 @@ class ChannelCalls:
             "pattern": "request" if reply is not None and pattern != "scatter" else pattern,
             "delivery": delivery, "overflow": overflow,
             "klass": klass, "route": route, "transforms": list(transforms), "idempotent": idempotent,
+            "deadline_s": deadline,
         }  # fmt: skip
         if reply is not None:
             fields["reply_schema"] = message_type(reply).schema.text

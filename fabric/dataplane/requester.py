@@ -143,7 +143,7 @@ class Requester(Generic[M, R]):
 
     def begin(self, message: M, key: str | bytes | None, deadline: float | None) -> Call:
         """Register a call and send its request; raises like `call`."""
-        deadline_ns = absolute_ns(deadline)
+        deadline_ns = absolute_ns(self.sender.deadline_s if deadline is None else deadline)
         call = Call(self.next_correlation(), deadline_ns or monotonic_ns())
         self.register(call)
         try:
