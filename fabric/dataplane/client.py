@@ -327,4 +327,5 @@ class Port(ChannelCalls):
         log.error("port %s: %s", self.name, error)
         self._broken = error
         self.native.close()
+        self.leases.revoke_all()
         self._tell(None, "wake")

@@ -104,8 +104,11 @@ class Leases:
             exposures.pop(found.lease.key, None)
             found.memory.withdraw()
             found.memory.close()
-        if not self._port.is_closed:
-            self._port.connection.post("segment_drop", {"segment": found.lease.segment})
+        try:
+            if not self._port.is_closed:
+                self._port.connection.post("segment_drop", {"segment": found.lease.segment})
+        except errors.FabricError as error:  # the daemon is gone, and drops what this port had
+            log.debug("segment %d is not given back: %s", found.lease.segment, error)
 
     def _new_memory(
         self, key: tuple[int, int, int], size_bytes: int, writable: bool
@@ -176,17 +179,25 @@ class Leases:
             self._client(lease.node).put(lease, plan, source, deadline_ns)
 
     def tick(self) -> None:
-        """Let go of mappings whose exposer is gone. Control thread."""
-        with self._lock:
+        """Let go of mappings whose exposer is gone. Control thread: it must not wait for who waits for it."""
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
             for key, memory in list(self._mapped.items()):
                 if not memory.is_live():
                     del self._mapped[key]
                     memory.close()
+        finally:
+            self._lock.release()
+
+    def revoke_all(self) -> None:
+        """End every lease of this port. Idempotent."""
+        for found in list(self._exposed.values()):
+            self.revoke(found)
 
     def close(self) -> None:
         """Revoke everything and forget every mapping. Idempotent."""
-        for found in list(self._exposed.values()):
-            self.revoke(found)
+        self.revoke_all()
         with self._lock:
             clients, self._clients = list(self._clients.values()), {}
             server, self._server = self._server, None

@@ -272,3 +272,19 @@ def test_message_larger_than_all_arenas_is_refused_at_once_naming_both_sizes(clu
             sender.send(Tick(1, np.zeros(10 << 20, np.float32)), deadline=20)
         sender.send(Tick(2, np.zeros(5 << 20, np.float32)), deadline=20)
         assert receiver.receive(20).data.size == 5 << 20
+
+
+@pytest.mark.promise("P2")
+def test_lease_outlives_its_daemon(cluster):
+    node = cluster.node("a")
+    table = np.arange(5000, dtype=np.int64)
+    with attached(("left", node), ("right", node)) as (left, right):
+        lease = left.expose(table, writable=True)
+        assert right.get(lease, deadline=20)[7] == 7
+        node.kill_daemon()
+        right.put(lease, [(0, 8)], np.int64([9]), deadline=20)
+        with attached(("third", node)) as (third,):
+            assert third.get(lease, deadline=20)[0] == 9
+        lease.revoke()
+        with pytest.raises(errors.StaleHandleError):
+            right.get(lease, deadline=20)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import msgspec
 import numpy as np
@@ -320,3 +321,25 @@ async def test_asyncio_port_exposes_gets_and_puts(node, table):
         await two.put(lease, [(0, 4)], np.array([9], np.float32))
         got = await two.get(lease)
         assert got[0, 0] == 9
+
+
+@pytest.mark.promise("P2")
+def test_lease_of_a_port_that_its_daemon_gave_up_is_stale(ports, node, table):
+    left, right = ports
+    lease = left.expose(table)
+    assert right.get(lease, deadline=5).size == 3000
+    node.ports[
+        left.number
+    ].incarnation += 1  # the daemon does not know this life of the port any more
+    node.restart()
+    deadline = time.monotonic() + 5
+    while left.leases._exposed and time.monotonic() < deadline:
+        time.sleep(0.01)
+    with pytest.raises(errors.StaleHandleError):
+        right.get(lease, deadline=5)
+
+
+def test_housekeeping_does_not_wait_for_an_expose(ports):
+    left, _ = ports
+    with left.leases._lock:
+        left.leases.tick()
