@@ -146,6 +146,7 @@ def _about(channel: ChannelRecord) -> dict[str, Any]:
         "class": channel.klass,
         "route": channel.route,
         "transforms": list(channel.transforms),
+        "generation": channel.generation,
     }
 
 
