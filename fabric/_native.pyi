@@ -77,6 +77,11 @@ class Port:
     def idle_segments(self) -> list[int]:
         """Own segments with every slot free."""
 
+    def drop_unused_readers(self) -> int:
+        """
+        Unmap foreign segments that nobody read since the last call and that no message here lies in; how many.
+        """
+
     def add_flow_out(self, endpoint: int, flow: int, lane: int, target_endpoint: int, messages: int, bytes: int, generation: int, after_drain: bool) -> None:
         """
         A way to one receiver with its first credit. `after_drain`: unused until the endpoint's older flows have
@@ -426,7 +431,15 @@ class Engine:
 
     def add_segment(self, segment: int, fd: int, writable: bool) -> None: ...
 
-    def drop_segment(self, segment: int) -> None: ...
+    def drop_segment(self, segment: int) -> None:
+        """
+        Unmap it; messages that wait for a foreign one that will not come end as failed(corrupted).
+        """
+
+    def ask_again(self) -> None:
+        """
+        Ask again for what could not be served: tells `grow` anew for what still waits.
+        """
 
     def reclaim(self, segment: int, holders: Sequence[tuple[int, int, int, int]]) -> int:
         """

@@ -52,6 +52,7 @@ class Segments:
         self._lock = threading.Lock()
         self._own: dict[int, int] = {}  # segment → slot bytes
         self._idle_since: dict[int, int] = {}
+        self._looked_ns = 0  # for unused foreign segments
         self.full_count = 0
 
     def provide(self, need: Exception, deadline_ns: int = 0) -> None:
@@ -71,10 +72,13 @@ class Segments:
             self._grow(int(size_bytes), int(group), deadline_ns)
 
     def give_back_idle(self) -> None:
-        """Drop own segments that stayed empty; called by the control thread."""
+        """Drop own segments that stayed empty and foreign ones that nobody reads; called by the control thread."""
+        now = monotonic_ns()
+        if now - self._looked_ns >= limits.SEGMENT_IDLE_S * 1e9:
+            self._looked_ns = now
+            self._native.drop_unused_readers()
         if not self._own:
             return
-        now = monotonic_ns()
         idle = set(self._native.idle_segments())
         self._idle_since = {s: self._idle_since.get(s, now) for s in idle if s in self._own}
         for segment, since in list(self._idle_since.items()):

@@ -107,6 +107,11 @@ void bind_flows(nb::class_<PyPort>& port) {
         check(released([&] { return p.core->idle_segments(out); }));
         return out;
       }, "Own segments with every slot free.")
+      .def("drop_unused_readers", [](PyPort& p) {
+        u32 dropped = 0;
+        check(released([&] { return p.core->drop_unused_readers(dropped); }));
+        return dropped;
+      }, "Unmap foreign segments that nobody read since the last call and that no message here lies in; how many.")
       .def("add_flow_out", [](PyPort& p, u64 endpoint, u64 flow, u32 lane, u64 target, u64 messages, u64 bytes,
                               u32 generation, bool after_drain) {
         check(released([&] { return p.core->add_flow_out(endpoint, flow, lane, target, messages, bytes, generation, after_drain); }));

@@ -29,6 +29,8 @@ class Segment {
   bool holds(const SegmentEntry& entry) const;
   SegmentLayout* layout() const { return mapping_.as<SegmentLayout>(); }
 
+  std::atomic<bool> touched{true};    ///< a reader asked for it since the last look (drop_unused_readers)
+
  private:
   Mapping mapping_;
   u8* data_ = nullptr;

@@ -57,6 +57,15 @@ class HeldTable {
     --used_;
   }
   u32 used() const { return used_; }
+  /// Every entry that is taken.
+  template <class Visit>
+  void each_live(Visit&& visit) const {
+    const u32 high = state_->head.held_high.load(std::memory_order_relaxed);
+    for (u32 i = 0; i < high; ++i) {
+      const u32 word = state_->held[i].word.load(std::memory_order_relaxed);
+      if (static_cast<HeldState>(word & 0xff) != HeldState::free) visit(state_->held[i]);
+    }
+  }
   /// Every entry whose message was handed over and that its view still needs.
   template <class Visit>
   void each_view(Visit&& visit) const {

@@ -94,3 +94,25 @@ def test_array_shows_its_own_tensor_when_another_is_made_meanwhile(joined: Pair)
     other: list[np.ndarray] = []
     array = message.tensor(0, "uint8", Shape())
     assert other and array.tolist() == [1] * 8
+
+
+def test_foreign_mapping_that_nobody_uses_is_given_up_and_a_held_one_is_not(joined: Pair) -> None:
+    out, inn = joined.sender(), joined.receiver()
+    segment = joined.segment()
+    joined.flow()
+    big = np.arange(5000, dtype=np.int32)
+    for _ in range(2):
+        out.send(b"", [big], None, soon())
+    read, unread = inn.receive_many(2, soon())
+    array = read.tensor(0, "int32", (5000,))
+    port = joined.b.port
+    assert [port.drop_unused_readers() for _ in range(3)] == [0, 0, 0], "messages lie in it"
+    read.release()
+    unread.release()
+    assert [port.drop_unused_readers() for _ in range(2)] == [1, 0]
+    assert port.stats()["readers"] == 0
+    out.send(b"", [big], None, soon())
+    again = inn.receive_many(1, soon())[0]
+    with pytest.raises(_native.NeedSegment, match=str(segment)):
+        again.tensor(0, "int32", (5000,))
+    del array, again
