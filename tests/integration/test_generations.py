@@ -124,6 +124,27 @@ def test_failed_apply_leaves_the_last_good_one_and_names_it(cluster, short_dir):
     settled(node, "live")
 
 
+@pytest.mark.promise("P4")
+def test_apply_that_leaves_a_channel_alone_does_not_touch_its_flows(cluster):
+    node = cluster.node()
+    apply(node, spec({"live": channel(), "other": channel()}))
+    inn = cluster.worker(node, "consume", "in", channel="live", declared=True)
+    inn.wait_for("ready")
+    out = cluster.worker(node, "produce", "out", channel="live", count=100, declared=True)
+    inn.wait_for("got", 5)
+
+    def flows():
+        found = next(c for c in node.call("topology")["channels"] if c["name"] == "live")
+        return [(f["flow"], f["generation"], f["state"]) for f in found["flows"]]
+
+    before = flows()
+    assert apply(node, spec({"live": channel(), "more": channel()}))["generation"] == 2
+    assert flows() == before and before[0][1:] == (1, "open")
+    assert node.call("history")["live"] == [2]
+    out.finish()
+    settled(node, "live")
+
+
 def test_plugin_that_does_not_load_is_refused_before_anything_is_touched(cluster, short_dir):
     node = cluster.node()
     apply(node, spec({"live": channel()}))
