@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from fabric import errors
+from fabric import errors, limits
 from fabric.controlplane.context import Context
 from fabric.controlplane.flows import FlowTable
 from fabric.controlplane.lanes import Lane, LaneTable
@@ -207,9 +207,7 @@ class NodeGateway:
     def _on_event(self, event: dict[str, Any]) -> None:
         kind = event["event"]
         if kind == "need_segment":
-            assert self._port is not None
-            segment = self._segments.readable(self._port.tenant, event["segment"])
-            self._engine.add_segment(segment.segment, segment.fd, False)
+            self._show(event["segment"])
         elif kind == "grow":
             self._grow(event["slot_bytes"])
         elif kind == "link_down":
@@ -248,10 +246,31 @@ class NodeGateway:
         for segment in self._segments.of(port.port):
             self._engine.reclaim(segment.segment, held.get(segment.segment, []))
 
+    def _show(self, number: int) -> None:
+        """Let the engine read a sender's segment; messages in one that is gone end as failed(corrupted)."""
+        assert self._port is not None
+        try:
+            segment = self._segments.readable(self._port.tenant, number)
+        except errors.FabricError:
+            self._engine.drop_segment(number)
+            raise
+        self._engine.add_segment(segment.segment, segment.fd, False)
+
+    def _ask_again(self) -> None:
+        if self._engine is not None:
+            self._engine.ask_again()
+
     def _grow(self, size_bytes: int) -> None:
-        """One more arena segment for payload that arrives: write-mapped by the engine, then given to readers."""
+        """One more arena segment for payload that arrives: write-mapped by the engine, then given to readers.
+
+        Where none can be had now (a quota, a full memory), the engine asks again for what still waits.
+        """
         assert self._port is not None
         slot_bytes, count = plan_segment(size_bytes)
-        segment = self._segments.create(self._port, slot_bytes, count)
+        try:
+            segment = self._segments.create(self._port, slot_bytes, count)
+        except (errors.FabricError, OSError):
+            asyncio.get_running_loop().call_later(limits.FLOW_RETRY_S, self._ask_again)
+            raise
         self._engine.add_segment(segment.segment, segment.fd, True)
         self._segments.publish(self._port, segment.segment)

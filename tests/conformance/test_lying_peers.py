@@ -139,3 +139,30 @@ def test_a_transfer_whose_chunk_was_lost_is_sent_again(monkeypatch: pytest.Monke
         assert stats["transfers_stalled"] == 1 and stats["breaks"] == 0
     finally:
         rig.close()
+
+
+@pytest.mark.promise("P3")
+def test_a_message_whose_segment_is_gone_fails_instead_of_waiting(node: Node) -> None:
+    while True:
+        try:
+            node.sender.send(b"m", [b"x" * 50_000], None, _native.monotonic_ns() + 10**10)
+            break
+        except _native.NeedSegment as need:
+            number, fd = node.segments.create(node.local, need.args[0], 4)
+            node.port.add_segment(number, fd, True, need.args[2])
+    node.peer.send(0, GRANT, node.peer.expect(1, ANNOUNCE)[0])
+    missing = node.event("need_segment")["segment"]
+    node.engine.drop_segment(missing)  # what a daemon answers when the segment is no longer there
+    assert node.sender.flush(_native.monotonic_ns() + 10**10)
+    assert {key: n for key, n in node.sender.counts().items() if n} == {(3, 11): 1}
+    assert node.engine.stats()["ends"] == [(3, 11, 1)]
+
+
+@pytest.mark.promise("P3", "P8")
+def test_room_that_could_not_be_had_is_asked_for_again(node: Node) -> None:
+    node.peer.send(1, ANNOUNCE, 5, SIZE, record(FLOW_IN, 1, SIZE))
+    select.select([node.engine.event_fd()], [], [], 10)
+    assert [event["event"] for event in node.engine.events()] == ["grow"]
+    node.engine.ask_again()
+    node.event("grow")
+    assert node.peer.expect(0, GRANT)[0] == 5

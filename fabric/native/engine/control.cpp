@@ -95,7 +95,14 @@ Status Engine::add_segment(u32 segment, int fd, bool writable) {
 Status Engine::drop_segment(u32 segment) {
   Access access(*this, true);
   segments_.erase(segment);  // chunks on their way keep their mapping
+  gone_due_.push_back(segment);
   return arena_.owns(segment) ? arena_.drop(segment) : Status::success();
+}
+
+void Engine::ask_again() {
+  Access access(*this, true);
+  grow_asked_.clear();
+  slots_changed();
 }
 
 u32 Engine::reclaim(u32 segment, const std::vector<Holder>& holders) {

@@ -149,10 +149,30 @@ void Engine::take_up(u64 now) {
     for (u64 reading : due) take_return(lane, reading);
   }
   if (std::exchange(slots_due_, false)) retry_slots();
+  std::vector<u32> gone;
+  gone.swap(gone_due_);
+  for (u32 segment : gone) fail_waiters(segment, now);
   std::vector<u64> pumps;
   pumps.swap(pumps_due_);
   for (u64 id : pumps)
     if (const auto flow = flows_out_.find(id); flow != flows_out_.end()) pump_flow(flow->second, now);
+}
+
+/// A segment that is gone took the message's bytes with it: the message ends instead of waiting for them.
+void Engine::fail_waiters(u32 segment, u64 now) {
+  const auto found = segment_waiters_.find(segment);
+  if (found == segment_waiters_.end()) return;
+  const std::set<std::pair<u64, u64>> waiters = std::move(found->second);
+  segment_waiters_.erase(found);
+  for (const auto& [session_id, transfer_id] : waiters) {
+    Session* session = find_session(session_id);
+    if (session == nullptr) continue;
+    const auto transfer = session->out_transfers.find(transfer_id);
+    if (transfer == session->out_transfers.end() || transfer->second->owner == nullptr) continue;
+    Outgoing& owner = *transfer->second->owner;
+    emit(EngineEvent::Kind::stale, owner.flow_id, owner.flow_seq, "the segment is gone");
+    end_here(owner, End::failed, Reason::corrupted, now);
+  }
 }
 
 void Engine::retry_blocked(u64) {
@@ -195,7 +215,7 @@ void Engine::ring_dirty() {
 }
 
 int Engine::wait_timeout_ms(u64 now) const {
-  if (!ready_tags_.empty() || recheck_ || slots_due_ || !pumps_due_.empty() || !rereads_due_.empty()) return 0;
+  if (!ready_tags_.empty() || recheck_ || slots_due_ || !pumps_due_.empty() || !gone_due_.empty() || !rereads_due_.empty()) return 0;
   int timeout = blocked_retry_ ? kBlockedRetryMs : -1;
   u64 first = timers_.empty() ? ~u64{0} : timers_.begin()->first;
   if (watch_ns_ != 0) first = std::min(first, watch_ns_);

@@ -58,7 +58,8 @@ class Engine {
   Status add_lane(const LaneOptions& options);
   void remove_lane(u32 number);
   Status add_segment(u32 segment, int fd, bool writable);
-  Status drop_segment(u32 segment);
+  Status drop_segment(u32 segment);     ///< transfers that wait for a foreign one end as failed(corrupted)
+  void ask_again();                     ///< what could not be served (grow) is asked for again
   struct Holder { u32 slot, generation; u64 flow; u32 lane; };
   /// After a restart: frees the slots of an own segment that neither `holders` (read from held tables *after* all lanes
   /// were added) nor a record in one of our lanes names; the others belong to those readers.
@@ -92,6 +93,7 @@ class Engine {
   void ring_dirty();
   void retry_blocked(u64 now);
   void take_up(u64 now);                // what public calls left to the thread
+  void fail_waiters(u32 segment, u64 now);
   void emit(EngineEvent::Kind kind, u64 a, u64 b = 0, std::string reason = {});
 
   // outgoing.cpp — lane → session
@@ -216,6 +218,7 @@ class Engine {
   // Public calls may come while an audit reads: what moves cursors waits for the thread.
   bool slots_due_ = false;
   std::vector<u64> pumps_due_;                        // flows
+  std::vector<u32> gone_due_;                         // foreign segments that will not come
   std::vector<std::pair<u32, u64>> rereads_due_;      // lane, flow: its return entries have a session now
   std::vector<std::pair<u32, Holder>> former_;        // segment, slot named by a record of a former life
   u64 watch_ns_ = 0;                    // when watch_links is due; 0: no connection
