@@ -20,6 +20,7 @@ LANES_PER_PORT_MAX: Final = 1024
 ENDPOINTS_PER_PORT_MAX: Final = 128
 FLOWS_IN_PER_PORT_MAX: Final = 1024
 OUTSTANDING_PER_ENDPOINT: Final = 2048
+FLOW_SPAN_MAX: Final = 262144  # messages of a flow since its oldest that has not ended
 HELD_PER_PORT: Final = 8192
 SLOTS_PER_SEGMENT_MAX: Final = 1024
 LINK_PING_MS: Final = 1000  # a data connection on which nothing was heard this long is asked

@@ -35,7 +35,7 @@ struct LaneLink {
   LaneLink* next_same_bit = nullptr;
 };
 
-/// flow_seq → sequence of what may still be live; spans at most twice the outstanding table.
+/// flow_seq → entry of what may still be live; spans at most kFlowSpanMax (SenderCore::room).
 class SequenceMap {
  public:
   void put(u64 flow_seq, u64 sequence) {
@@ -55,6 +55,8 @@ class SequenceMap {
     while (low_ != 0 && low_ <= last && ring_[low_ & (ring_.size() - 1)] == 0) ++low_;
   }
   u64 low() const { return low_; }
+  /// Messages up to `last` since the oldest that lives.
+  u64 span(u64 last) const { return low_ == 0 ? 0 : last + 1 - low_; }
 
  private:
   void grow(u64 flow_seq) {

@@ -28,6 +28,7 @@ inline constexpr u32 kLanesPerPortMax = 1024;     ///< bits of the ready bitmap
 inline constexpr u32 kEndpointsPerPortMax = 128;  ///< sender ledgers
 inline constexpr u32 kFlowsInPerPortMax = 1024;
 inline constexpr u32 kOutstandingPerEndpoint = 2048;  ///< power of two
+inline constexpr u32 kFlowSpanMax = 262144;       ///< messages of a flow since its oldest that has not ended
 inline constexpr u32 kHeldPerPort = 8192;
 inline constexpr u32 kSlotsPerSegmentMax = 1024;
 inline constexpr u32 kTensorsPerMessageMax = 64;

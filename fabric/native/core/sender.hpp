@@ -27,7 +27,7 @@ struct SendRequest {
 };
 
 /// Why a message cannot go now.
-enum class Full : u8 { none, consumer, credit, lane, table, drain, redelivery, suspect, flow_gone, broken, too_large };
+enum class Full : u8 { none, consumer, credit, lane, table, drain, redelivery, suspect, span, flow_gone, broken, too_large };
 
 struct FlowInfo { u64 flow, target_endpoint, outstanding, credit_messages, credit_bytes; u32 generation; bool closed; };
 

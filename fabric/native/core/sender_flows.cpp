@@ -38,6 +38,7 @@ Full SenderCore::room(FlowOut& flow, u64 bytes) const {
     });
     if (!flow.after.empty()) return Full::drain;
   }
+  if (flow.sequences.span(flow.last_seq) >= kFlowSpanMax) return Full::span;
   return flow.credit.allows(bytes, flow.outstanding) ? Full::none : Full::credit;
 }
 
@@ -136,6 +137,9 @@ Status SenderCore::explain(Full full, const FlowOut* blocked, Code code) const {
     case Full::table:
       return Status::fail(code, channel + "outstanding table full: it holds " + text(kOutstandingPerEndpoint - 1) +
                                     " messages that have not ended");
+    case Full::span:
+      return Status::fail(code, channel + "flow " + text(blocked->id) + ": its oldest message has not ended while " +
+                                    text(kFlowSpanMax) + " younger ones went by");
     case Full::suspect:
       return Status::fail(code, channel + "the consumer at endpoint " + text(blocked->target_endpoint) + " of port " +
                                     text(blocked->lane->peer_port) + " (flow " + text(blocked->id) +

@@ -17,6 +17,7 @@ bool SenderCore::overflows(Full full) const {
     case Full::credit:
     case Full::lane:
     case Full::table:
+    case Full::span:
     case Full::suspect: return true;
     case Full::redelivery:              // what waits for room is in the way; without a consumer there is no receiver
       return std::any_of(flows_.begin(), flows_.end(), [](const FlowOut* flow) { return !flow->closed; });

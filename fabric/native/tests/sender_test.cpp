@@ -215,6 +215,43 @@ void broadcast_from_many_threads_reaches_every_receiver() {
   for (End* place : {&a, &b, &c}) place->port->close();
 }
 
+// A consumer that keeps one message and acknowledges all others: what both sides keep of the flow is bounded.
+void message_that_never_ends_stops_its_flow_at_the_span() {
+  End a(1), b(2);
+  const Fd lane = join(a, b, 1);
+  std::shared_ptr<SenderCore> out;
+  std::shared_ptr<ReceiverCore> in;
+  must(a.port->open_sender(11, 7, 9, Pattern::queue, Delivery::at_least_once, 1, Overflow::block, out));
+  must(b.port->open_receiver(21, 7, 9, Pattern::queue, Delivery::at_least_once, Overflow::block, in));
+  flow_between(a, b, 11, 21, 1, 1);
+  MessageCore* kept = nullptr;
+  Status status;
+  u64 sent = 0;
+  for (; sent <= kFlowSpanMax; ++sent) {
+    u64 number = 0;
+    status = out->send(SendRequest{}, soon(sent == kFlowSpanMax ? 20 : 20'000), true, number);
+    if (!status.ok()) break;
+    MessageCore* message = nullptr;
+    must(in->receive_one(soon(), true, message));
+    CHECK(message != nullptr && message->header.sequence == sent + 1);
+    if (kept == nullptr) {
+      kept = message;
+      continue;
+    }
+    must(in->ack(*message, true));
+    in->collect(message);
+  }
+  CHECK(status.code == Code::deadline && sent == kFlowSpanMax);
+  CHECK(status.message.find("its oldest message has not ended") != std::string::npos);
+  must(in->ack(*kept, true));
+  in->collect(kept);
+  u64 number = 0;
+  must(out->send(SendRequest{}, soon(), true, number));
+  CHECK(number == kFlowSpanMax + 1);
+  a.port->close();
+  b.port->close();
+}
+
 // c is a peer that writes what it likes about the flow of b.
 void peer_has_no_say_in_the_flows_of_another() {
   for (const ReturnKind kind : {ReturnKind::end, ReturnKind::credit, ReturnKind::release}) {
@@ -272,6 +309,7 @@ int main() {
   adopter_finds_an_entry_that_was_moving_in_one_place();
   broadcast_from_many_threads_reaches_every_receiver();
   peer_has_no_say_in_the_flows_of_another();
+  message_that_never_ends_stops_its_flow_at_the_span();
   std::puts("sender_test: passed");
   return 0;
 }
