@@ -27,7 +27,14 @@ from fabric.abc.transform import (
     TransformContext,
     TransformExport,
 )
-from fabric.errors import DeadlineExceeded, TransformError, WouldBlock
+from fabric.errors import (
+    CapacityError,
+    DeadlineExceeded,
+    RejectedError,
+    TransformError,
+    TypeMismatchError,
+    WouldBlock,
+)
 
 SEND_SLICE_NS: Final = 50_000_000  # a wait for credit is looked at again this often
 REPORT_NS: Final = 1_000_000_000  # at most one traceback a second; the rest is counted
@@ -65,7 +72,10 @@ class Outlet(Protocol):
         """Return `source` itself, to be sent unchanged."""
 
     def send(self, message: Outgoing, deadline_ns: int) -> None:
-        """Have `message` accepted; `DeadlineExceeded` or `WouldBlock` (deadline 0) while the hop is full."""
+        """Have `message` accepted; `DeadlineExceeded` or `WouldBlock` (deadline 0) while the hop is full.
+
+        `CapacityError` or `TypeMismatchError`: it never will be.
+        """
 
 
 @dataclass(slots=True, eq=False)
@@ -343,7 +353,18 @@ class Chain:
         while item.outputs:
             try:
                 self._outlet.send(item.outputs[0], deadline_ns)
-            except (DeadlineExceeded, WouldBlock):
+            except (DeadlineExceeded, WouldBlock, RejectedError):
+                return False
+            except (CapacityError, TypeMismatchError) as error:
+                self._undeliverable(item, error)
                 return False
             item.outputs.pop(0)
         return True
+
+    def _undeliverable(self, item: _Item, error: Exception) -> None:
+        """End an input whose output can never be sent: tried again, it would end this process for ever."""
+        self.counts["errors"] += 1
+        self._report(error, "")
+        self._waiting.remove(item)
+        item.source.fail()
+        self.counts["failed"] += 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from fabric.errors import CapacityError, PeerProtocolError, StaleHandleError
+from fabric.errors import PeerProtocolError, StaleHandleError, WouldBlock
 from fabric.messages import MessageHeader, message_type
 from fabric.messages.view import refuse
 
@@ -123,7 +123,7 @@ class StageOutlet:
                 if type(need).__name__ != "NeedSegment":
                     raise
                 self._sender.provide(need, deadline_ns)
-        raise CapacityError(f"no arena slot for {message.payload_bytes} bytes")
+        raise WouldBlock(f"no arena slot for {message.payload_bytes} bytes")
 
     def _choose(self, message: Encoded) -> int:
         """Ask the channel's policy; on the last hop it chooses among the receivers."""

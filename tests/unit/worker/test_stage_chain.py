@@ -6,7 +6,7 @@ import pytest
 
 from fabric import limits
 from fabric.abc.transform import AnyMessage, Defer, Drop, transform
-from fabric.errors import WouldBlock
+from fabric.errors import CapacityError, RejectedError, TypeMismatchError, WouldBlock
 from fabric.messages import MessageHeader
 from fabric.worker.stage_chain import Chain
 
@@ -76,6 +76,17 @@ class Hop:
         self.sent.append(message.text)
         self.history.append(("send", message.text))
 
+    def refuse(self, text, error):
+        """Let sending `text` fail for good."""
+        send = self.send
+
+        def refusing(message, deadline_ns):
+            if message.text == text:
+                raise error
+            send(message, deadline_ns)
+
+        self.send = refusing
+
 
 @pytest.fixture
 def hop():
@@ -99,6 +110,29 @@ def test_input_is_acknowledged_only_after_its_output_was_accepted(hop):
     hop.put("b")
     assert chain(hop, upper).turn(0) == 2
     assert hop.history == [("send", "A"), ("ack", "a"), ("send", "B"), ("ack", "b")]
+
+
+@pytest.mark.parametrize(
+    "error", [CapacityError("larger than all arenas"), TypeMismatchError("no")]
+)
+def test_output_that_can_never_be_sent_fails_its_input_alone(hop, error):
+    hop.refuse("BAD", error)
+    for text in ("a", "bad", "c"):
+        hop.put(text)
+    log = io.StringIO()
+    running = chain(hop, upper, log, on_error="bypass")
+    running.turn(0)
+    running.turn(0)
+    assert running.idle
+    assert [how for how, _ in hop.history] == ["send", "ack", "fail", "send", "ack"]
+    assert hop.sent == ["A", "C"] and str(error) in log.getvalue()
+
+
+def test_rejected_output_waits_as_if_the_hop_were_full(hop):
+    hop.put("a")
+    running = chain(hop, upper)
+    hop.refuse("A", RejectedError("full"))
+    assert running.turn(0) == 0 and not running.idle and hop.history == []
 
 
 def test_batch_is_what_is_there(hop):
