@@ -11,9 +11,12 @@ import hashlib
 import inspect
 import json
 import os
+import resource
+import select
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ from fabric.worker.module import fields_of
 _ERROR_CHARACTERS = 500
 _MARK = "fabric-describe: "
 _PR_SET_PDEATHSIG = 1
+_OUTPUT_BYTES_MAX = 16 << 20
 
 
 def describe(class_path: str) -> dict[str, Any]:
@@ -62,6 +66,7 @@ def digest_of(file: str) -> str:
 def main(class_paths: Sequence[str]) -> int:
     """Print the descriptions; what the classes print themselves goes to stderr."""
     _end_with_parent()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_OUTPUT_BYTES_MAX, _OUTPUT_BYTES_MAX))
     real, sys.stdout = sys.stdout, sys.stderr
     found = {path: describe(path) for path in class_paths}
     real.write(f"\n{_MARK}{json.dumps(found)}\n")
@@ -82,19 +87,44 @@ def run(class_paths: Sequence[str], deadline_s: float = limits.DESCRIBE_S) -> di
     if not class_paths:
         return {}
     command = [sys.executable, "-m", "fabric.worker.host", "--describe", *class_paths]
-    try:
-        ended = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=deadline_s, check=False
-        )
-    except subprocess.TimeoutExpired:
+    # A file, not a pipe: what an import leaves running could hold a pipe open for ever.
+    with tempfile.TemporaryFile() as output:
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except OSError as error:
+            return _all_unknown(class_paths, f"no process to look at it: {error.strerror}")
+        has_ended = _wait_and_end(process, deadline_s)
+        output.seek(0)
+        printed = output.read(_OUTPUT_BYTES_MAX)
+    if not has_ended:
         return _all_unknown(class_paths, f"importing it took longer than {deadline_s:g} s")
-    except OSError as error:
-        return _all_unknown(class_paths, f"no process to look at it: {error.strerror}")
-    for line in reversed(ended.stdout.decode(errors="replace").splitlines()):
+    for line in reversed(printed.decode(errors="replace").splitlines()):
         if line.startswith(_MARK):
             found: dict[str, Any] = json.loads(line.removeprefix(_MARK))
             return found
-    return _all_unknown(class_paths, f"the process that imported it ended with {ended.returncode}")
+    return _all_unknown(
+        class_paths, f"the process that imported it ended with {process.returncode}"
+    )
+
+
+def _wait_and_end(process: subprocess.Popen[bytes], deadline_s: float) -> bool:
+    """Wait for a process, then end it and all that it started; False when it had not ended by itself."""
+    ended = os.pidfd_open(process.pid)
+    try:
+        poller = select.poll()  # a daemon has more descriptors than select() knows
+        poller.register(ended, select.POLLIN)
+        has_ended = bool(poller.poll(deadline_s * 1000))
+        os.killpg(process.pid, signal.SIGKILL)  # not reaped yet, so the number is still its group's
+    finally:
+        os.close(ended)
+        process.wait(limits.CLOSE_S)
+    return has_ended
 
 
 def _all_unknown(class_paths: Sequence[str], why: str) -> dict[str, Any]:

@@ -82,6 +82,26 @@ def test_a_class_that_does_not_come_to_an_end_is_given_up_at_the_deadline(tmp_pa
         os.kill(int(mark.read_text()), 0)
 
 
+def test_what_an_import_leaves_running_holds_nothing_up_and_is_ended(tmp_path):
+    mark = tmp_path / "pid"
+    path = written(
+        tmp_path,
+        "import subprocess, sys\n"
+        "left = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        f"open({str(mark)!r}, 'w').write(str(left.pid))\n" + GOOD,
+    )
+    began = time.monotonic()
+    assert "ends" in describe.run([path])[path]
+    assert time.monotonic() - began < 15
+    deadline = time.monotonic() + 5
+    while Path(f"/proc/{mark.read_text()}/stat").exists() and time.monotonic() < deadline:
+        if Path(f"/proc/{mark.read_text()}/stat").read_text().split()[2] == "Z":
+            break  # ended; its new parent has not looked yet
+        time.sleep(0.02)
+    else:
+        assert not Path(f"/proc/{mark.read_text()}").exists()
+
+
 async def test_a_class_is_asked_again_when_its_file_changed(tmp_path, monkeypatch):
     asked = []
     real = describe.run
