@@ -24,7 +24,7 @@ from fabric.controlplane.control import Control
 from fabric.controlplane.death import OUTCOME_UNKNOWN, DeathHandler
 from fabric.controlplane.describer import Describer
 from fabric.controlplane.endpoints import EndpointTable
-from fabric.controlplane.flows import FlowTable
+from fabric.controlplane.flows import FlowTable, OutFlow
 from fabric.controlplane.gateway import NodeGateway
 from fabric.controlplane.keeper import REFUSED, RESTART
 from fabric.controlplane.keeper_client import KeeperLink, Loaded
@@ -113,6 +113,7 @@ class Daemon:
         self.control = Control(self)
         self.is_stopping = False
         self._is_handing_over = False
+        self._half_made: list[OutFlow] = []
         self._stopped = asyncio.Event()
         self._server: Any = None
         self._ticker: asyncio.Task[None] | None = None
@@ -135,6 +136,7 @@ class Daemon:
         self.lanes.add_to_gateway = self.gateway.add_lane
         self.lanes.remove_from_gateway = self.gateway.remove_lane
         self.segments.name_of = self._name_of
+        self.segments.on_dropped = self.gateway.forget_segment
         self.attach.room = self.senders.room
         self.attach.opened = self._on_opened
         self.attach.closed = self._on_closed
@@ -250,6 +252,8 @@ class Daemon:
         self.lanes.restore(items)
         self.endpoints.restore(items)
         self.flows.restore(items)
+        # Found before anybody can resume: what is begun from then on is this daemon's own.
+        self._half_made = [out for out in self.flows.outs.values() if _is_half_made(out)]
         for port in ports.restore_ports(items):
             self.ports.add(port)
         self.gateway.restore()
@@ -263,10 +267,8 @@ class Daemon:
         for port in self.ports:
             if not port.is_alive:
                 self._on_death(port)
-        for out in list(self.flows.outs.values()):
-            is_begun = out.state in ("opening", "offered") and not out.is_reply
-            if is_begun or (out.state == "closing" and not out.is_told):
-                self._spawn(self.wiring.give_up(out))
+        for out in self._half_made:
+            self._spawn(self.wiring.give_up(out))
         for half in list(self.flows.ins.values()):
             if self.endpoints.get(half.endpoint) is None:
                 self.closing.begin(half.endpoint)
@@ -398,6 +400,12 @@ class Daemon:
 
     def _spawn(self, coroutine: Any) -> None:
         self.calls.background(coroutine)
+
+
+def _is_half_made(out: OutFlow) -> bool:
+    """Tell whether a flow's opening or closing was cut off by the end of the last daemon."""
+    is_begun = out.state in ("opening", "offered") and not out.is_reply
+    return is_begun or (out.state == "closing" and not out.is_told)
 
 
 def main(argv: list[str]) -> int:
