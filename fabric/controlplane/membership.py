@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("fabricd.membership")
 
 LEASE_LOOKS = 2  #: a lease is prolonged every so many looks: twice within `limits.SUSPECT_MS`
+REGISTRY_WAIT_S = 4.0  #: a request outlives a restart of the registry: its watchdog and start
+REGISTRY_RETRY_S = 0.1
 JOIN_WAIT_S = 10.0  #: how long a start waits for the registry before it serves without
 
 
@@ -233,7 +235,15 @@ class Membership:
             self._context.events.add("registry not reached yet", address=f"{host}:{port}")
 
     async def _request_registry(self, op: str, fields: dict[str, Any]) -> dict[str, Any]:
-        return await self._daemon.calls.call(self.registry_number, op, fields)
+        """Ask the registry; its calls may be repeated, so a registry that is being restarted is waited for."""
+        deadline = time.monotonic() + REGISTRY_WAIT_S
+        while True:
+            try:
+                return await self._daemon.calls.call(self.registry_number, op, fields)
+            except errors.BrokenError:
+                if time.monotonic() >= deadline:
+                    raise
+            await asyncio.sleep(REGISTRY_RETRY_S)
 
     async def _prolong(self) -> None:
         connection = self.peer(self.registry_number)
