@@ -256,6 +256,15 @@ class NodeGateway:
             raise
         self._engine.add_segment(segment.segment, segment.fd, False)
 
+    def forget_segment(self, number: int) -> None:
+        """Unmap a sender's segment that its owner gave back, or that died with it."""
+        if self._engine is None:
+            return
+        try:
+            self._engine.drop_segment(number)
+        except errors.FabricError as error:
+            log.info("segment not unmapped", extra={"segment": number, "reason": str(error)})
+
     def _ask_again(self) -> None:
         if self._engine is not None:
             self._engine.ask_again()

@@ -44,6 +44,7 @@ class SegmentTable:
         self._context = context
         self._arena_bytes = arena_bytes
         self.name_of: Callable[[int], str] = str
+        self.on_dropped: Callable[[int], None] = lambda number: None
         self._segments: dict[int, Segment] = {}
 
     def create(self, port: Port, slot_bytes: int, slot_count: int, group: int = 0) -> Segment:
@@ -193,3 +194,4 @@ class SegmentTable:
         self._segments.pop(segment.segment, None)
         self._context.keeper.drop(f"segment/{segment.segment}")
         os.close(segment.fd)
+        self.on_dropped(segment.segment)

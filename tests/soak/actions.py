@@ -214,6 +214,7 @@ def restart_daemon(rig: Rig) -> str:
 def go_back(rig: Rig) -> None:
     """Apply the first plan again, so that what nodes hold can be compared."""
     rig.nodes["a"].call("apply", spec("", "a"))
+    rig.nodes["a"].call("module_scale", "relay", 1)
     wait_joined(rig)
 
 
