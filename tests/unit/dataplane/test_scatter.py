@@ -245,11 +245,13 @@ def test_lost_part_waits_for_a_new_consumer(node, experts):
         )  # longer than a reader's look at what has come: it must wait on, not give up
         late.append(Consumers(node, "experts", 1, double))
 
-    threading.Thread(target=replace, daemon=True).start()
+    replacing = threading.Thread(target=replace, daemon=True)
+    replacing.start()
     rows = make_rows(4)
     got = scatterer.call(rows, [0, 1, 0, 1], deadline=5)
     np.testing.assert_array_equal(got.hidden, expected(rows))
     hold.set()
+    replacing.join(5)
     late[0].close()
 
 
