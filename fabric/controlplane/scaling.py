@@ -87,7 +87,6 @@ class Scaling:
         async with self._locks.setdefault(module, asyncio.Lock()):
             about = self._about(module)
             self._keep(about, replicas)
-            steps.at("scale.kept")
             await self._make_so(about, replicas, limits.MODULE_DRAIN_S)
             return self._answer(module)
 
@@ -99,7 +98,6 @@ class Scaling:
             about, running = self._about(module), self.replicas_of(module)
             leaving = [one] if one is not None and len(running) > 1 else running
             self._keep(about, len(running) - len(leaving))
-            steps.at("drain.kept")
             await asyncio.gather(*(self._stop(p, grace_s) for p in leaving))
             return self._answer(module) | {"name": name}
 
@@ -161,6 +159,7 @@ class Scaling:
     def _keep(self, about: dict[str, Any], replicas: int) -> None:
         self._kept[about["name"]] = value = {"about": about, "replicas": replicas}
         self._context.keeper.put(f"scale/{about['name']}", value)
+        steps.at("scale.kept")
         self._context.events.add("module scaled", module=about["name"], replicas=replicas)
 
     def _forget(self, module: str) -> None:

@@ -128,7 +128,6 @@ class SenderRetirer:
             steps.at("sender.archived")
         for endpoint in ready:
             await port.push("sender_forget", {"endpoint": endpoint})
-            steps.at("sender.forgotten")
         return gone | set(ready)
 
 
