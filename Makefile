@@ -77,7 +77,7 @@ quickstart: build ## two processes, one message type, one transform; no model
 test: setup ## the whole Python test suite (PYTEST_ARGS=…)
 	$(PY) -m pytest tests $(PYTEST_ARGS)
 
-bench: build ## measure beside peers (GROUP=latency); exits non-zero where a promise does not hold
+bench: build ## measure beside peers (GROUP=latency, isolation); exits non-zero where a promise does not hold
 	$(PY) -m bench $(GROUP)
 
 million: build ## a million messages on a stream, a million on a queue, a consumer killed in each (MILLION_ARGS=…)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 import fabric
-from bench.isolation_rig import START_S, Ping, RoundTrips, declare
+from bench.isolation_rig import ROOT, START_S, Ping, RoundTrips, declare
 from fabric import errors
 from fabric.controlplane.api.client import ControlClient
 from fabric.limits import CREDIT_MESSAGES
@@ -83,7 +83,7 @@ class Load:
 
     def start(self) -> None:
         """Start it, and give it the time to get going."""
-        self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE)
+        self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, cwd=ROOT)
         assert self._process.stdout is not None
         self._process.stdout.readline()
 

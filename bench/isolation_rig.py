@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 import fabric
 from fabric import errors
 
+ROOT = Path(__file__).resolve().parent.parent
 CHANNELS = 99
 UNREAD = "unread"
 GO, DRAIN, STOP = 1, 2, 3
@@ -52,7 +54,9 @@ class RoundTrips:
         self.port = fabric.attach("near", socket=socket)
         self.other = fabric.attach("near-other", socket=socket)
         declare(self.port, *names(), "orders", "pong", UNREAD)
-        self._far = subprocess.Popen([sys.executable, "-m", "bench.isolation_rig", "echo", socket])
+        self._far = subprocess.Popen(
+            [sys.executable, "-m", "bench.isolation_rig", "echo", socket], cwd=ROOT
+        )
         self._orders = self.port.sender("orders", Ping)
         ports = [*[self.port] * ENDPOINTS, *[self.other] * ENDPOINTS]
         self._outs = [p.sender(name, Ping) for p, name in zip(ports, names(), strict=False)]
