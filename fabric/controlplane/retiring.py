@@ -52,6 +52,24 @@ class FlowRetirer:
             except (errors.FabricError, OSError) as error:
                 log.info("closed flows not looked at", extra={"reason": str(error)})
 
+    def _busy(self, port: Port) -> set[int]:
+        state = self._context.native.inspect_state(port.state_fd)
+        return {
+            row["flow"]
+            for ledger in state["ledgers"]
+            for row in ledger["outstanding"]
+            if row["state"] != ENDED
+        }
+
+    async def _is_empty(self, port: Port, out: OutFlow) -> bool:
+        """Look once more after the sender has said that it sends nothing on the flow any more: it may not know yet."""
+        try:
+            await port.push("flow_close", {"flow": out.flow})
+        except errors.FabricError as error:
+            log.info("flow not retired yet", extra={"flow": out.flow, "reason": str(error)})
+            return False
+        return out.flow not in self._busy(port)
+
     async def _has_calls(self, port: Port, out: OutFlow) -> bool:
         """Tell whether answers are still to come on the way back of a request flow: a streamed one may take long."""
         if not out.reply_flow:
@@ -70,16 +88,10 @@ class FlowRetirer:
             port = self._ports.get(number)
             if port is None or not port.is_alive:
                 continue
-            state = self._context.native.inspect_state(port.state_fd)
-            busy = {
-                row["flow"]
-                for ledger in state["ledgers"]
-                for row in ledger["outstanding"]
-                if row["state"] != ENDED
-            }
+            busy = self._busy(port)
             for out in closing:
                 if out.port != number or out.flow in busy or await self._has_calls(port, out):
                     continue
-                if out.flow in self._flows.outs:
+                if out.flow in self._flows.outs and await self._is_empty(port, out):
                     await self._wiring.retire(out)
         return sum(f.state == "closing" for f in self._flows.outs.values())

@@ -147,6 +147,7 @@ def test_daemon_killed_in_the_middle_leaves_the_old_plan_or_the_new_one(
     out.finish()
     assert out.reports("flushed")[0]["failures"] == 0
     ends = settled(node, "live")
-    assert ends["failed"] == ends["dropped"] == 0, (ends, outcomes(node))
+    log = (node.folder / "state" / "logs" / "fabricd.log").read_text()
+    assert ends["failed"] == ends["dropped"] == 0, f"{ends}\n{outcomes(node)}\n{log[-6000:]}"
     assert apply(node, after)["generation"] in (2, 3), "the same file can be applied now"
     wait_for("the new plan", lambda: state(node) == new, 30.0)
