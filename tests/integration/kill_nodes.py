@@ -59,6 +59,7 @@ class Node:
     ) -> None:
         self.name = name
         self._options = options
+        self.address = "127.0.0.1:0"  #: to listen on; a test that restarts the node fixes the port
         self.folder = folder / name
         self.folder.mkdir()
         self.socket = str(self.folder / "s")
@@ -73,7 +74,7 @@ class Node:
         """Start it and wait until it serves."""
         command = [sys.executable, "-m", "fabric.controlplane.main", "--name", self.name]
         command += ["--socket", self.socket, "--state", str(self.folder / "state")]
-        command += ["--listen", "127.0.0.1:0", "--secret-file", str(self._secret)]
+        command += ["--listen", self.address, "--secret-file", str(self._secret)]
         command += ["--join", self._join] if self._join else []
         command += self._options
         with (self.folder / "log").open("wb") as log:
@@ -89,6 +90,12 @@ class Node:
 
     def control(self) -> ControlClient:
         return ControlClient(self.socket + ".ctl", deadline_s=10.0)
+
+    @property
+    def keeper_pid(self) -> int:
+        """Of the process that was started, also while its daemon does not answer."""
+        assert self._process is not None
+        return self._process.pid
 
     def is_running(self) -> bool:
         """Tell whether its keeper lives."""

@@ -1,10 +1,12 @@
-"""What the processes of the step sweep do: `python step_roles.py ROLE NAME COUNT`, one JSON report a line on stdout."""
+"""What the processes of the step sweep do: `python step_roles.py ROLE NAME COUNT HOLD_S`, a JSON report a line."""
 
 from __future__ import annotations
 
 import json
 import sys
 import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -32,16 +34,29 @@ def report(**fields: Any) -> None:
     sys.stdout.flush()
 
 
+def again(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call; what was refused only because a daemon restarted is asked again, as its error says."""
+    for attempt in range(10):
+        try:
+            return call(*arguments, **options)
+        except FabricError as error:
+            if not error.retryable or attempt == 9:
+                raise
+            report(error=error.code, text=str(error), attempt=attempt)
+            time.sleep(0.2)
+    return None
+
+
 def declare(port: Any) -> None:
     for channel, pattern in CHANNELS.items():
-        port.declare(channel, Part, pattern=pattern, delivery="at_least_once")
+        again(port.declare, channel, Part, pattern=pattern, delivery="at_least_once")
 
 
-def produce(name: str, count: int) -> None:
-    """Send `count` parts on each channel; what is refused in a typed way is tried again, bounded."""
-    with fabric.attach(name) as port:
+def produce(name: str, count: int, linger_s: float) -> None:
+    """Stay `linger_s` after the end. Send `count` parts on each channel; what is refused in a typed way is tried again, bounded."""
+    with again(fabric.attach, name) as port:
         declare(port)
-        outs = {channel: port.sender(channel, Part) for channel in CHANNELS}
+        outs = {channel: again(port.sender, channel, Part) for channel in CHANNELS}
         for number in range(count):
             floats = LARGE_FLOATS if number % LARGE_EVERY == 0 else SMALL_FLOATS
             part = Part(name, number, np.full(floats, number, np.float32))
@@ -52,6 +67,7 @@ def produce(name: str, count: int) -> None:
             ends = {k: v for k, v in out.stats().items() if k != "flows"}
             report(channel=channel, ends=ends)
             out.close()
+        time.sleep(linger_s)
     report(finished=True)
 
 
@@ -65,13 +81,13 @@ def send(out: Any, channel: str, part: Part) -> None:
     raise SystemExit(f"{part.number} was not taken on {channel}")
 
 
-def consume(name: str, _: int) -> None:
+def consume(name: str, _: int, hold_s: float) -> None:
     """Receive from every channel until stdin ends, then close in order and leave."""
-    with fabric.attach(name) as port:
+    with again(fabric.attach, name) as port:
         declare(port)
-        receivers = [port.receiver(channel, Part) for channel in CHANNELS]
+        receivers = [again(port.receiver, channel, Part) for channel in CHANNELS]
         threads = [
-            threading.Thread(target=take, args=(channel, receiver))
+            threading.Thread(target=take, args=(channel, receiver, hold_s))
             for channel, receiver in zip(CHANNELS, receivers, strict=True)
         ]
         for thread in threads:
@@ -85,7 +101,7 @@ def consume(name: str, _: int) -> None:
     report(finished=True)
 
 
-def take(channel: str, receiver: Any) -> None:
+def take(channel: str, receiver: Any, hold_s: float) -> None:
     try:
         for part in receiver:
             report(
@@ -94,11 +110,51 @@ def take(channel: str, receiver: Any) -> None:
                 whole=bool((part.data == part.number).all()),
                 redelivered=part.header.redelivered,
             )
+            time.sleep(hold_s)
             part.ack()
             part.release()
     except ClosedError:
         return
 
 
+def ask(name: str, count: int, _: float) -> None:
+    """Ask `count` requests of the responders that are there; errors are typed and reported."""
+    with again(fabric.attach, name) as port:
+        again(port.declare, "sweep.ask", Part, reply=Part)
+        requester = again(port.requester, "sweep.ask", Part, Part)
+        for number in range(count):
+            part = Part(name, number, np.full(4, number, np.float32))
+            try:
+                with requester.call(part, deadline=5.0) as answer:
+                    report(answered=number, whole=bool((answer.data == number).all()))
+            except FabricError as error:
+                report(error=error.code, text=str(error), number=number)
+    report(finished=True)
+
+
+def respond(name: str, _: int, __: float) -> None:
+    """Answer with what came until stdin ends."""
+    with again(fabric.attach, name) as port:
+        again(port.declare, "sweep.ask", Part, reply=Part)
+        responder = again(port.responder, "sweep.ask", Part, Part)
+        thread = threading.Thread(target=answer_all, args=(responder,))
+        thread.start()
+        report(ready=True)
+        sys.stdin.read()
+        responder.close()
+        thread.join(10.0)
+    report(finished=True)
+
+
+def answer_all(responder: Any) -> None:
+    try:
+        for request in responder:
+            asked = request.message
+            request.reply(Part(asked.producer, asked.number, np.array(asked.data)))
+    except ClosedError:
+        return
+
+
 if __name__ == "__main__":
-    {"produce": produce, "consume": consume}[sys.argv[1]](sys.argv[2], int(sys.argv[3]))
+    roles = {"produce": produce, "consume": consume, "ask": ask, "respond": respond}
+    roles[sys.argv[1]](sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))
