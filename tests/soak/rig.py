@@ -39,7 +39,7 @@ LEAVE_S = 30.0  # an actor that was told to leave flushes, closes and is gone
 SENTINEL_S_MAX = 3.0  # the longest pause of round trips that nothing touches
 SETTLED_S = 1.5
 # The gateway grows its arena with what arrives, one segment for each class of slots, and keeps it.
-GATEWAY_SEGMENTS_MAX, GATEWAY_BYTES_MAX = 12, 512 << 20
+GATEWAY_SEGMENTS_MAX, GATEWAY_BYTES_MAX = 40, 1 << 30
 QUIET_S = 25.0  # after the last actor left, the node holds no more than before
 
 
