@@ -36,7 +36,7 @@ inline Bytes record_of(u64 flow, u64 seq, const Bytes& inline_bytes, const std::
   parts.segments = {table.data(), table.size()};
   Bytes out(record_prefix_bytes(parts) + inline_bytes.size());
   u8* at = write_record_prefix(out.data(), parts, u32(inline_bytes.size()));
-  std::memcpy(at, inline_bytes.data(), inline_bytes.size());
+  if (!inline_bytes.empty()) std::memcpy(at, inline_bytes.data(), inline_bytes.size());
   return out;
 }
 
