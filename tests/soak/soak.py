@@ -21,6 +21,11 @@ from tests.soak.rig import Rig, Violation
 
 QUIET_EVERY = 25  # steps between two moments at which everybody leaves
 FIRST_ACTORS = 5
+# What the links of node b do throughout: one of these, drawn by the seed.
+FAULTS = (
+    "", "", "link_delay_us:300", "link_rate_bytes:50000000", "link_lose:300", "link_repeat:50", "link_reorder:50",
+    "link_corrupt:400",
+)  # fmt: skip
 
 
 def soak(rig: Rig, seconds: float) -> int:
@@ -60,12 +65,14 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak.soak")
     parser.add_argument("--minutes", type=float, default=3.0)
     parser.add_argument("--seed", type=int, default=0, help="0: a new one, which is printed")
-    parser.add_argument("--fault", default="", help="an engine fault of node b, NAME:ARGUMENT")
+    parser.add_argument("--fault", help="an engine fault of node b, NAME:ARGUMENT; default: drawn")
     options = parser.parse_args(arguments)
     seed = options.seed or random.SystemRandom().randrange(1, 1 << 31)
     print(f"soak: {options.minutes:g} minutes, seed {seed} (repeat: make soak SEED={seed})")
+    fault = random.Random(seed).choice(FAULTS) if options.fault is None else options.fault
+    print(f"  links of node b: {fault or 'as they are'}")
     folder = Path(tempfile.mkdtemp(prefix="soak-", dir="/tmp"))
-    rig = Rig(folder, seed, options.fault)
+    rig = Rig(folder, seed, fault)
     try:
         steps = soak(rig, options.minutes * 60)
     except (Exception, KeyboardInterrupt) as error:
