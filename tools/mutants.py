@@ -154,18 +154,19 @@ def patch(mutant: Mutant, *, reverse: bool) -> bool:
     )
 
 
-def survives(mutant: Mutant) -> str:
-    """Return why this mutant shows nothing, or an empty string when every test noticed it."""
+def survives(mutant: Mutant, *, is_built_mutated: bool) -> str:
+    """Return why this mutant shows nothing, or an empty string when every test noticed it.
+
+    The extension stays built with a native mutant's patch; `is_built_mutated` says that the last one's is in it.
+    """
     if not patch(mutant, reverse=False):
         return "the patch no longer applies"
     try:
-        if mutant.is_native:
+        if mutant.is_native or is_built_mutated:
             build()
         unnoticed = [test for test in mutant.tests if passes([test])]
     finally:
         patch(mutant, reverse=True)
-    if mutant.is_native:
-        build()
     return f"not noticed by {', '.join(unnoticed)}" if unnoticed else ""
 
 
@@ -191,9 +192,10 @@ def main(names: Sequence[str]) -> int:
     print(f"{len(mutants)} mutants; first the {len(wanted)} tests as they are")
     if not passes(wanted, show=True):
         sys.exit("a test fails without any mutant: nothing can be shown")
-    failed = 0
-    for mutant in mutants:
-        reason = survives(mutant)
+    failed, is_built_mutated = 0, False
+    for mutant in sorted(mutants, key=lambda mutant: not mutant.is_native):
+        reason = survives(mutant, is_built_mutated=is_built_mutated)
+        is_built_mutated = mutant.is_native
         failed += bool(reason)
         print(f"{'SURVIVED' if reason else 'noticed '} {mutant.name} {reason}", flush=True)
     print(f"{len(mutants) - failed} passed, {failed} failed")

@@ -22,10 +22,10 @@ YAML = """
 version: 1
 channels:
   generate: {{type: llm.generate, reply: llm.token, pattern: request, class: token}}
-  prompts: {{type: llm.prompt, pattern: queue, delivery: at_least_once, class: token}}
+  prompts: {{type: llm.prompt, pattern: queue, delivery: at_least_once, class: token, deadline: 30s}}
   kv: {{type: llm.kv_layer, pattern: stream, delivery: at_least_once, class: bulk}}
   prefilled: {{type: llm.prefilled, pattern: stream, delivery: at_least_once, class: token}}
-  cancels: {{type: llm.cancel, pattern: queue, class: control}}
+  cancels: {{type: llm.cancel, pattern: queue, class: control, deadline: 5s}}
   other: {{type: kill.part, pattern: stream, delivery: at_least_once}}
 modules:
   prefill: {{class: "fabric_modules.prefill:Prefill", node: a, config: {{model: "{model}", threads: 1, chunk: 8}}}}
