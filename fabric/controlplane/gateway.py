@@ -88,7 +88,9 @@ class NodeGateway:
         )
 
     def remove_lane(self, lane: int) -> None:
-        """Take a lane from the engine."""
+        """Take a lane from the engine, and with it whatever flows were to use it."""
+        for flow in [f for f, (_, used, _) in self._wanted.items() if used == lane]:
+            self.remove_flow(flow)
         if self._engine is not None:
             self._engine.remove_lane(lane)
 
@@ -123,10 +125,18 @@ class NodeGateway:
         self._sessions[node] = (session, incarnation)
         for flow, (direction, lane, where) in list(self._wanted.items()):
             if where == node:
-                if direction == "forward":
-                    self.engine.add_forward(flow, lane, session)
-                else:
-                    self.engine.add_deliver(flow, lane, session, self._published_of(flow))
+                self._make_entry(flow, direction, lane, session)
+
+    def _make_entry(self, flow: int, direction: str, lane: int, session: int) -> None:
+        """Make one entry of a session that opens; one that cannot be made does not keep the others from it."""
+        try:
+            if direction == "forward":
+                self.engine.add_forward(flow, lane, session)
+            else:
+                self.engine.add_deliver(flow, lane, session, self._published_of(flow))
+        except (errors.FabricError, ValueError) as error:
+            self._wanted.pop(flow, None)
+            self._context.events.add("flow not carried", flow=flow, lane=lane, reason=str(error))
 
     def close_session(self, node: int) -> None:
         """Close the session with a node that is gone."""

@@ -295,14 +295,16 @@ class Wiring:
             return {}
         self._flows.forget_in(half.flow)
         target = self._ports.get(half.port)
-        if target is not None and target.is_alive:
-            await target.push(
-                "flow_in_close", {"flow": half.flow, "drain": fields.get("drain", True)}
-            )
-        self._remove_from_gateway(half.flow)
+        try:
+            if target is not None and target.is_alive:
+                await target.push(
+                    "flow_in_close", {"flow": half.flow, "drain": fields.get("drain", True)}
+                )
+        finally:  # it may die in the middle: its death finds the half forgotten already
+            self._remove_from_gateway(half.flow)
+            if half.reply_flow:
+                self._spawn(self.close(half.reply_flow))
         steps.at("flow.in.closed")
-        if half.reply_flow:
-            self._spawn(self.close(half.reply_flow))
         return {}
 
     async def serve_flow_lost(self, fields: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,91 @@
+"""Which flows a node's gateway carries when a session with another node opens."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fabric import errors
+from fabric.controlplane.endpoints import EndpointTable
+from fabric.controlplane.flows import FlowTable, InFlow
+from fabric.controlplane.gateway import NodeGateway
+from fabric.controlplane.wiring import Wiring
+from fabric.telemetry.events import EventLog
+
+GONE_LANE, LANE, NODE = 7, 8, 2
+
+
+class Engine:
+    """Knows one lane, as the engine does after the other was dropped."""
+
+    def __init__(self) -> None:
+        self.delivers: list[int] = []
+        self.removed: list[int] = []
+
+    def open_session(self, session: int, node: int, incarnation: int) -> None:
+        pass
+
+    def remove_lane(self, lane: int) -> None:
+        pass
+
+    def remove_flow(self, flow: int) -> None:
+        self.removed.append(flow)
+
+    def add_deliver(self, flow: int, lane: int, session: int, published: int) -> None:
+        if lane != LANE:
+            raise ValueError("no such lane")
+        self.delivers.append(flow)
+
+
+def gateway(engine: Engine) -> tuple[NodeGateway, EventLog]:
+    events = EventLog()
+    nothing: Any = []
+    context: Any = SimpleNamespace(events=events, native=None, number=1)
+    made = NodeGateway(context, nothing, nothing, nothing)
+    made._engine = engine
+    return made, events
+
+
+@pytest.mark.promise("P1")
+def test_flow_that_cannot_be_carried_keeps_no_other_from_its_session():
+    engine = Engine()
+    made, events = gateway(engine)
+    for flow, lane in ((1, LANE), (2, GONE_LANE), (3, LANE)):
+        made.add_deliver(flow, lane, NODE)
+    made.open_session(NODE, 99, 5)
+    assert engine.delivers == [1, 3]
+    assert [(e.kind, e.more["flow"]) for e in events._kept] == [("flow not carried", 2)]
+
+
+@pytest.mark.promise("P1")
+def test_lane_that_is_dropped_takes_its_flows_with_it():
+    engine = Engine()
+    made, events = gateway(engine)
+    made.add_deliver(1, LANE, NODE)
+    made.add_deliver(2, GONE_LANE, NODE)
+    made.remove_lane(GONE_LANE)
+    made.open_session(NODE, 99, 5)
+    assert (engine.delivers, engine.removed) == ([1], [2])
+    assert list(events._kept) == []
+
+
+@pytest.mark.promise("P1")
+async def test_flow_into_a_process_that_ends_while_it_is_told_is_carried_no_more():
+    async def push(op: str, fields: dict[str, Any]) -> dict[str, Any]:
+        raise errors.PeerLostError("sink is gone")
+
+    keeper = SimpleNamespace(put=lambda *_: None, drop=lambda *_: None)
+    context: Any = SimpleNamespace(keeper=keeper)
+    flows = FlowTable(context)
+    flows.keep(InFlow(5, 11, 1, 1, "token", 12, NODE, 9, lane=LANE))
+    ports: Any = SimpleNamespace(get=lambda number: SimpleNamespace(is_alive=True, push=push))
+    lanes: Any = None
+    wiring = Wiring(context, ports, lanes, EndpointTable(context), flows)
+    engine = Engine()
+    wiring.gateway = gateway(engine)[0]
+    wiring.gateway.add_deliver(5, LANE, NODE)
+    with pytest.raises(errors.PeerLostError):
+        await wiring.serve_flow_in_close({"flow": 5})
+    assert (engine.removed, flows.ins) == ([5], {})
