@@ -174,7 +174,7 @@ class Daemon:
         self.stages.restore(self.loaded)
         self._settle_restored()
         steps.at("daemon.settling")
-        self.plan_node.ready.set()
+        self.plan_node.resume()
         self.context.keeper.ready()
         log.info(
             "serving",

@@ -104,8 +104,10 @@ class ModuleTable:
         except TimeoutError:
             self._context.events.add("process does not end", process=process.tag, pid=process.pid)
             return
-        self._processes.pop(process.tag, None)
-        self._context.keeper.drop(f"process/{process.tag}")
+        # Else another who waited was first, and began it anew.
+        if self._processes.get(process.tag) is process:
+            del self._processes[process.tag]
+            self._context.keeper.drop(f"process/{process.tag}")
 
     async def stop_all(self, grace_s: float) -> None:
         """Stop everything, modules first; bounded."""

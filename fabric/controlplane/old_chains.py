@@ -72,15 +72,23 @@ class OldChains:
     async def _retire_chain(self, plugin: Plugin, chain: Chain) -> None:
         try:
             pause, longest = limits.GENERATION_POLL_S
-            while chain in plugin.running and not self._is_empty(plugin, chain):
+            while chain in plugin.running and not await self._end(plugin, chain):
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, longest)
+        finally:
+            self._retiring.discard(chain)
+
+    async def _end(self, plugin: Plugin, chain: Chain) -> bool:
+        """End a chain that is empty; False: not yet, or its host could not be told, and is told again."""
+        try:
+            if not self._is_empty(plugin, chain):
+                return False
             steps.at("chain.empty")
             await self.stop(plugin, chain)
         except errors.FabricError as error:
-            log.info("chain not ended", extra={"chain": str(chain), "reason": str(error)})
-        finally:
-            self._retiring.discard(chain)
+            log.info("chain not ended yet", extra={"chain": str(chain), "reason": str(error)})
+            return False
+        return True
 
     async def stop(self, plugin: Plugin, chain: Chain) -> None:
         """End one chain of a plugin's host and close its endpoints."""
@@ -91,6 +99,7 @@ class OldChains:
         fields = {"channel": channel, "transform": transform, "generation": generation}
         await self._push(process, "stage_stop", fields, limits.CONTROL_CALL_S)
         plugin.running.discard(chain)
+        plugin.unsure.discard(chain)
         self._keep(plugin)
 
     async def drop_generations(self, above: int) -> None:

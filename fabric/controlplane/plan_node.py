@@ -175,16 +175,26 @@ class PlanNode:
         for plugin in self._daemon.stages.all():
             if plugin.is_planned and plugin.name not in wanted:
                 self._daemon.stages.mark_planned(plugin.name, False)
-                task = asyncio.get_running_loop().create_task(self._unload(plugin.name))
-                self._unloads.add(task)
-                task.add_done_callback(self._unloads.discard)
+                self._begin_unload(plugin.name)
+
+    def resume(self) -> None:
+        """Serve from now on; go on taking away what the last daemon was taking away."""
+        for plugin in self._daemon.stages.all():
+            if plugin.is_leaving:
+                self._begin_unload(plugin.name)
+        self.ready.set()
+
+    def _begin_unload(self, name: str) -> None:
+        task = asyncio.get_running_loop().create_task(self._unload(name))
+        self._unloads.add(task)
+        task.add_done_callback(self._unloads.discard)
 
     async def _unload(self, name: str) -> None:
-        """Take a plugin away once its chains have ended, unless a plan wants it again meanwhile."""
+        """Take a plugin away once its chains have ended, unless somebody wants it again meanwhile."""
         pause, longest = limits.GENERATION_POLL_S
         while True:
             plugin = next((p for p in self._daemon.stages.all() if p.name == name), None)
-            if plugin is None or plugin.is_planned:
+            if plugin is None or not plugin.is_leaving:
                 return
             if not plugin.running:
                 await self._daemon.stages.unload(name)

@@ -16,7 +16,8 @@ Chain = tuple[str, str, int]  #: channel, transform, generation
 class Plugin:
     """One loaded plugin. `running`: (channel, transform, generation) its present host runs; `opening` what it begins.
 
-    `is_planned`: a plan brought it, so a plan may take it away; `source` is the text that the host has.
+    `is_planned`: a plan brought it, so a plan may take it away; `is_leaving`: one has, it goes once its chains have
+    ended. `unsure`: those of `running` that an earlier daemon began to end, perhaps; the host is asked again.
     """
 
     name: str
@@ -24,8 +25,10 @@ class Plugin:
     exports: list[dict[str, Any]] = field(default_factory=list)
     error: str = ""
     running: set[Chain] = field(default_factory=set)
+    unsure: set[Chain] = field(default_factory=set)
     opening: int = 0
     is_planned: bool = False
+    is_leaving: bool = False
     digest: str = ""
     busy: asyncio.Lock = field(default_factory=asyncio.Lock)
 

@@ -7,6 +7,7 @@ transform belongs to a channel from the moment the registry says so; its endpoin
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import os
@@ -53,6 +54,7 @@ class StageTable:
         self._plugins: dict[str, Plugin] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._installed_asked: set[str] = set()
+        self._is_restored = False
         parts = (context, ports, flows, endpoints, registry, modules, self.all, self._push)
         self.routes = RouteAsks(*parts)
         self.old_chains = OldChains(*parts, self._keep)
@@ -98,6 +100,7 @@ class StageTable:
         os.replace(draft, self._source_path(name))
         plugin.path, plugin.exports, plugin.error = path, answer["exports"], ""
         plugin.digest = hashlib.sha256(source.encode()).hexdigest()
+        plugin.is_leaving = False
         self._plugins[name] = plugin
         self._keep(plugin)
         if not keep:
@@ -114,10 +117,10 @@ class StageTable:
         self._source_path(name).unlink(missing_ok=True)
 
     def mark_planned(self, name: str, is_planned: bool) -> None:
-        """Note whether a plan has a plugin."""
+        """Note whether a plan has a plugin; one that a plan no longer has is to go."""
         plugin = self._plugins[name]
         if plugin.is_planned != is_planned:
-            plugin.is_planned = is_planned
+            plugin.is_planned, plugin.is_leaving = is_planned, not is_planned
             self._keep(plugin)
 
     def chosen(self, plugin: Plugin, channel: str, kind: str | None) -> tuple[str, str]:
@@ -149,7 +152,11 @@ class StageTable:
                 plugin.running.clear()
 
     def on_reported(self, port: Port, what: str) -> None:
-        """A stage host resumed: its chains still run."""
+        """A stage host resumed: what it runs is completed, what ended without this daemon's knowing included."""
+        plugin = next((p for p in self.all() if port.owner == f"stage-{p.name}"), None)
+        process = self._modules.find("stage", plugin.name) if plugin is not None else None
+        if what == "resumed" and plugin is not None and process is not None:
+            self._background(self._run_all(plugin, process))
 
     def generation_of(self, port: Port) -> int:
         """Return the generation that a stage host's new endpoint serves: one chain of a plugin is begun at a time."""
@@ -158,6 +165,8 @@ class StageTable:
 
     def on_view(self, view: View) -> None:
         """A channel may ask for a transform that a plugin here has, or that is installed; its policy may be new."""
+        if not self._is_restored:
+            return  # looked at once it is known what runs here
         self.routes.tell(view)
         self.old_chains.look(view)
         for plugin in self._plugins.values():
@@ -172,15 +181,22 @@ class StageTable:
                     self._background(self._load_installed(name))
 
     def restore(self, loaded: Loaded) -> None:
-        """Take back the plugins that the last daemon had loaded."""
+        """Take back the plugins that the last daemon had loaded, and compare them with the view of now."""
         for key, (value, _) in loaded.items.items():
             if key.startswith("plugin/"):
                 plugin = Plugin(value["name"], value["path"], value["exports"])
                 plugin.running = {
                     (channel, name, number) for channel, name, number in value["running"]
                 }
+                plugin.unsure = set(plugin.running)
                 plugin.is_planned, plugin.digest = value["is_planned"], value["digest"]
+                plugin.is_leaving = value.get("is_leaving", False)
                 self._plugins[plugin.name] = plugin
+        for process in self._modules.all("stage"):
+            if process.name not in self._plugins:  # its loading or unloading was cut off
+                self._background(self._modules.stop(process, 1.0))
+        self._is_restored = True
+        self.on_view(self._registry.view)
 
     def _uses(self, channel: ChannelRecord) -> bool:
         """Tell whether this node has an end of a channel (so that its policies are needed here)."""
@@ -246,6 +262,12 @@ class StageTable:
         self, process: Process, op: str, fields: dict[str, Any], timeout_s: float
     ) -> dict[str, Any]:
         port = self._ports.get(process.port)
+        if port is not None and port.is_alive and port.connection is None:
+            with contextlib.suppress(
+                TimeoutError
+            ):  # after a restart of this daemon it is back at once
+                async with asyncio.timeout(min(timeout_s, limits.PUSH_S)):
+                    await port.connected.wait()
         if port is None or port.connection is None:
             raise errors.PeerLostError(
                 f"the stage host of {process.name!r} is not attached", plugin=process.name
@@ -298,7 +320,7 @@ class StageTable:
     ) -> None:
         chain = (channel, transform, generation)
         async with plugin.busy:
-            if chain in plugin.running:
+            if chain in plugin.running - plugin.unsure:
                 return
             fields = {
                 "channel": channel,
@@ -309,6 +331,7 @@ class StageTable:
             plugin.opening = generation
             await self._push(process, "stage_run", fields, limits.CONTROL_CALL_S)
             plugin.running.add(chain)
+            plugin.unsure.discard(chain)
             self._keep(plugin)
 
     def transform_of(self, port: Port, channel: str, stage: int, role: str) -> str:
@@ -346,6 +369,7 @@ class StageTable:
             "exports": plugin.exports,
             "running": sorted(plugin.running),
             "is_planned": plugin.is_planned,
+            "is_leaving": plugin.is_leaving,
             "digest": plugin.digest,
         }
         self._context.keeper.put(f"plugin/{plugin.name}", value)
