@@ -22,13 +22,16 @@ from fabric import limits, steps
 from fabric.controlplane import children
 from fabric.controlplane.keeper_wire import Packet, pack, receive_packet, send_packet
 
-WATCH_S = 1.5  #: the longest turn while a daemon is watched, above the time between two of its signs
+WATCH_S = (
+    1.5  #: the longest turn while a daemon is watched, above the time between two of its signs
+)
 OWN_PAUSE_S = 0.5  #: a turn that comes this much late means that the keeper itself stood still
 BACKOFF_S = (0.1, 2.0)  #: first and longest wait before the daemon is started again
 STEADY_S = 10.0  #: a daemon that served this long starts with the first back-off again
 ABSENT_S = 10.0  #: modules are ended when no daemon was there this long
 START_S = 60.0  #: a started daemon that serves later than this is killed
 RESTART = 75  #: exit status of a daemon that asks to be started again
+ASKED = (-signal.SIGTERM, -signal.SIGINT)  #: the same, of one that could not answer yet
 STOP_S = 15.0  #: an orderly stop of the daemon may take this long, then it is killed
 MODULE_STOP_S = 2.0  #: SIGTERM to SIGKILL for what the daemon left
 REFUSED = 78  #: exit status of a daemon that must not be started again
@@ -179,7 +182,7 @@ class Keeper:
         now = time.monotonic()
         if self._stopping:
             return
-        if code == 0 or not (self._served or code == RESTART):
+        if code == 0 or not (self._served or code in (RESTART, *ASKED)):
             self._status = code if code >= 0 else 1
             return
         if code == REFUSED:

@@ -178,6 +178,20 @@ def test_daemon_that_never_served_is_not_started_again(start):
     assert running.process.wait(10) == 78
 
 
+@pytest.mark.promise("P3")
+def test_daemon_that_is_asked_to_end_in_its_very_first_start_gets_a_successor(start):
+    running = start("""
+        if not (where / "first").exists():
+            note("first")
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        keeper.ready()
+        note("second")
+        time.sleep(60)
+    """)
+    running.note("second")
+
+
 def daemon_of(running: Running) -> int:
     listing = Path(f"/proc/{running.process.pid}/task/{running.process.pid}/children").read_text()
     for pid in map(int, listing.split()):
