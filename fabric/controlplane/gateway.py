@@ -117,9 +117,22 @@ class NodeGateway:
 
     # ---------------------------------------------------------------- sessions
     def open_session(self, node: int, session: int, incarnation: int) -> None:
-        """Open (or renew) the session with a node and make the entries of its flows."""
-        if self._sessions.get(node) == (session, incarnation):
+        """Open (or renew) the session with a node and make the entries of its flows.
+
+        Raises
+        ------
+        StaleHandleError
+            A later incarnation of that node is connected: what was proven is late, and changes nothing.
+        """
+        known = self._sessions.get(node)
+        if known == (session, incarnation):
             return
+        # Only beside a living connection: the clock of a node that lost its folder may have gone back.
+        if known is not None and incarnation < known[1] and any(n == node for n, _ in self.up):
+            raise errors.StaleHandleError(
+                f"incarnation {incarnation} of node {node} is older than the connected {known[1]}",
+                node=node,
+            )
         self.close_session(node)
         self.engine.open_session(session, node, incarnation)
         self._sessions[node] = (session, incarnation)

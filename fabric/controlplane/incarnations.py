@@ -1,7 +1,8 @@
 """Numbers that tell one life of a node or a daemon from every other: unique over restarts and over clock jumps.
 
-They look like wall-clock nanoseconds, for people who read logs; nothing compares two of them but for equality. The
-last one is kept in the state directory: a clock that went back cannot give one out again.
+They look like wall-clock nanoseconds, for people who read logs; almost nothing compares two of them but for
+equality. The last one is kept in the state directory, and each is above it: a clock that went back cannot give one out
+again. (A late data connection of an older one is told by that, while the later one is connected.)
 """
 
 from __future__ import annotations

@@ -116,7 +116,13 @@ class PeerLinks:
 
     # ---------------------------------------------------------------- dialling
     def on_view(self, view: View) -> None:
-        """Dial the nodes that are ours to dial, forget the dead."""
+        """Dial the nodes that are ours to dial, forget the dead.
+
+        Before the join says who the registry is, nobody is dialled: the registry's connection is the join's own, and
+        two of them would close each other again and again.
+        """
+        if not self.registry_number:
+            return
         for node in view.nodes:
             if node.number == self._context.number:
                 continue
@@ -265,10 +271,14 @@ class PeerLinks:
         from fabric.links import handshake
 
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        used = self._incarnation
         try:
             sock, info = await handshake.accept(sock, self._local(CONTROL), self._secret)
         except errors.FabricError as error:
             self._context.events.add("node refused", reason=str(error))
+            return
+        if used != self._incarnation and info.group != CONTROL:
+            sock.close()  # proven for a session that was given up meanwhile; it is dialled again
             return
         if info.group != CONTROL:
             try:
@@ -292,7 +302,11 @@ class PeerLinks:
         if node is None or node.name != info.node or node.state == "dead":
             sock.close()
             raise errors.StaleHandleError(f"node {info.node!r} is not a member now", node=number)
-        self._daemon.gateway.open_session(number, info.session, info.incarnation)
+        try:
+            self._daemon.gateway.open_session(number, info.session, info.incarnation)
+        except errors.FabricError:
+            sock.close()
+            raise
         self._daemon.gateway.add_connection(number, sock.detach(), info.group)
 
     def _on_link_down(self, number: int, group: int, reason: str) -> None:

@@ -89,3 +89,21 @@ async def test_flow_into_a_process_that_ends_while_it_is_told_is_carried_no_more
     with pytest.raises(errors.PeerLostError):
         await wiring.serve_flow_in_close({"flow": 5})
     assert (engine.removed, flows.ins) == ([5], {})
+
+
+@pytest.mark.promise("P3")
+def test_late_handshake_of_an_older_incarnation_does_not_replace_the_present_session():
+    made, _ = gateway(Engine())
+    made.open_session(NODE, 99, 5)
+    made.up.add((NODE, 0))
+    with pytest.raises(errors.StaleHandleError, match="older than the connected"):
+        made.open_session(NODE, 98, 4)
+    assert made.session_of(NODE) == 99
+
+
+def test_lower_incarnation_is_taken_once_the_higher_one_is_gone():
+    made, _ = gateway(Engine())
+    made.open_session(NODE, 99, 5)
+    made._engine.close_session = lambda session: None
+    made.open_session(NODE, 98, 4)
+    assert made.session_of(NODE) == 98
