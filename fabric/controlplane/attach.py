@@ -254,9 +254,17 @@ class AttachServer:
         port.connect(connection)
         connection.name = port.name
         steps.at("attach.resumed")
+        self._close_unknown(port, fields.get("endpoints"))
         self.reported(port, "resumed")
         log.info("resumed", extra={"port": port.port, "port_name": port.name, "pid": port.pid})
         return {}
+
+    def _close_unknown(self, port: Port, known: list[int] | None) -> None:
+        """Close what was opened for a process that never got the answer: nobody would ever read there."""
+        for record in self._endpoints.of(port.port):
+            if known is not None and record.endpoint not in known:
+                log.info("endpoint unknown to its process", extra={"endpoint": record.endpoint})
+                self.closed(record)
 
     async def _open(self, port: Port, fields: dict[str, Any]) -> Answer:
         # Between transforms other types may travel; what a stage accepts was checked when it was attached.

@@ -84,8 +84,14 @@ class Membership:
         return self.links.peer(number)
 
     def node_is(self, number: int, incarnation: int) -> bool:
-        """Tell whether a node is a member, in this incarnation, as far as the newest view says."""
-        node = self._daemon.registry.view.node(number)
+        """Tell whether a node is a member, in this incarnation, as far as the newest view says.
+
+        A daemon that was started again and has no view yet must not take anybody for gone.
+        """
+        view = self._daemon.registry.view
+        if not view.nodes:
+            return True
+        node = view.node(number)
         return node is not None and node.incarnation == incarnation and node.state != "dead"
 
     # ---------------------------------------------------------------- registry node
@@ -220,6 +226,7 @@ class Membership:
         self.links.bind(answer["registry"], connection)
         self._daemon.registry.request = self._request_registry
         self._daemon.on_view(view_from(answer["view"]))
+        self.links.on_view(self._daemon.registry.view)  # one pushed before this answer dialled nobody
         steps.at("node.join.viewed")
         self._joined.set()
         self.trouble = ""

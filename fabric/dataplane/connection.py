@@ -90,6 +90,9 @@ class ControlConnection:
         self._closing = threading.Event()
         self._broken: Exception | None = None
         self._identity: dict[str, Any] = {}
+        self._opened: set[int] = (
+            set()
+        )  # endpoints whose number came; written by the control thread and `close`
         self._thread: threading.Thread | None = None
         self.reconnect_count = 0
 
@@ -195,6 +198,8 @@ class ControlConnection:
                 )
             number = next(self._numbers)
             self._waiting[number] = request
+            if request.op == "close":
+                self._opened.discard(request.fields["endpoint"])
             frames = self._frames
         if frames is not None:
             self._send(frames, number, request)
@@ -270,7 +275,11 @@ class ControlConnection:
             request = self._waiting.pop(fields["re"], None)
         if request is None:
             close_fds(fds)
+            if "endpoint" in fields:  # whoever asked for it gave up waiting
+                self.post("close", {"endpoint": fields["endpoint"]})
             return
+        if request.op == "open" and "endpoint" in fields:
+            self._opened.add(fields["endpoint"])
         if "error" in fields:
             close_fds(fds)
             request.error = errors.from_wire(fields["error"])
@@ -309,7 +318,9 @@ class ControlConnection:
     def _resume(self) -> FrameSocket:
         frames = connect(self.path)
         try:
-            frames.send({"op": "resume", "id": 0, **self._identity})
+            # What the daemon opened for us and could not answer any more is nobody's: it closes it.
+            known = {"endpoints": sorted(self._opened)}
+            frames.send({"op": "resume", "id": 0, **self._identity, **known})
             while True:
                 fields, fds = frames.receive(limits.ATTACH_S)
                 if fields.get("re") == 0:

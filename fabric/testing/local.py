@@ -179,6 +179,9 @@ class LocalFabric(LocalWiring):
                 return None
             port.frames = frames
             frames.send({"re": fields["id"]})
+            for endpoint in [e for e in self.endpoints.values() if e.port is port]:
+                if endpoint.endpoint not in fields["endpoints"]:
+                    self._ask_close(port, {"endpoint": endpoint.endpoint}, [])
             return port
         with self._lock:
             number, incarnation = self._number(), time.time_ns()

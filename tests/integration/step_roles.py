@@ -53,7 +53,7 @@ def declare(port: Any) -> None:
 
 
 def produce(name: str, count: int, linger_s: float) -> None:
-    """Stay `linger_s` after the end. Send `count` parts on each channel; what is refused in a typed way is tried again, bounded."""
+    """Send `count` parts on each channel, trying typed refusals again, bounded; then stay for `linger_s`."""
     with again(fabric.attach, name) as port:
         declare(port)
         outs = {channel: again(port.sender, channel, Part) for channel in CHANNELS}

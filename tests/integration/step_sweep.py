@@ -89,17 +89,24 @@ class Worker:
         return [line for line in read if key in line]
 
     def is_ready(self) -> bool:
-        """Tell whether it receives; true also when it is gone, killed at a step."""
-        return bool(self.reports("ready")) or self.process.poll() is not None
+        """Tell whether it receives; true also when it is gone or its node is, killed at a step."""
+        return bool(self.reports("ready")) or self.is_gone()
 
     def finish(self) -> int:
         """Let it leave in order; returns its exit status (negative: the signal that ended it)."""
         if self.process.stdin is not None:
             self.process.stdin.close()
         try:
-            return self.process.wait(HEAL_S + 20)
+            wait_for(f"{self.name} gone or its node", self.is_gone, HEAL_S + 20)
+            if not self.node.is_running():
+                self.kill()  # nobody serves it any more: it would ask until its own deadlines
+            return self.process.wait(5)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"{self.name} does not end: {self.trouble()}") from None
+
+    def is_gone(self) -> bool:
+        """Tell whether it ended, or the keeper of its node did."""
+        return self.process.poll() is not None or not self.node.is_running()
 
     def trouble(self) -> str:
         """Return the end of what it wrote."""
@@ -198,7 +205,7 @@ class Sweep:
         victim = self._worker(self.b, "consume", hold_s=0.05)
         wait_for(f"{victim.name} receiving", victim.is_ready)
         producer = self._worker(self.a, "produce")
-        wait_for("a part", lambda: victim.reports("got") or victim.process.poll() is not None)
+        wait_for("a part", lambda: victim.reports("got") or victim.is_gone())
         survivor = self._worker(self.a, "consume")
         wait_for(f"{survivor.name} receiving", survivor.is_ready)
         victim.kill()
@@ -237,7 +244,7 @@ class Sweep:
         slow = self._worker(self.a, "consume", hold_s=0.05)
         wait_for(f"{slow.name} receiving", slow.is_ready)
         producer = self._worker(self.a, "produce")
-        wait_for("a part", lambda: slow.reports("got") or slow.process.poll() is not None)
+        wait_for("a part", lambda: slow.reports("got") or slow.is_gone())
         other = self._worker(self.b, "consume")
         slow.finish()
         self._finish([producer, other])
@@ -266,6 +273,8 @@ class Sweep:
         self._control("apply", APPLIED % (200 + self._turn))
 
     def _modules_rest(self) -> bool:
+        if not self.a.is_running():
+            return True
         rows = self._control("ls", "module")
         return rows is not None and all(row["state"] == "ready" for row in rows)
 

@@ -199,3 +199,51 @@ def test_socket_served_by_another_user_is_not_trusted(node, monkeypatch):
     monkeypatch.setattr(connection, "_owner_of", lambda sock: 12345)
     with pytest.raises(errors.BrokenError, match="served by uid 12345"):
         fabric.attach("me", socket=node.path)
+
+
+def test_endpoint_whose_open_was_never_answered_is_closed_when_the_port_resumes(
+    node, ports, notes, types, monkeypatch
+):
+    _, right = ports
+    opened = node._ask_open
+
+    def open_and_die(port, fields, fds):
+        opened(port, fields, fds)
+        monkeypatch.undo()
+        port.frames.shutdown()
+        raise errors.BrokenError("the daemon dies here")
+
+    monkeypatch.setattr(node, "_ask_open", open_and_die)
+    before = set(node.endpoints)
+    with pytest.raises(errors.BrokenError, match="ask again"):
+        right.receiver("notes", types.note)
+    until(lambda: right.connection.is_connected and right.stats()["reconnects"] == 1)
+    until(lambda: set(node.endpoints) == before)
+
+
+def test_endpoint_that_comes_after_its_caller_gave_up_is_closed(
+    node, ports, notes, types, monkeypatch
+):
+    _, right = ports
+    opened, gate = node._ask_open, threading.Event()
+    before = set(node.endpoints)
+
+    def open_late(port, fields, fds):
+        answer = opened(port, fields, fds)
+        assert gate.wait(5)
+        return answer
+
+    monkeypatch.setattr(node, "_ask_open", open_late)
+    with pytest.raises(errors.DeadlineExceeded):
+        right.connection.request(
+            "open",
+            {
+                "role": "receiver",
+                "channel": "notes",
+                "schema": fabric.messages.message_type(types.note).schema.text,
+            },
+            0.05,
+        )
+    assert set(node.endpoints) != before
+    gate.set()
+    until(lambda: set(node.endpoints) == before)
