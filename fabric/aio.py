@@ -126,6 +126,7 @@ class Sender(Generic[M]):
         self, message: M, key: str | bytes | None = None, deadline: float | None = None
     ) -> int:
         """See `fabric.Sender.send`."""
+        deadline = self.sync.deadline_s if deadline is None else deadline
         deadline_ns = absolute_ns(deadline)
         expires_ns = deadline_ns if deadline is not None else 0
         meta, tensors = self.sync.type.encode(message)
@@ -148,6 +149,7 @@ class Sender(Generic[M]):
         deadline: float | None = None,
     ) -> int:
         """See `fabric.Sender.send_many`."""
+        deadline = self.sync.deadline_s if deadline is None else deadline
         deadline_ns = absolute_ns(deadline)
         sync = self.sync
         if sync.has_policy:

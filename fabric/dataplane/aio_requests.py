@@ -45,7 +45,8 @@ class Requester(Generic[M, R]):
         self, message: M, key: str | bytes | None = None, deadline: float | None = None
     ) -> Any:
         """See `fabric.Requester.stream`; an asynchronous generator, closing it cancels the request."""
-        call = Call(self.sync.next_correlation(), absolute_ns(deadline) or monotonic_ns())
+        seconds = self.sync.sender.deadline_s if deadline is None else deadline
+        call = Call(self.sync.next_correlation(), absolute_ns(seconds) or monotonic_ns())
         self.sync.register(call)
         try:
             meta, tensors = self.sync.sender.type.encode(message)

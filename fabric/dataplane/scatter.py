@@ -190,7 +190,7 @@ class Scatterer(Generic[M, R]):
         targets : sequence of int, optional
             Of `targets()`; then `index` counts in it, without modulo.
         deadline : float, optional
-            Seconds for everything (default 30).
+            Seconds for everything (default: the channel's, else 30).
 
         Returns
         -------
@@ -235,7 +235,8 @@ class Scatterer(Generic[M, R]):
 
     def start(self, deadline: float | None) -> ScatterCall:
         """Return a call of which nothing is done yet."""
-        return ScatterCall(self.requester, absolute_ns(deadline) or monotonic_ns())
+        seconds = self.requester.sender.deadline_s if deadline is None else deadline
+        return ScatterCall(self.requester, absolute_ns(seconds) or monotonic_ns())
 
     def gather(self, state: ScatterCall) -> R:
         """Return the answers of a finished call as one message."""

@@ -228,3 +228,16 @@ def test_sync_and_asyncio_ports_of_one_process_talk(node, types):
             sender.send(types.note("n", number), deadline=5)
         thread.join(10)
         assert found == list(range(10))
+
+
+async def test_send_without_a_deadline_takes_the_one_of_its_channel(loops, types):
+    left, _ = loops
+    await left.declare("slow", types.note, pattern="queue")
+    sender = await left.sender("slow", types.note)
+    sender.sync.deadline_s = 0.2
+    started = time.monotonic()
+    with pytest.raises(errors.DeadlineExceeded):
+        await sender.send(types.note("n"))
+    with pytest.raises(errors.DeadlineExceeded):
+        await sender.send_many([types.note("n")])
+    assert time.monotonic() - started < 5

@@ -320,3 +320,14 @@ async def test_asyncio_scatter_gathers_and_cancels(node, experts):
         hold.set()
         again = await scatterer.call(rows, np.arange(9), deadline=5)
         np.testing.assert_array_equal(again.hidden, expected(rows))
+
+
+def test_call_without_a_deadline_takes_the_one_of_its_channel(node):
+    with fabric.attach("router", node.path) as port:
+        port.declare("slow", Rows, reply=Results, pattern="scatter")
+        scatterer = port.scatterer("slow", Rows, Results)
+        scatterer.requester.sender.deadline_s = 0.2
+        started = time.monotonic()
+        with pytest.raises(errors.DeadlineExceeded):
+            scatterer.call(make_rows(2), np.zeros(2, np.int64))
+        assert time.monotonic() - started < 5
