@@ -5,8 +5,18 @@ from __future__ import annotations
 import pytest
 
 from fabric import _native
-from fabric.testing.link_conformance import LinkConformance, payload_of, take
+from fabric.testing.link_conformance import (
+    DELIVERED,
+    DROPPED,
+    EXPIRED,
+    LinkConformance,
+    ends,
+    payload_of,
+    take,
+)
 from fabric.testing.rigs import EngineRig, Rig, rig
+
+SENDERS = 1  # direction of the lane between a sender and its gateway
 
 pytestmark = pytest.mark.promise("P2", "P6")
 
@@ -92,3 +102,38 @@ def test_bulk_travels_on_its_own_connection(tcp: EngineRig):
     control, bulk = group_stats(tcp, 0)
     assert bulk["bytes_out"] > 8 << 20
     assert control["bytes_out"] < 64 << 10
+
+
+def disconnect(joined: EngineRig) -> None:
+    """Break every connection; `restart` or `connect` makes new ones."""
+    for group in (0, 1):
+        joined.engines[0].inject("drop_connection", group)
+
+
+def test_message_that_expired_behind_a_cut_link_is_no_message_in_its_lane_any_more(tcp: EngineRig):
+    """Its sender knows the end at once; the record stays until the other node has taken its place."""
+    flow = tcp.open_flow()
+    flow.send(payload_of(0, 64))
+    take(flow, 0, 64)
+    assert flow.settle()
+    disconnect(tcp)
+    flow.send(payload_of(1, 64), expires_ns=_native.monotonic_ns() + 20_000_000)
+    flow.send(payload_of(2, 50_000), expires_ns=_native.monotonic_ns() + 20_000_000)
+    assert flow.settle()
+    assert ends(flow) == {(DELIVERED, 0): 1, (DROPPED, EXPIRED): 2}
+    lane = _native.inspect_lane(tcp.pairs[0], SENDERS)
+    assert lane["head"] > lane["tail"]
+    assert lane["records"] == [], "no audit may take them for messages that no sender knows"
+
+
+def test_restarted_engine_ends_no_message_again(tcp: EngineRig):
+    flow = tcp.open_flow()
+    disconnect(tcp)
+    flow.send(payload_of(0, 50_000), expires_ns=_native.monotonic_ns() + 20_000_000)
+    assert flow.settle()
+    tcp.restart(0)
+    flow.send(payload_of(1, 64))
+    take(flow, 1, 64)
+    assert flow.settle()
+    assert ends(flow) == {(DROPPED, EXPIRED): 1, (DELIVERED, 0): 1}
+    assert tcp.engines[0].stats()["ends"] == []

@@ -158,7 +158,9 @@ Status inspect_lane(int fd, int direction, InspectedLane& out) {
   RecordSpan span;
   for (Peek peek = reader.peek(span); peek != Peek::empty; peek = reader.peek(span)) {
     if (peek == Peek::corrupt) return impossible(reader.fault());
-    out.records.push_back({span.header.flow, span.header.flow_seq, span.header.sequence, span.header.channel, span.header.kind});
+    const bool ended = (span.header.flags & kFlagEnded) != 0;
+    const u8 kind = ended ? static_cast<u8>(RecordKind::skip) : span.header.kind;
+    out.records.push_back({span.header.flow, span.header.flow_seq, span.header.sequence, span.header.channel, kind});
     reader.advance(span);
   }
   ReturnReader returns;

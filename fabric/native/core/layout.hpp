@@ -81,6 +81,7 @@ enum RecordFlag : u16 {
   kFlagStreamMore = 1 << 3,     // a streamed reply, more to come
   kFlagError = 1 << 4,          // the inline part is an error report (reply)
   kFlagCancel = 1 << 5,         // cancels `correlation`
+  kFlagEnded = 1 << 14,         // in a lane to a gateway: ended and reported there, travels on as a skip record
   kFlagPad = 1 << 15,           // ring filler up to the wrap; skip total_len bytes
 };
 
@@ -190,11 +191,10 @@ enum class Wake : u32 { awake = 0, futex = 1, eventfd = 2 };
 struct DoorbellLayout {
   alignas(kCacheLine) std::atomic<u32> state;   ///< Wake; also the futex word
   alignas(kCacheLine) std::atomic<u64> ready[kLanesPerPortMax / 64];  ///< bit = lane number mod kLanesPerPortMax
-  alignas(kCacheLine) std::atomic<u32> freeze;  ///< written by the daemon only: audit cut in progress
   alignas(kCacheLine) std::atomic<u32> cpu;     ///< 1 + where the owner ran last, by the owner; 0 unknown
 };
 
-// ------------------------------------------------------------------ state segment (one port writes)
+// ------------------------------------------------------------------ state segment (one port writes, but for `freeze`)
 // Read by the daemon (audit, death handling). After the port's death the daemon writes it (adoption).
 struct StateHead {
   u64 magic;                           ///< "FABSTAT1"
@@ -206,6 +206,7 @@ struct StateHead {
   std::atomic<u32> busy;               ///< 1 inside an operation; see docs/ARCHITECTURE.md §audit
   std::atomic<u32> held_high;          ///< entries of the held table ever used
   std::atomic<u64> overruns;           ///< operations that went on in a freeze: a cut that saw it change is none
+  std::atomic<u32> freeze;             ///< written by the daemon only: an audit's cut is taken. No peer can map it
 };
 inline constexpr u64 kStateMagic = 0x3154415453424146ULL;
 

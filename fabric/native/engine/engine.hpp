@@ -105,6 +105,8 @@ class Engine {
   void post_record(Session& session, Forward& flow, Outgoing& entry, wire::FrameType type, u64 now);
   void start_transfer(Session& session, Outgoing& entry);
   void end_here(Outgoing& entry, End end, Reason reason, u64 now);
+  static void become_skip(Outgoing& entry);
+  static void mark_ended(const Outgoing& entry);
   bool publish_end(Outgoing& entry);
   void acknowledge(Forward& flow, u64 upto);
   void mark_acknowledged(Forward& flow, u64 upto);

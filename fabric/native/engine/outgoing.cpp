@@ -54,6 +54,7 @@ void Engine::read_lane(EngineLane& lane, u64 now) {
 bool Engine::take_record(EngineLane& lane, const RecordSpan& span, u64 now) {
   Outgoing& entry = lane.outgoing.emplace_back();
   entry.lane = &lane;
+  entry.cursor_begin = span.begin;
   entry.cursor_end = span.end;
   entry.record.assign(span.bytes, span.bytes + span.header.total_len);
   // The checked header counts, not what the ring holds by now.
@@ -86,6 +87,11 @@ bool Engine::take_record(EngineLane& lane, const RecordSpan& span, u64 now) {
     return true;
   }
   flow.unacked.push_back(&entry);
+  if ((span.header.flags & kFlagEnded) != 0) {  // by an engine that is gone: its end was reported
+    entry.end = End::dropped;
+    entry.end_published = true;
+    become_skip(entry);
+  }
   if (!known) end_here(entry, End::failed, Reason::corrupted, now);
   if (flow.session == 0) emit(EngineEvent::Kind::flow_unknown, entry.flow_id, 0, "lane record");
   pump_flow(flow, now);
@@ -174,16 +180,7 @@ void Engine::end_here(Outgoing& entry, End end, Reason reason, u64 now) {
   entry.end = end;
   entry.reason = reason;
   ++totals_.ends[u32(end)][u32(reason)];
-  // What travels on is a skip record: the flow stays without gaps, credit stays exact.
-  RecordHeader header = header_of(entry);
-  header.kind = u8(RecordKind::skip);
-  header.segment_count = 0;
-  header.flags &= static_cast<u16>(~kFlagMetaInSegment);
-  const u32 fixed = u32{header.header_len8} * 8;
-  if (fixed < kRecordHeaderBytes || fixed > entry.record.size()) header.header_len8 = kRecordHeaderBytes / 8;
-  header.total_len = u32{header.header_len8} * 8;
-  entry.record.resize(header.total_len);
-  std::memcpy(entry.record.data(), &header, sizeof header);
+  become_skip(entry);
   if (!publish_end(entry)) {
     entry.lane->ends_due.push_back(&entry);
     blocked_retry_ = true;  // a reader that makes room does not ring
@@ -198,6 +195,30 @@ void Engine::end_here(Outgoing& entry, End end, Reason reason, u64 now) {
   }
 }
 
+/// What travels on is a skip record: the flow stays without gaps, credit stays exact.
+void Engine::become_skip(Outgoing& entry) {
+  RecordHeader header = header_of(entry);
+  header.kind = u8(RecordKind::skip);
+  header.segment_count = 0;
+  header.flags &= static_cast<u16>(~(kFlagMetaInSegment | kFlagEnded));
+  const u32 fixed = u32{header.header_len8} * 8;
+  if (fixed < kRecordHeaderBytes || fixed > entry.record.size()) header.header_len8 = kRecordHeaderBytes / 8;
+  header.total_len = u32{header.header_len8} * 8;
+  entry.record.resize(header.total_len);
+  std::memcpy(entry.record.data(), &header, sizeof header);
+}
+
+/// Says in the lane that the message has ended: the record stays until the other node has taken what stands for it,
+/// and neither an audit nor the next engine may take it for a message. After its end was published, never before.
+void Engine::mark_ended(const Outgoing& entry) {
+  LaneEnd& end = entry.lane->end;
+  u8* at = end.layout()->records[1 - entry.lane->side] + (entry.cursor_begin & (kLaneBytes - 1)) + offsetof(RecordHeader, flags);
+  u16 flags;
+  std::memcpy(&flags, at, sizeof flags);
+  flags |= kFlagEnded;
+  std::memcpy(at, &flags, sizeof flags);
+}
+
 bool Engine::publish_end(Outgoing& entry) {
   if (entry.end_published) return true;
   ReturnEntry end{};
@@ -210,6 +231,7 @@ bool Engine::publish_end(Outgoing& entry) {
   entry.lane->end.returns_out.publish();
   mark_dirty(*entry.lane);
   entry.end_published = true;
+  mark_ended(entry);
   return true;
 }
 

@@ -43,6 +43,7 @@ struct EngineLane;
 struct Outgoing {
   EngineLane* lane = nullptr;
   Forward* flow = nullptr;
+  u64 cursor_begin = 0;                // where it lies in the lane
   u64 cursor_end = 0;                  // lane tail once it is released
   u64 flow_id = 0, flow_seq = 0, deadline_ns = 0;
   std::vector<u8> record;              // private, checked copy
