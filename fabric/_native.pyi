@@ -38,7 +38,7 @@ def create_segment(segment: int, port: int, incarnation: int, tenant: int, slot_
 def seal_segment(fd: int) -> None:
     """Refuse every later writable mapping; after the one writer has mapped."""
 
-def freeze(doorbell_fd: int, state_fd: int, deadline_ns: int) -> bool:
+def freeze(state_fd: int, deadline_ns: int) -> bool:
     """Stop new operations; True when none is inside any more."""
 
 def freeze_overruns(state_fd: int) -> int:
@@ -46,7 +46,7 @@ def freeze_overruns(state_fd: int) -> int:
     Operations that went on in a freeze, since the port exists: a cut over which it changed is none.
     """
 
-def thaw(doorbell_fd: int) -> None:
+def thaw(state_fd: int) -> None:
     """End a freeze."""
 
 class Port:

@@ -138,10 +138,10 @@ class Auditor:
         self._overruns = self._count_overruns()
         for port in self._daemon.ports:
             if port.is_alive:
-                self._frozen.append(port.doorbell_fd)
+                self._frozen.append(port.state_fd)
                 frozen.append(
                     loop.run_in_executor(
-                        None, native.freeze, port.doorbell_fd, port.state_fd, deadline_ns
+                        None, native.freeze, port.state_fd, deadline_ns
                     )
                 )
         for stopped in await asyncio.gather(*frozen):

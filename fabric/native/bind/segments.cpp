@@ -52,22 +52,22 @@ void bind_segments(nb::module_& module) {
              "An arena segment of `slot_count` slots (<= 1024) of `slot_bytes` (multiple of 64).");
   module.def("seal_segment", [](int fd) { check(seal_segment(fd)); }, "fd"_a,
              "Refuse every later writable mapping; after the one writer has mapped.");
-  module.def("freeze", [](int doorbell_fd, int state_fd, u64 deadline_ns) {
+  module.def("freeze", [](int state_fd, u64 deadline_ns) {
     Status status;
     bool still = false;
     {
       nb::gil_scoped_release unlocked;
-      still = freeze_port(doorbell_fd, state_fd, deadline_ns, status);
+      still = freeze_port(state_fd, deadline_ns, status);
     }
     check(status);
     return still;
-  }, "doorbell_fd"_a, "state_fd"_a, "deadline_ns"_a, "Stop new operations; True when none is inside any more.");
+  }, "state_fd"_a, "deadline_ns"_a, "Stop new operations; True when none is inside any more.");
   module.def("freeze_overruns", [](int state_fd) {
     u64 out = 0;
     check(freeze_overruns(state_fd, out));
     return out;
   }, "state_fd"_a, "Operations that went on in a freeze, since the port exists: a cut over which it changed is none.");
-  module.def("thaw", [](int doorbell_fd) { check(thaw_port(doorbell_fd)); }, "doorbell_fd"_a, "End a freeze.");
+  module.def("thaw", [](int state_fd) { check(thaw_port(state_fd)); }, "state_fd"_a, "End a freeze.");
 }
 
 }  // namespace fabric

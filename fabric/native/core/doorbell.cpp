@@ -1,8 +1,7 @@
 #include "core/doorbell.hpp"
 
-#include <linux/futex.h>
-#include <sys/eventfd.h>
-#include <sys/syscall.h>
+#include <poll.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <climits>
@@ -21,12 +20,20 @@ void wake_owner(DoorbellLayout* layout, int event_fd) {
   if (former == static_cast<u32>(Wake::futex)) {
     futex_wake(&layout->state, INT_MAX, true);
   } else if (former == static_cast<u32>(Wake::eventfd)) {
-    const u64 one = 1;
-    [[maybe_unused]] auto written = ::write(event_fd, &one, sizeof one);
+    ring_event(event_fd);
   }
 }
 
 }  // namespace
+
+// Every port that rings shares the file description, O_NONBLOCK and the count: neither may be relied on. A count that
+// takes no more is readable, so that its owner is told already.
+void ring_event(int event_fd) {
+  pollfd room{event_fd, POLLOUT, 0};
+  if (::poll(&room, 1, 0) != 1 || (room.revents & POLLOUT) == 0) return;
+  const u64 one = 1;
+  [[maybe_unused]] auto written = ::write(event_fd, &one, sizeof one);
+}
 
 Status DoorbellRinger::attach(int doorbell_fd, int event_fd) {
   Status status = Mapping::map(doorbell_fd, sizeof(DoorbellLayout), true, mapping_);
@@ -108,25 +115,27 @@ u64 Doorbell::take_ready(u32 index) {
 
 void Doorbell::drain_event() {
   u64 count = 0;
-  [[maybe_unused]] auto got = ::read(event_.get(), &count, sizeof count);  // O_NONBLOCK by contract
-}
-
-bool Doorbell::frozen() const { return layout_->freeze.load(std::memory_order_seq_cst) != 0; }
-
-void Doorbell::park_while_frozen(u64 deadline_ns) {
-  while (frozen() && monotonic_ns() < deadline_ns) futex_wait(&layout_->freeze, 1, deadline_ns, true);
+  const iovec part{&count, sizeof count};
+  [[maybe_unused]] auto got = ::preadv2(event_.get(), &part, 1, -1, RWF_NOWAIT);  // whatever O_NONBLOCK says by now
 }
 
 void Doorbell::forget() { mapping_.forget(); layout_ = nullptr; event_.reset(); }
 
-bool freeze_port(int doorbell_fd, int state_fd, u64 deadline_ns, Status& status) {
-  Mapping bell, state;
-  status = Mapping::map(doorbell_fd, sizeof(DoorbellLayout), true, bell);
-  if (status.ok()) status = Mapping::map(state_fd, sizeof(StateLayout), false, state);
+void park_while_frozen(StateHead& head, u64 deadline_ns) {
+  while (const u32 now = head.freeze.load(std::memory_order_seq_cst)) {
+    if (monotonic_ns() >= deadline_ns) return;
+    futex_wait(&head.freeze, now, deadline_ns, true);
+  }
+}
+
+bool freeze_port(int state_fd, u64 deadline_ns, Status& status) {
+  Mapping state;
+  status = Mapping::map(state_fd, sizeof(StateLayout), true, state);
   if (!status.ok()) return false;
-  bell.as<DoorbellLayout>()->freeze.store(1, std::memory_order_seq_cst);
+  StateHead& head = state.as<StateLayout>()->head;
+  head.freeze.store(1, std::memory_order_seq_cst);
   std::atomic_thread_fence(std::memory_order_seq_cst);  // Dekker: freeze, fence, look at busy
-  auto& busy = state.as<StateLayout>()->head.busy;
+  auto& busy = head.busy;
   while (busy.load(std::memory_order_seq_cst) != 0) {
     if (monotonic_ns() >= deadline_ns) return false;
     const timespec pause{0, 50'000};
@@ -142,11 +151,11 @@ Status freeze_overruns(int state_fd, u64& out) {
   return status;
 }
 
-Status thaw_port(int doorbell_fd) {
-  Mapping bell;
-  Status status = Mapping::map(doorbell_fd, sizeof(DoorbellLayout), true, bell);
+Status thaw_port(int state_fd) {
+  Mapping state;
+  Status status = Mapping::map(state_fd, sizeof(StateLayout), true, state);
   if (!status.ok()) return status;
-  auto& freeze = bell.as<DoorbellLayout>()->freeze;
+  auto& freeze = state.as<StateLayout>()->head.freeze;
   freeze.store(0, std::memory_order_seq_cst);
   futex_wake(&freeze, INT_MAX, true);
   return status;

@@ -44,8 +44,6 @@ class Doorbell {
   u64 take_ready(u32 index);
   int event_fd() const { return event_.get(); }
   void drain_event();                 ///< reads the eventfd down to zero
-  bool frozen() const;
-  void park_while_frozen(u64 deadline_ns);  ///< futex on `freeze`
   DoorbellLayout* layout() const { return layout_; }
   void forget();
 
@@ -55,9 +53,16 @@ class Doorbell {
   Fd event_;
 };
 
+/// Adds to an eventfd that others can write, too, without ever waiting for it.
+void ring_event(int event_fd);
+
+/// Port side: is an audit's cut being taken? The word lies in the state segment, which no peer has.
+inline bool is_frozen(const StateHead& head) { return head.freeze.load(std::memory_order_seq_cst) != 0; }
+void park_while_frozen(StateHead& head, u64 deadline_ns);  ///< futex on `freeze`
+
 /// Daemon side: stops new operations of a port and waits until none is inside (audit).
-bool freeze_port(int doorbell_fd, int state_fd, u64 deadline_ns, Status& status);
-Status thaw_port(int doorbell_fd);
+bool freeze_port(int state_fd, u64 deadline_ns, Status& status);
+Status thaw_port(int state_fd);
 /// Operations of the port that went on although it was frozen, since it exists: read before freeze_port() and after
 /// the last look; a cut over which it changed is not consistent.
 Status freeze_overruns(int state_fd, u64& out);

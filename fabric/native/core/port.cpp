@@ -28,7 +28,7 @@ bool Operation::enter() {
     return false;
   }
   lock_.lock();
-  const u64 give_up = port_.state_ != nullptr && port_.doorbell_.frozen() ? monotonic_ns() + kFreezeParkNsMax : 0;
+  const u64 give_up = port_.state_ != nullptr && is_frozen(port_.state_->head) ? monotonic_ns() + kFreezeParkNsMax : 0;
   for (;;) {
     if (port_.closed()) {
       status_ = Status::fail(Code::closed, "port " + text(port_.number_) + " is closed");
@@ -37,7 +37,7 @@ bool Operation::enter() {
     }
     auto& busy = port_.state_->head.busy;
     busy.store(1, std::memory_order_seq_cst);  // Dekker: busy, fence, look at freeze
-    if (!port_.doorbell_.frozen()) {
+    if (!is_frozen(port_.state_->head)) {
       port_.auditor_gone_ = false;
       break;
     }
@@ -53,7 +53,7 @@ bool Operation::enter() {
     }
     const u64 until = give_up != 0 ? give_up : monotonic_ns() + kFreezeParkNsMax;
     lock_.unlock();
-    port_.doorbell_.park_while_frozen(until);
+    park_while_frozen(port_.state_->head, until);
     lock_.lock();
     port_.auditor_gone_ = port_.auditor_gone_ || monotonic_ns() >= until;  // its cut is not worth a hang
   }

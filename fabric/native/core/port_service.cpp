@@ -126,7 +126,8 @@ void Port::service_tick(u64 now) {
   const bool users_did = user_progress_ != service_seen_;
   const bool full_look = now - last_full_look_ >= kHeartbeatNs;
   if (full_look) last_full_look_ = now;
-  if (!users_did || full_look) progress_locked(full_look);
+  const u64 handled = !users_did || full_look ? progress_locked(full_look) : 0;
+  if (handled != 0 && leader_asleep_) doorbell_.wake_sleepers();  // a peer may have said `awake` in its name
   service_seen_ = user_progress_;
   for (auto& [endpoint, sender] : senders_) sender->expire_waiting(now);
   // Credit below the usual step, of a consumer that acknowledges but asks for nothing more: a sender may wait for it.

@@ -113,8 +113,7 @@ void Port::notify_waiters() {
   }
   if (!armed_) return;
   armed_ = false;
-  const u64 one = 1;
-  [[maybe_unused]] auto written = ::write(doorbell_.event_fd(), &one, sizeof one);
+  ring_event(doorbell_.event_fd());
   if (!leader_) doorbell_.cancel();
 }
 

@@ -83,10 +83,10 @@ bool Engine::operate(u64 now) {
   head.heartbeat_ns.store(now, std::memory_order_relaxed);
   head.busy.store(1, std::memory_order_seq_cst);
   std::atomic_thread_fence(std::memory_order_seq_cst);  // Dekker with freeze_port
-  if (doorbell_.frozen()) {
+  if (is_frozen(head)) {
     head.busy.store(0, std::memory_order_seq_cst);
     guard.unlock();
-    doorbell_.park_while_frozen(now + kFrozenSliceNs);
+    park_while_frozen(head, now + kFrozenSliceNs);
     return true;
   }
   const bool stalled = faults_.stall_until_ns > now;

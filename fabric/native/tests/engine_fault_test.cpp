@@ -251,7 +251,7 @@ void a_call_during_a_freeze_moves_no_cursor() {
   }));
   // Complete but for a slot. The lane holds nothing yet; then the engine is frozen and given the slot.
   Status status;
-  CHECK(freeze_port(pair.b.gateway.bell.get(), pair.b.gateway.state.get(), monotonic_ns() + 5'000'000'000, status));
+  CHECK(freeze_port(pair.b.gateway.state.get(), monotonic_ns() + 5'000'000'000, status));
   const u64 before = pair.b.end.records_in.head(), returned = pair.b.end.returns_out.head();
   Fd fd;
   must(create_segment(77, pair.b.gateway.port, pair.b.gateway.incarnation, 0, 1 << 20, 4, fd));
@@ -264,7 +264,7 @@ void a_call_during_a_freeze_moves_no_cursor() {
   std::this_thread::sleep_for(std::chrono::milliseconds(50));
   CHECK(pair.b.end.records_in.head() == before && pair.b.end.returns_out.head() == returned);
   CHECK(pair.b.engine.stats().slots_taken == 0);
-  must(thaw_port(pair.b.gateway.bell.get()));
+  must(thaw_port(pair.b.gateway.state.get()));
   Got got;
   CHECK(eventually([&] { pair.serve(); return pair.b.receive(got); }));
   CHECK(got.payload == pattern(100'000, 1));

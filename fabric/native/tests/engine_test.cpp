@@ -284,12 +284,12 @@ void a_frozen_engine_takes_nothing_until_thawed() {
   Pair pair(Transport::tcp);
   pair.connect();
   Status status;
-  CHECK(freeze_port(pair.b.gateway.bell.get(), pair.b.gateway.state.get(), monotonic_ns() + 5'000'000'000, status));
+  CHECK(freeze_port(pair.b.gateway.state.get(), monotonic_ns() + 5'000'000'000, status));
   CHECK(pair.a.send(kFlow, 1, pattern(10, 1), false));
   std::this_thread::sleep_for(std::chrono::milliseconds(100));
   Got got;
   CHECK(!pair.b.receive(got));
-  must(thaw_port(pair.b.gateway.bell.get()));
+  must(thaw_port(pair.b.gateway.state.get()));
   CHECK(eventually([&] { return pair.b.receive(got); }));
 }
 

@@ -22,7 +22,7 @@ def joined() -> Iterator[Pair]:
 def freeze(joined: Pair) -> int:
     """Freeze b; return its overruns before."""
     before = _native.freeze_overruns(joined.b.state)
-    assert _native.freeze(joined.b.doorbell, joined.b.state, soon())
+    assert _native.freeze(joined.b.state, soon())
     return int(before)
 
 
@@ -39,7 +39,7 @@ def test_operation_waits_for_the_thaw_and_moves_nothing_before(joined: Pair) -> 
     seen = _native.inspect_lane(joined.lane_fd, 0)
     assert len(seen["records"]) == 1 and not got
     assert _native.freeze_overruns(joined.b.state) == before
-    _native.thaw(joined.b.doorbell)
+    _native.thaw(joined.b.state)
     thread.join(5)
     assert got[0].meta == b"1"
 
@@ -61,10 +61,10 @@ def test_freeze_of_a_dead_auditor_is_ignored_and_counted(joined: Pair) -> None:
     assert time.monotonic() - began < 0.5, "once is enough"
     after = _native.freeze_overruns(joined.b.state)
     assert after > before, "an auditor that looks now must see that its cut is none"
-    _native.thaw(joined.b.doorbell)
+    _native.thaw(joined.b.state)
     assert inn.receive(0) is None
     assert freeze(joined) == _native.freeze_overruns(joined.b.state)
-    _native.thaw(joined.b.doorbell)
+    _native.thaw(joined.b.state)
 
 
 @pytest.mark.promise("P4")
@@ -81,6 +81,6 @@ def test_batch_taken_during_a_freeze_lets_other_threads_run(joined: Pair) -> Non
     while time.monotonic() < until:
         time.sleep(0.01)
         turns += 1
-    _native.thaw(joined.b.doorbell)
+    _native.thaw(joined.b.state)
     thread.join(5)
     assert turns >= 10 and len(got) == 20

@@ -338,12 +338,12 @@ def test_armed_eventfd_fires_for_an_arrival_and_never_misses_one(joined: Pair) -
 def test_frozen_port_parks_operations_until_thawed(joined: Pair) -> None:
     out, inn = joined.sender(), joined.receiver()
     joined.flow()
-    assert _native.freeze(joined.a.doorbell, joined.a.state, soon())
+    assert _native.freeze(joined.a.state, soon())
     thread = threading.Thread(target=lambda: out.send(b"x", [], None, soon()))
     thread.start()
     time.sleep(0.03)
     assert inn.receive(0) is None
-    _native.thaw(joined.a.doorbell)
+    _native.thaw(joined.a.state)
     thread.join()
     assert inn.receive(soon()).meta == b"x"
 

@@ -28,8 +28,8 @@ def audits(both: Pair) -> Iterator[None]:
     if child == 0:
         try:
             until = soon(20)
-            while _native.freeze(both.a.doorbell, both.a.state, until):
-                _native.thaw(both.a.doorbell)
+            while _native.freeze(both.a.state, until):
+                _native.thaw(both.a.state)
         finally:
             os._exit(0)
     try:
@@ -37,7 +37,7 @@ def audits(both: Pair) -> Iterator[None]:
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        _native.thaw(both.a.doorbell)
+        _native.thaw(both.a.state)
 
 
 def test_slot_is_not_lost_when_an_audit_freezes_the_port_during_the_copy(joined: Pair) -> None:
