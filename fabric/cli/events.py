@@ -26,7 +26,7 @@ _COLUMNS = (
     Column("port", "port"),
     Column("reason", "reason"),
     Column("count", "count", True),
-    Column("text", "text"),
+    Column("text", lambda row: _said(row)),
 )
 
 Drops = Annotated[
@@ -92,9 +92,14 @@ def _one(row: Mapping[str, Any], output: Format) -> None:
     else:
         words = [_moment(row["at"]), row["node"], row["severity"], row["kind"]]
         words += [f"{key}={row[key]}" for key in ("channel", "port", "reason", "count") if row[key]]
-        line = "  ".join([*words, row["text"]])
+        line = "  ".join([*words, _said(row)])
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
+
+
+def _said(row: Mapping[str, Any]) -> str:
+    """Return an event's text; where it has none, what else is known of it."""
+    return row["text"] or ", ".join(f"{key} {item}" for key, item in row["more"].items())
 
 
 def _moment(seconds: float) -> str:

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fabric import errors
+from fabric.cli import places
 
 EXIT_FAILURE = 1
 EXIT_INDETERMINATE = 3
 
-_NO_DAEMON = "start one: fabricctl up"
 _FIXES: dict[type[errors.FabricError], str] = {
     errors.ConfigError: "correct it and run the command again",
     errors.TypeMismatchError: "make both sides use the same version of the message type",
@@ -43,12 +43,18 @@ class Failure(Exception):
 def explain(error: errors.FabricError, what: str, status: int = EXIT_FAILURE) -> Failure:
     """Return the failure of an action `what` (as in "cannot apply f.yaml") by an error."""
     if error.context.get("unreachable"):
-        return Failure(what, error.message, _NO_DAEMON, status)
+        return Failure(what, error.message, _start_one(error), status)
     fix = next(
         (_FIXES[cls] for cls in type(error).__mro__ if cls in _FIXES),
         "see fabricctl status and the log it names",
     )
     return Failure(what, error.message or error.code, fix, status)
+
+
+def _start_one(error: errors.FabricError) -> str:
+    asked = str(error.context.get("socket", "")).removesuffix(".ctl")
+    is_default = not asked or asked == places.default_socket()
+    return "start one: fabricctl up" + ("" if is_default else f" --socket {asked}")
 
 
 @contextmanager

@@ -1,103 +1,47 @@
-"""`fabricctl`: the verbs, and the one place where a failure is printed.
-
-Start-up counts: nothing but typer is imported here; a verb imports what it needs when it runs.
-"""
+"""`fabricctl`: where it starts, and the one place where a failure is printed."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from typing import Annotated
 
-import typer
-
-from fabric import errors
-from fabric.cli import (
-    audit,
-    channel_io,
-    doctor,
-    events,
-    listing,
-    metrics,
-    node,
-    plan,
-    schema,
-    spec,
-    topology,
-    workers,
-)
-from fabric.cli.failure import Failure, explain, report
-
-HELP = """Show and change what a node of the fabric does.
-
-Which node: --socket PATH, or FABRIC_SOCKET, or the default socket of node "a".
-Every listing takes -o table|json|yaml. A failure says what, why and the one thing to do.
-
-Exit status: 0 done, 1 failed, 2 wrong usage; audit: 1 a difference, 3 no verdict;
-plan and diff: 2 something differs.
-"""
-
-app = typer.Typer(
-    name="fabricctl",
-    help=HELP,
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
-for verb in (
-    node.up,
-    node.down,
-    node.status,
-    doctor.doctor,
-    topology.topology,
-    plan.plan,
-    plan.apply,
-    plan.diff,
-    plan.rollback,
-    plan.history,
-    spec.validate,
-    schema.schema,
-    audit.audit,
-    events.events,
-    metrics.metrics,
-):
-    app.command(verb.__name__)(verb)
-app.add_typer(listing.kind_app("node"), name="node")
-app.add_typer(
-    workers.module_app, name="module", help="List, show and stop modules; read their logs."
-)
-app.add_typer(
-    channel_io.channel_app, name="channel", help="List and show channels; send and echo messages."
-)
-app.add_typer(
-    workers.plugin_app, name="plugin", help="List, show and load plugins; read their logs."
-)
-
-
-@app.callback()
-def _node(
-    socket: Annotated[
-        str, typer.Option("--socket", help="Attach socket of the node.", show_default=False)
-    ] = "",
-) -> None:
-    if socket:
-        os.environ["FABRIC_SOCKET"] = socket  # the option of a verb, when given, wins over it
+EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 
 def main() -> None:
-    """Run fabricctl; the process's exit status says how it went."""
+    """Run fabricctl and end the process; its exit status says how it went."""
+    status = run()
+    # All is said and done: an interrupt while the interpreter ends would only print a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(status)
+
+
+def run() -> int:
+    """Run fabricctl with the process's arguments; return its exit status."""
+    try:
+        return _run()
+    except KeyboardInterrupt:  # also while modules are being imported
+        return EXIT_INTERRUPTED
+
+
+def _run() -> int:
+    from fabric import errors
+    from fabric.cli.app import app
+    from fabric.cli.failure import Failure, explain, report
+
     try:
         app()
+    except SystemExit as done:
+        return done.code if isinstance(done.code, int) else int(done.code is not None)
     except Failure as failure:
-        sys.exit(report(failure))
+        return report(failure)
     except errors.FabricError as error:
-        sys.exit(report(explain(error, f"fabricctl {' '.join(sys.argv[1:3])} failed")))
-    except KeyboardInterrupt:
-        sys.exit(130)
+        return report(explain(error, f"fabricctl {' '.join(sys.argv[1:3])} failed"))
     except BrokenPipeError:  # the reader of our output has left; there is nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+        return 141
+    return 0
 
 
 if __name__ == "__main__":

@@ -63,6 +63,7 @@ def up(
     metrics: Metrics = None,
 ) -> None:
     """Start a node in the background and wait until it serves."""
+    _check_name(name)
     socket_path = os.path.abspath(socket or places.default_socket(name))
     folder = Path(state).absolute() if state else places.default_state(name)
     if _already_up(socket_path, name):
@@ -95,6 +96,16 @@ def up(
     with failing(f"node {name} started but does not answer"), connect(socket_path) as client:
         answer = client.status()
     sys.stdout.write(_summary(answer, socket_path) + "\n")
+
+
+def _check_name(name: str) -> None:
+    """Refuse a name that is no folder's before anything is made."""
+    if not 0 < len(name.encode()) <= limits.NAME_BYTES_MAX or "/" in name or name in (".", ".."):
+        raise Failure(
+            f"cannot start node {name!r}",
+            f"a name has 1 to {limits.NAME_BYTES_MAX} bytes, without '/'",
+            "choose another with --name",
+        )
 
 
 def _already_up(socket_path: str, name: str) -> bool:

@@ -102,7 +102,8 @@ def diff(
             _number(old), _number(new) if new and new.isdigit() else None, **options
         )
     changes = [c for c in answer.get("changes", ()) if c.get("action") != "unchanged"]
-    title = f"generation {answer.get('from') or 0} → {answer.get('to') or new}"
+    old_number, new_number = answer.get("from") or 0, answer.get("to")
+    title = f"generation {old_number} → {new if new_number is None else new_number}"
     emit(answer, output, lambda: table(_CHANGES, changes, "no difference", title))
     if changes:
         raise typer.Exit(EXIT_CHANGES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,16 +14,19 @@ from fabric.cli.failure import Failure, failing
 from fabric.cli.options import Output, Socket, connect
 from fabric.cli.output import Format, emit
 
+if TYPE_CHECKING:
+    from fabric.config import FabricSpec
+
 File = Annotated[str, typer.Argument(metavar="FILE", help="A fabric.yaml.")]
 
 
 def validate(file: File, socket: Socket = None, output: Output = Format.table) -> None:
     """Check a fabric.yaml: its form and rules here, its names against the node if one runs."""
     text, search, problems = read_spec(file, f"{file} is not valid")
-    checked_by = None
+    checked_by, missing = None, [p for p in problems if p["where"].startswith("plugins[")]
     try:
         with connect(socket) as client:
-            problems = client.validate(text, source=file, search=search)["problems"]
+            problems = client.validate(text, source=file, search=search)["problems"] + missing
             checked_by = client.path
     except errors.BrokenError as error:
         if not error.context.get("unreachable"):
@@ -74,8 +77,24 @@ def read_spec(file: str, what: str) -> tuple[str, list[str], list[dict[str, Any]
     with failing(what):
         spec = config.load(file)
         problems = [problem.to_wire() for problem in config.validate(spec)]
+    problems += _missing_plugins(spec)
     search = [str(Path(file).resolve().parent), os.getcwd()]
     return Path(file).read_text(encoding="utf-8"), search, problems
+
+
+def _missing_plugins(spec: FabricSpec) -> list[dict[str, Any]]:
+    """Return a problem for each plugin whose file is not there; the daemon reads them on this machine, too."""
+    return [
+        {
+            "where": f"plugins[{index}]",
+            "what": f"there is no file {plugin.path!r} beside {spec.source}, nor in the working directory",
+            "fix": "Correct the path",
+            "place": spec.place(f"plugins[{index}]"),
+            "severity": "error",
+        }
+        for index, plugin in enumerate(spec.plugins)
+        if not os.path.isfile(plugin.path)
+    ]
 
 
 def refuse_problems(file: str, problems: Sequence[Mapping[str, Any]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -15,7 +16,16 @@ from fabric.cli.failure import Failure, failing
 from fabric.cli.listing import kind_app
 from fabric.cli.options import Lines, Output, Socket, connect
 from fabric.cli.output import Column, Format, emit, table
+from fabric.cli.spec import problem_line
 from fabric.errors import ConfigError
+
+
+class PluginKind(StrEnum):
+    """What of a plugin file goes to work on a channel."""
+
+    transform = "transform"
+    route = "route"
+
 
 plugin_app = kind_app("plugin")
 module_app = kind_app("module")
@@ -38,7 +48,7 @@ def plugin_load(
         typer.Option("--channel", "-c", help="Put its transform or route to work on this channel."),
     ] = None,
     kind: Annotated[
-        Optional[str],  # noqa: UP045 - typer reads the annotation at run time
+        Optional[PluginKind],  # noqa: UP045 - typer reads the annotation at run time
         typer.Option("--kind", help="transform or route, when the file has both."),
     ] = None,
     socket: Socket = None,
@@ -148,6 +158,8 @@ def module_add(
     text = json.dumps({"version": 1, "modules": {name: spec}})
     with failing(f"cannot add module '{name}'"), connect(socket, deadline_s=60.0) as client:
         answer = client.module_add(text, search=[os.getcwd()])
+    for problem in answer.get("problems", ()):
+        sys.stderr.write(f"warning: {problem_line(problem)}\n")
     for change in answer.get("changes", ()):
         sys.stdout.write(f"module {change['name']} {change['action']} {change.get('detail', '')}\n")
 
@@ -169,7 +181,9 @@ def _field_of(pair: str) -> tuple[str, str]:
 def _print_replicas(name: str, answer: dict[str, Any]) -> None:
     rows = answer.get("replicas") or ()
     listed = ", ".join(f"{row['name']} ({row['state']})" for row in rows) or "none"
-    sys.stdout.write(f"module {name}: {answer.get('state', '')}; replicas: {listed}\n")
+    sys.stdout.write(
+        f"module {answer.get('name', name)}: {answer.get('state', '')}; replicas: {listed}\n"
+    )
 
 
 def _print(lines: list[str]) -> None:

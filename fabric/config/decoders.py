@@ -194,14 +194,13 @@ def choice(options: tuple[str, ...], hints: Mapping[str, str] | None = None) -> 
 
 def integer(low: int, high: int) -> Decoder:
     """Decode a whole number within bounds, both allowed."""
+    wanted = str(low) if low == high else f"a whole number from {low} to {high}"
 
     def decode(reader: Reader, node: yaml.Node, path: str) -> Any:
         value = reader.scalar(node)
         if type(value) is int and low <= value <= high:
             return value
-        return reader.note(
-            node, path, f"expected a whole number from {low} to {high}, found {found(reader, node)}"
-        )
+        return reader.note(node, path, f"expected {wanted}, found {found(reader, node)}")
 
     return Decoder(decode, {"type": "integer", "minimum": low, "maximum": high})
 

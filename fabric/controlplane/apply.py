@@ -17,6 +17,7 @@ import msgspec
 
 from fabric import errors
 from fabric.config import FabricSpec, ModuleSpec
+from fabric.config.reader import did_you_mean
 from fabric.controlplane.plan_rules import channel_record, check_channel_change
 from fabric.registry.plans import Plan, PluginPlan
 
@@ -100,8 +101,8 @@ def problems_of(daemon: Daemon, spec: FabricSpec, known: Extensions) -> list[dic
                 _problem(
                     spec,
                     f"modules.{name}.node",
-                    f"there is no node {module.node!r}",
-                    f"start it with fabricctl up, or use one of: {', '.join(sorted(alive))}",
+                    f"there is no node {module.node!r}{did_you_mean(module.node, alive)}",
+                    f"Start it with fabricctl up, or use one of: {', '.join(sorted(alive))}",
                 )
             )
     for name, channel in spec.channels.items():
@@ -114,7 +115,7 @@ def problems_of(daemon: Daemon, spec: FabricSpec, known: Extensions) -> list[dic
         except errors.FabricError as error:
             problems.append(
                 _problem(
-                    spec, f"channels.{name}", str(error), "use the same declaration or another name"
+                    spec, f"channels.{name}", str(error), "Use the same declaration or another name"
                 )
             )
     # What a plugin exports is known once it was loaded; apply asks again then.
@@ -135,8 +136,8 @@ def _unknown_names(spec: FabricSpec, known: Extensions) -> list[dict[str, Any]]:
                     _problem(
                         spec,
                         f"channels.{name}.{key}",
-                        f"there is no {kind} {one!r}",
-                        f"load it (fabricctl plugin load FILE), or use one of: {', '.join(sorted(names))}",
+                        f"there is no {kind} {one!r}{did_you_mean(one, sorted(names))}",
+                        f"Load it (fabricctl plugin load FILE), or use one of: {', '.join(sorted(names))}",
                     )
                 )
     return problems

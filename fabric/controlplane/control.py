@@ -236,8 +236,10 @@ class Control:
         return await self._at_module(name, "module_scale", {"name": name, "replicas": replicas})
 
     async def module_add(self, spec: FabricSpec) -> dict[str, Any]:
-        """Start the modules of `spec` beside those that run."""
-        return {"changes": await apply_modules(self._daemon, list(spec.modules.values()))}
+        """Start the modules of `spec` beside those that run, once their nodes and classes were looked at."""
+        problems = await self._check(spec)
+        changes = await apply_modules(self._daemon, list(spec.modules.values()))
+        return {"changes": changes, "problems": problems}
 
     async def _at_module(self, name: str, op: str, fields: dict[str, Any]) -> dict[str, Any]:
         """Call the node that has a module (or replica) of this name."""

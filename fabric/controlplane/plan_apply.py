@@ -108,12 +108,12 @@ class PlanApplier:
         new = fields.get("to") or newest
         plan = msgspec.convert(fields["plan"], Plan) if fields.get("plan") else None
         old = fields.get("from") or (newest if plan else None)
-        before = book.get(old) if old else (book.before(new) if new else None)
+        before = book.get(old) if old else book.older(new)
         after = plan or (book.get(new) if new else None)
         changes = plan_diff.compare(plan_diff.content(before), plan_diff.content(after))
         return {
             "from": before.generation if before else 0,
-            "to": after.generation if after and not plan else None,
+            "to": None if plan else new,
             "changes": [c.row() for c in changes],
         }
 

@@ -71,13 +71,18 @@ class PlanBook:
 
     def before(self, generation: int) -> Plan:
         """Return the last good plan older than `generation`; `ConfigError` when there is none."""
-        good = [p for p in self.history() if p.outcome == "committed" and p.generation < generation]
-        if not good:
+        good = self.older(generation)
+        if good is None:
             raise errors.ConfigError(
                 "there is no earlier generation to go back to; see fabricctl history",
                 generation=generation,
             )
-        return good[0]
+        return good
+
+    def older(self, generation: int) -> Plan | None:
+        """Return the last good plan older than `generation`, None when there is none."""
+        good = (p for p in self.history() if p.outcome == "committed" and p.generation < generation)
+        return next(good, None)
 
     # ---------------------------------------------------------------- moves
     def begin(self, plan: Plan) -> Plan:

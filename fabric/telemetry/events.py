@@ -106,6 +106,9 @@ class EventLog:
         """Record something a user may want to know; fields that an event does not have go to its `more`."""
         self.total += 1
         severity, count = fields.pop("severity", severity_of(kind)), fields.pop("count", 1)
+        if "port_name" in fields:  # people know a process by its name
+            fields = {**fields, "port": fields["port_name"], "port_id": fields["port"]}
+            del fields["port_name"]
         channel, port, reason, text = (_text(fields.pop(key, "")) for key in _TEXTS)
         event = Event(
             number=self.total,

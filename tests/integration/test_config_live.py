@@ -82,3 +82,31 @@ def test_a_channels_deadline_is_that_of_sends_that_name_none(cluster):
         with pytest.raises(errors.DeadlineExceeded):
             sender.send(X(n=1))
         assert 0.3 < time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("module", "why"),
+    [
+        ("{class: 'm.py:Nope'}", "Nope"),
+        ("{class: 'absent.py:Ping'}", "absent.py"),
+        ("{class: 'm.py:Ping', node: zz}", "there is no node 'zz'"),
+        ("{class: 'm.py:Ping', channels: {thre: there}}", "did you mean 'there'"),
+    ],
+)
+def test_a_module_that_cannot_run_is_refused_and_not_started(cluster, short_dir, module, why):
+    (short_dir / "m.py").write_text(MODULES)
+    text = f"version: 1\nmodules: {{m: {module}}}\n"
+    node = cluster.node("a")
+    with pytest.raises(errors.ConfigError) as caught:
+        node.call("module_add", text, search=[str(short_dir)])
+    assert why in caught.value.message
+    assert node.call("ls", "module") == []
+
+
+def test_the_first_generation_is_compared_with_nothing(cluster):
+    node = cluster.node("a")
+    assert node.call("diff")["to"] == 0
+    node.call("apply", "version: 1\nchannels: {x: {type: cycle.x}}\n")
+    found = node.call("diff")
+    assert (found["from"], found["to"]) == (0, 1)
+    assert [change["name"] for change in found["changes"]] == ["x"]

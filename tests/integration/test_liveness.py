@@ -65,7 +65,7 @@ def test_death_of_a_process_is_noticed_within_50_ms(cluster):
 
 
 def of_port(node, name):
-    found = [e for e in events(node, "process ended") if e["port_name"] == name]
+    found = [e for e in events(node, "process ended") if e["port"] == name]
     return found[0] if found else None
 
 

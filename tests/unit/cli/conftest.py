@@ -37,11 +37,7 @@ def fabricctl(socket_path, monkeypatch, capsys):
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["fabricctl", *arguments])
         capsys.readouterr()
-        try:
-            main.main()
-            status = 0
-        except SystemExit as end:
-            status = end.code or 0
+        status = main.run()
         captured = capsys.readouterr()
         return Result(status, captured.out, captured.err)
 

@@ -184,3 +184,13 @@ def test_interrupted_up_ends_what_it_started(socket_path, fake, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         node.up()
     assert started[0].returncode is not None
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", "n" * 129])
+def test_up_with_a_name_that_cannot_be_makes_no_folder(fabricctl, fake, name):
+    started = fake("serve")
+    result = fabricctl("up", "--name", name)
+    assert result.status == 1
+    assert "do:  choose another with --name" in result.err
+    assert not places.default_state("a").parent.exists()
+    assert started == []

@@ -96,3 +96,11 @@ def test_second_apply_at_once_says_who_is_at_it(fabricctl, file, control):
     control.failure = errors.BusyError("1000@b is applying a plan; try again when it is done")
     result = fabricctl("apply", file)
     assert result.status == 1 and "1000@b is applying a plan" in result.err
+
+
+def test_diff_with_nothing_applied_names_generation_zero(fabricctl, control, monkeypatch):
+    async def nothing(*_arguments):
+        return {"from": 0, "to": 0, "changes": []}
+
+    monkeypatch.setattr(control, "diff", nothing)
+    assert fabricctl("diff").out.splitlines()[0] == "generation 0 → 0"

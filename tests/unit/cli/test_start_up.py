@@ -5,12 +5,25 @@ import sys
 
 import pytest
 
-VERBS = ["up", "down", "status", "doctor", "topology", "apply", "validate", "audit"]
+VERBS = [
+    "up",
+    "down",
+    "status",
+    "doctor",
+    "topology",
+    "plan",
+    "apply",
+    "diff",
+    "rollback",
+    "history",
+]
+VERBS += ["validate", "audit", "events", "metrics"]
 GROUPS = ["node", "module", "channel", "plugin"]
 SUBVERBS = [
     (kind, verb)
     for kind, verbs in {
-        "node": "ls show", "module": "ls show logs stop", "channel": "ls show send echo", "plugin": "ls show load logs",
+        "node": "ls show", "module": "ls show logs stop drain scale add",
+        "channel": "ls show send echo", "plugin": "ls show load logs",
     }.items()
     for verb in verbs.split()
 ]  # fmt: skip
@@ -38,3 +51,25 @@ def test_every_verb_explains_itself(fabricctl, verb):
     result = fabricctl(*verb, "--help")
     assert result.status == 0
     assert "--socket" in result.out
+
+
+@pytest.mark.parametrize("moment", ["import", "end"])
+def test_an_interrupt_before_or_after_the_work_prints_no_traceback(moment):
+    interrupt = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
+    program = (
+        "import sys, threading; sys.argv = ['fabricctl', '--help']\n"
+        "from fabric.cli.main import main\n"
+        "class Interrupts:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == 'typer': {interrupt}\n"
+        f"if {moment!r} == 'import': sys.meta_path.insert(0, Interrupts())\n"
+        "else:\n"
+        f"    def late(): {interrupt}\n"
+        "    threading._register_atexit(late)\n"
+        "main()\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30
+    )
+    assert result.stderr == ""
+    assert result.returncode == (130 if moment == "import" else 0)

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from fabric.config import json_schema
+from fabric.testing.fake_control import EVENTS
 
 
 def test_events_are_a_table_with_channel_reason_and_count(fabricctl, control):
@@ -73,3 +74,16 @@ def test_without_a_node_the_verb_says_how_to_start_one(fabricctl, verb):
     result = fabricctl(verb)
     assert result.status == 1
     assert "start one: fabricctl up" in result.err
+
+
+@pytest.mark.parametrize("follow", [(), ("--follow",)])
+def test_an_event_without_a_text_shows_what_else_is_known_of_it(
+    fabricctl, control, monkeypatch, follow
+):
+    def stop(seconds):
+        raise KeyboardInterrupt
+
+    row = {**dict.fromkeys(EVENTS[0], ""), "at": 1.0, "more": {"process": "module-w", "code": 1}}
+    monkeypatch.setattr("fabric.testing.fake_control.EVENTS", [row])
+    monkeypatch.setattr("fabric.cli.events.time.sleep", stop)
+    assert "code 1, process module-w" in fabricctl("events", *follow).out

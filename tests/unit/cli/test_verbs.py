@@ -189,3 +189,30 @@ def test_a_socket_path_that_is_too_long_is_refused_before_anything_is_tried(fabr
     assert "has 119 bytes, the system allows 107" in result.err
     assert "do:  choose a shorter one" in result.err
     assert result.out == ""
+
+
+@pytest.mark.parametrize("has_node", [True, False])
+def test_a_plugin_file_that_is_not_there_is_named_with_its_place(
+    fabricctl, tmp_path, has_node, request
+):
+    if has_node:
+        request.getfixturevalue("control")
+    file = tmp_path / "fabric.yaml"
+    file.write_text("version: 1\nplugins: [nope.py]\n")
+    result = fabricctl("validate", str(file))
+    assert result.status == 1
+    assert f"{file}:2:11: plugins[0]: there is no file 'nope.py'" in result.err
+
+
+def test_plugin_load_takes_no_kind_but_transform_and_route(fabricctl, control, tmp_path):
+    file = tmp_path / "p.py"
+    file.write_text("x = 1\n")
+    result = fabricctl("plugin", "load", str(file), "--channel", "kv", "--kind", "banana")
+    assert result.status == 2
+    assert "transform" in result.err and "route" in result.err
+    assert control.calls == []
+
+
+def test_without_a_daemon_on_a_socket_of_ones_own_the_advice_names_it(fabricctl, tmp_path):
+    result = fabricctl("audit", "--socket", str(tmp_path / "b.sock"))
+    assert result.err.endswith(f"do:  start one: fabricctl up --socket {tmp_path / 'b.sock'}\n")

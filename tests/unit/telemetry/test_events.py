@@ -105,3 +105,9 @@ def test_every_event_is_logged_with_its_fields_and_severity(caplog):
 def test_a_row_of_the_status_leaves_out_what_is_empty():
     (row,) = [event.row() for event in (log_of().add("x", pid=4),)]
     assert row == {"at_s": 1000.0, "event": "x", "severity": "warning", "pid": 4}
+
+
+def test_a_process_is_named_by_its_name():
+    event = log_of().add("process ended", port=4294967297, port_name="prefill", pid=7)
+    assert event.port == "prefill"
+    assert event.more == {"port_id": 4294967297, "pid": 7}

@@ -1,0 +1,82 @@
+"""`fabricctl`: its verbs.
+
+Start-up counts: nothing but typer is imported here; a verb imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from fabric.cli import (
+    audit,
+    channel_io,
+    doctor,
+    events,
+    listing,
+    metrics,
+    node,
+    plan,
+    schema,
+    spec,
+    topology,
+    workers,
+)
+
+HELP = """Show and change what a node of the fabric does.
+
+Which node: --socket PATH, or FABRIC_SOCKET, or the default socket of node "a".
+Every listing takes -o table|json|yaml. A failure says what, why and the one thing to do.
+
+Exit status: 0 done, 1 failed, 2 wrong usage; audit: 1 a difference, 3 no verdict;
+plan and diff: 2 something differs.
+"""
+
+app = typer.Typer(
+    name="fabricctl",
+    help=HELP,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for verb in (
+    node.up,
+    node.down,
+    node.status,
+    doctor.doctor,
+    topology.topology,
+    plan.plan,
+    plan.apply,
+    plan.diff,
+    plan.rollback,
+    plan.history,
+    spec.validate,
+    schema.schema,
+    audit.audit,
+    events.events,
+    metrics.metrics,
+):
+    app.command(verb.__name__)(verb)
+app.add_typer(listing.kind_app("node"), name="node")
+app.add_typer(
+    workers.module_app, name="module", help="List, show and stop modules; read their logs."
+)
+app.add_typer(
+    channel_io.channel_app, name="channel", help="List and show channels; send and echo messages."
+)
+app.add_typer(
+    workers.plugin_app, name="plugin", help="List, show and load plugins; read their logs."
+)
+
+
+@app.callback()
+def _node(
+    socket: Annotated[
+        str, typer.Option("--socket", help="Attach socket of the node.", show_default=False)
+    ] = "",
+) -> None:
+    if socket:
+        os.environ["FABRIC_SOCKET"] = socket  # the option of a verb, when given, wins over it
