@@ -84,7 +84,11 @@ class LaneTable:
                 await port.push("lane_drop", {"lane": lane.lane})
             except errors.FabricError as error:
                 self._context.events.add(
-                    "lane not dropped", lane=lane.lane, port_name=port.name, reason=str(error)
+                    "lane not dropped",
+                    lane=lane.lane,
+                    port=port.port,
+                    port_name=port.name,
+                    reason=str(error),
                 )
         self._context.keeper.drop(f"lane/{lane.lane}")
         os.close(lane.fd)

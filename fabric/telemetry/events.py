@@ -107,7 +107,7 @@ class EventLog:
         self.total += 1
         severity, count = fields.pop("severity", severity_of(kind)), fields.pop("count", 1)
         if "port_name" in fields:  # people know a process by its name
-            fields = {**fields, "port": fields["port_name"], "port_id": fields["port"]}
+            fields = {**fields, "port": fields["port_name"], "port_id": fields.get("port", 0)}
             del fields["port_name"]
         channel, port, reason, text = (_text(fields.pop(key, "")) for key in _TEXTS)
         event = Event(

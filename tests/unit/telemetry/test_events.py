@@ -111,3 +111,8 @@ def test_a_process_is_named_by_its_name():
     event = log_of().add("process ended", port=4294967297, port_name="prefill", pid=7)
     assert event.port == "prefill"
     assert event.more == {"port_id": 4294967297, "pid": 7}
+
+
+def test_port_known_by_its_name_alone_is_an_event_too():
+    event = log_of().add("messages of a dead sender given up", port_name="p", messages=2)
+    assert event.port == "p" and event.more == {"port_id": 0, "messages": 2}
