@@ -123,8 +123,7 @@ class DeathHandler:
             await self._wiring.retire(out)
         await closing
         steps.at("death.outflows.retired")
-        finals = final_counts(self._inspect(port))
-        if finals:
+        if finals := self._finals(port):
             await self._until_done("archive counts", registry.archive, finals)
         steps.at("death.counts.archived")
         for lane in self._lanes.of(port.port):
@@ -181,17 +180,36 @@ class DeathHandler:
             pause = min(pause * 2, _POLL_S[1])
         if left:
             self._context.events.add(
-                "messages of a dead sender given up", port_name=port.name, messages=left
+                "messages of a dead sender given up",
+                port=port.port,
+                port_name=port.name,
+                messages=left,
             )
             adopter.finish(OUTCOME_UNKNOWN)
 
     # ---------------------------------------------------------------- parts
+    def _finals(self, port: Port) -> list[ArchivedCounts]:
+        """Return the final counts of the port's own senders: it wrote the ledgers, and may have named another's."""
+        finals = final_counts(self._inspect(port))
+        foreign = [f.endpoint for f in finals if f.endpoint not in port.senders]
+        if foreign:
+            self._context.events.add(
+                "ledger of an endpoint that is not its own",
+                port=port.port,
+                port_name=port.name,
+                endpoints=foreign,
+            )
+        return [f for f in finals if f.endpoint in port.senders]
+
     def _inspect(self, port: Port) -> dict[str, Any]:
         try:
             found: dict[str, Any] = self._context.native.inspect_state(port.state_fd)
         except errors.FabricError as error:
             self._context.events.add(
-                "state of a dead port is unreadable", port_name=port.name, reason=str(error)
+                "state of a dead port is unreadable",
+                port=port.port,
+                port_name=port.name,
+                reason=str(error),
             )
             return {}
         return found

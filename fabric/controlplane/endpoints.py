@@ -82,6 +82,9 @@ class EndpointTable:
             bytes=channel.bytes or int(fields.get("bytes") or limits.CREDIT_BYTES),
         )
         self._endpoints[record.endpoint] = record
+        if sends := record.endpoint if record.role == "sender" else record.reply_endpoint:
+            port.senders.append(sends)
+            self._context.keeper.put(f"port/{port.port}/record", port.record())
         self._context.keeper.put(f"endpoint/{record.endpoint}", msgspec.to_builtins(record))
         steps.at("attach.open.kept")
         return record

@@ -28,7 +28,11 @@ _HEARTBEAT_OFFSET = 32  # StateHead.heartbeat_ns, layout.hpp
 
 @dataclass(eq=False)
 class Port:
-    """One attached process (or the gateway). `owner` is the supervisor's tag of a module or stage host."""
+    """One attached process (or the gateway). `owner` is the supervisor's tag of a module or stage host.
+
+    `senders` are the endpoints it was given that send, until their counts are archived: what else its ledgers name,
+    which it writes itself, is not its own.
+    """
 
     port: int
     incarnation: int
@@ -43,12 +47,23 @@ class Port:
     pid_fd: int = -1
     is_alive: bool = True
     is_suspect: bool = False
+    senders: list[int] = field(default_factory=list)
     connection: ControlConnection | None = None
     connected: asyncio.Event = field(default_factory=asyncio.Event)
 
     def record(self) -> dict[str, Any]:
         """Return what the keeper remembers."""
-        keys = ("port", "incarnation", "name", "pid", "tenant", "kind", "owner", "is_alive")
+        keys = (
+            "port",
+            "incarnation",
+            "name",
+            "pid",
+            "tenant",
+            "kind",
+            "owner",
+            "is_alive",
+            "senders",
+        )
         return {key: getattr(self, key) for key in keys}
 
     async def push(

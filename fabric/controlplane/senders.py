@@ -2,7 +2,7 @@
 ledger is given back, so that a process may open and close senders without end.
 
 Archived first, forgotten then: between the two it is in both places, and whoever sums them up prefers the ledger.
-A restarted daemon begins again with every ledger whose endpoint is not open.
+A restarted daemon begins again with every sender of a port whose endpoint is not open.
 """
 
 from __future__ import annotations
@@ -55,9 +55,7 @@ class SenderRetirer:
         """Go on with the ledgers that no open endpoint has."""
         for port in self._ports:
             if port.is_alive and port.kind != "gateway":
-                rows = self._context.native.inspect_state(port.state_fd)["ledgers"]
-                closed = {r["endpoint"] for r in rows if self._endpoints.get(r["endpoint"]) is None}
-                self._begin(port.port, closed)
+                self._begin(port.port, {e for e in port.senders if self._endpoints.get(e) is None})
 
     def stop(self) -> None:
         """End the background work; the ledgers themselves say where to go on."""
@@ -128,7 +126,11 @@ class SenderRetirer:
             steps.at("sender.archived")
         for endpoint in ready:
             await port.push("sender_forget", {"endpoint": endpoint})
-        return gone | set(ready)
+        done = gone | set(ready)
+        port.senders = [e for e in port.senders if e not in done]
+        if port.is_alive:  # a dead one may be forgotten by now
+            self._ports.keep(port)
+        return done
 
 
 def _is_over(row: dict[str, Any]) -> bool:
