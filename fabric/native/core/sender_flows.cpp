@@ -32,11 +32,15 @@ Full SenderCore::room(FlowOut& flow, u64 bytes) const {
   if (flow.lane->broken) return Full::broken;
   if (flow.suspect && pattern_ != Pattern::reply) return Full::suspect;  // a reply's room was reserved by its request
   if (!flow.after.empty()) {
-    std::erase_if(flow.after, [this](u64 id) {
+    // One that is not closed (yet) holds nothing back: its keys are still its own, and one that came together with this
+    // flow stays open beside it, always busy perhaps.
+    bool drains = false;
+    std::erase_if(flow.after, [&](u64 id) {
       const FlowOut* older = find(id);
-      return older == nullptr || older->outstanding == 0;
+      if (older != nullptr && older->closed) drains = drains || older->outstanding != 0;
+      return older == nullptr || (older->closed && older->outstanding == 0);
     });
-    if (!flow.after.empty()) return Full::drain;
+    if (drains) return Full::drain;
   }
   if (flow.sequences.span(flow.last_seq) >= kFlowSpanMax) return Full::span;
   return flow.credit.allows(bytes, flow.outstanding) ? Full::none : Full::credit;

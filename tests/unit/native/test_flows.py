@@ -182,6 +182,20 @@ def test_new_flow_waits_until_older_ones_have_drained(joined: Pair) -> None:
     assert out.send(b"new", [], None, soon()) == 2
 
 
+@pytest.mark.promise("P1")
+def test_new_flow_does_not_wait_for_one_that_came_together_with_it(joined: Pair) -> None:
+    out, inn = joined.sender(), joined.receiver()
+    old = joined.flow()
+    other, third = (joined.b.port.open_receiver(n, 7, 99, 0, 0) for n in (22, 23))
+    busy = joined.flow(receiver=22, after_drain=True)
+    late = joined.flow(receiver=23, after_drain=True)
+    joined.a.port.close_flow_out(old)
+    out.send(b"busy", [], None, soon(), flow=busy)
+    out.send(b"late", [], None, soon(0.5), flow=late)
+    assert other.pending() == 1 and third.receive(soon()).meta == b"late"
+    assert inn.pending() == 0
+
+
 def test_explicit_flow_is_used_and_its_loss_is_named(joined: Pair) -> None:
     out, inn = joined.sender(), joined.receiver()
     flow = joined.flow()
