@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from fabric import _native
@@ -137,3 +139,24 @@ def test_restarted_engine_ends_no_message_again(tcp: EngineRig):
     assert flow.settle()
     assert ends(flow) == {(DROPPED, EXPIRED): 1, (DELIVERED, 0): 1}
     assert tcp.engines[0].stats()["ends"] == []
+
+
+def test_many_acknowledged_at_once_after_a_loss_let_the_rest_follow(tcp: EngineRig):
+    """After a loss few are sent at a time: what was acknowledged meanwhile lifts that, and nothing else rings."""
+    tcp.engines[1].inject("link_delay_us", 100_000)  # its acknowledgements come after the break
+    tcp.engines[0].inject("link_lose", 30)
+    flow = tcp.open_flow()
+    for n in range(45):
+        flow.send(payload_of(n, 64))
+    deadline = time.monotonic() + 5.0
+    while not (lost := [e for _, e in tcp.events if e["event"] == "link_down"]):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    tcp.engines[0].inject("link_lose", 0)
+    tcp.connect_group(lost[0]["group"])
+    for n in range(45):
+        message = flow.receive(1.0)
+        assert message is not None, f"message {n} did not come"
+        assert flow.payload(message, 64) == payload_of(n, 64)
+        message.ack()
+        message.release()

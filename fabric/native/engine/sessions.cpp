@@ -264,8 +264,9 @@ void Engine::on_hop_ack(Session& session, const wire::FrameHeader& header, std::
       ++session.count.foreign;
       continue;
     }
+    const bool was_limited = flow->second.window != ~std::size_t{0};  // many acknowledged at once may lift the limit
     acknowledge(flow->second, ack.flow_seq);
-    if (flow->second.window != ~std::size_t{0}) pumps_due_.push_back(ack.flow);
+    if (was_limited) pumps_due_.push_back(ack.flow);
   }
   while (!session.reports.empty() && session.reports.front().number <= header.a) {
     finish_reading(session.reports.front().lane, session.reports.front().reading);
