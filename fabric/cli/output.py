@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import io
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -33,6 +34,7 @@ class Column(NamedTuple):
     title: str
     value: str | Callable[[Mapping[str, Any]], Any]
     is_number: bool = False
+    may_go: bool = False  #: left out, the last such first, where a terminal is too narrow
 
 
 def cell(value: Any) -> str:
@@ -74,17 +76,39 @@ def table(
     """Return rows as a table, or the text `empty` when there are none."""
     from rich.table import Table
 
+    rows = list(rows)
+    columns, hidden = _fitting(columns, rows)
     drawn = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
         drawn.add_column(
             column.title.upper(), justify="right" if column.is_number else "left", overflow="fold"
         )
-    count = 0
     for row in rows:
         drawn.add_row(*(_cell_text(column, row) for column in columns))
-        count += 1
     heading = f"{title}\n" if title else ""
-    return heading + (_draw(drawn) if count else empty)
+    rest = f"\n(too narrow for {', '.join(hidden)}: see -o yaml)" if rows and hidden else ""
+    return heading + (_draw(drawn) if rows else empty) + rest
+
+
+def _fitting(
+    columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]
+) -> tuple[list[Column], list[str]]:
+    """Return the columns that a terminal has room for without folding, and the titles of those left out."""
+    shown, hidden = list(columns), list[str]()
+    if not sys.stdout.isatty():
+        return shown, hidden
+    widths = {
+        column.title: max(len(column.title), *(len(cell(_value(column, row))) for row in rows), 0)
+        for column in columns
+    }
+    room = shutil.get_terminal_size().columns
+    for column in reversed(columns):
+        if sum(widths[c.title] + 2 for c in shown) - 2 <= room:
+            break
+        if column.may_go:
+            shown.remove(column)
+            hidden.insert(0, column.title)
+    return shown, hidden
 
 
 def pairs(values: Mapping[str, Any]) -> str:
@@ -100,11 +124,14 @@ def pairs(values: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _value(column: Column, row: Mapping[str, Any]) -> Any:
+    return column.value(row) if callable(column.value) else row.get(column.value)
+
+
 def _cell_text(column: Column, row: Mapping[str, Any]) -> Any:
     from rich.text import Text
 
-    value = column.value(row) if callable(column.value) else row.get(column.value)
-    return Text(cell(value))  # Text: what users named is never read as markup
+    return Text(cell(_value(column, row)))  # Text: what users named is never read as markup
 
 
 def _draw(drawn: Any) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -70,7 +71,11 @@ def apply(
         return
     text, search, problems = read_spec(file, f"cannot apply {file}")
     refuse_problems(file, problems)
-    with failing(f"cannot apply {file}"), connect(socket, deadline_s=limits.APPLY_S) as client:
+    with (
+        failing(f"cannot apply {file}"),
+        _left_to_the_node(),
+        connect(socket, deadline_s=limits.APPLY_S) as client,
+    ):
         answer = client.apply(text, source=file, search=search)
     _warn(answer)
     _show(answer, output)
@@ -113,7 +118,11 @@ def rollback(
     generation: Generation = None, socket: Socket = None, output: Output = Format.table
 ) -> None:
     """Apply an earlier generation as a new one; the last good one before the present when none is named."""
-    with failing("cannot roll back"), connect(socket, deadline_s=limits.APPLY_S) as client:
+    with (
+        failing("cannot roll back"),
+        _left_to_the_node(),
+        connect(socket, deadline_s=limits.APPLY_S) as client,
+    ):
         answer = client.rollback(generation)
     _show(answer, output)
 
@@ -126,6 +135,18 @@ def history(socket: Socket = None, output: Output = Format.table) -> None:
     live = ", ".join(str(int(g)) for g in answer.get("live", ())) or "none"
     title = f"generation {answer.get('generation', 0)} is in force, live: {live}"
     emit(answer, output, lambda: table(_HISTORY, rows, "nothing was applied yet", title))
+
+
+@contextmanager
+def _left_to_the_node() -> Iterator[None]:
+    """Say, on an interrupt, that what was asked for goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.stderr.write(
+            "\nnot waited for: the node finishes it or rolls it back; see fabricctl history\n"
+        )
+        raise
 
 
 def _number(text: str | None) -> int | None:

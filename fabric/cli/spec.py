@@ -109,5 +109,6 @@ def refuse_problems(file: str, problems: Sequence[Mapping[str, Any]]) -> None:
 
 def problem_line(problem: Mapping[str, Any]) -> str:
     """Return one problem in one line, its place first."""
-    place = f"{problem['place']}: " if problem.get("place") else ""
-    return f"{place}{problem.get('where')}: {problem.get('what')}. {problem.get('fix')}"
+    from fabric.config.rules import line
+
+    return line(problem)

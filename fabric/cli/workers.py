@@ -101,7 +101,7 @@ def module_logs(name: str, lines: Lines = 100, socket: Socket = None) -> None:
 
 @module_app.command("stop")
 def module_stop(name: str, socket: Socket = None) -> None:
-    """Drain a module, then end it; it stays stopped until the next apply."""
+    """Drain a module, then end it; it stays stopped until it is scaled up or an apply changes it."""
     with failing(f"cannot stop module '{name}'"), connect(socket, deadline_s=60.0) as client:
         answer = client.module_stop(name)
     sys.stdout.write(f"module {answer.get('name', name)} is {answer.get('state', 'stopped')}\n")

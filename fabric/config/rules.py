@@ -6,7 +6,7 @@ not known here; the daemon checks them against what is loaded. Cycles of credit:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -45,12 +45,19 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         """Return the line that is printed."""
-        return f"{self.place or self.where}: {self.where}: {self.what}. {self.fix}"
+        return line(self.to_wire())
 
     def to_wire(self) -> dict[str, Any]:
         """Return the fields as plain values."""
         plain: dict[str, Any] = msgspec.to_builtins(self)
         return plain
+
+
+def line(problem: Mapping[str, Any]) -> str:
+    """Return a problem, as it crosses to other processes, in one line: its place, what is wrong, what to do."""
+    place = f"{problem['place']}: " if problem.get("place") else ""
+    what = str(problem["what"])
+    return f"{place}{problem['where']}: {what}{'' if what.endswith('?') else '.'} {problem['fix']}"
 
 
 def validate(spec: FabricSpec) -> list[Problem]:

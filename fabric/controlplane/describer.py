@@ -13,7 +13,7 @@ from fabric import errors, limits
 from fabric.config import FabricSpec
 from fabric.config.cycles import check_cycles
 from fabric.config.ends import ModuleEnds, check_ends, ends_from
-from fabric.config.rules import Problem
+from fabric.config.rules import Problem, line
 from fabric.config.spec import ChannelSpec
 from fabric.worker import describe
 
@@ -62,8 +62,7 @@ def refuse(problems: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Raise `ConfigError` naming every problem that prevents an apply; returns the warnings."""
     found = [p for p in problems if p["severity"] == "error"]
     if found:
-        text = "\n".join(f"{p['place']}: {p['where']}: {p['what']}. {p['fix']}" for p in found)
-        raise errors.ConfigError(text, problems=found)
+        raise errors.ConfigError("\n".join(map(line, found)), problems=found)
     return problems
 
 

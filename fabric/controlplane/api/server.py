@@ -20,6 +20,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from fabric import config, errors, limits
+from fabric.config.rules import line
 from fabric.controlplane.api import convert, status
 from fabric.controlplane.api.v1 import control_pb2 as pb
 from fabric.controlplane.api.v1 import control_pb2_grpc as pb_grpc
@@ -224,7 +225,7 @@ def _read(request: pb.SpecRequest) -> tuple[config.FabricSpec, list[dict[str, An
 def _refuse(spec: config.FabricSpec, problems: list[dict[str, Any]]) -> None:
     refused = [problem for problem in problems if problem["severity"] == "error"]
     if refused:
-        lines = [f"{p['place']}: {p['where']}: {p['what']}. {p['fix']}" for p in refused]
+        lines = [line(problem) for problem in refused]
         raise errors.ConfigError("\n".join(lines), file=spec.source, problems=refused)
 
 

@@ -176,3 +176,17 @@ def test_status_shows_when_an_event_was_as_a_time_of_day(fabricctl, control):
     out = fabricctl("status").out
     assert re.search(r"  - at=2025-11-1\d \d\d:\d\d:\d\d, event=process ended", out), out
     assert json.loads(fabricctl("status", "-o", "json").out)["events"][0]["at_s"] == 1_763_000_000.5
+
+
+@pytest.mark.parametrize("width", [100, 300])
+def test_channels_fit_a_terminal_and_what_is_left_out_is_named(
+    fabricctl, control, monkeypatch, width
+):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    lines = re.sub(r"\x1b\[\d*m", "", fabricctl("channel", "ls").out).splitlines()
+    assert all(len(line) <= width for line in lines)
+    assert lines[0].startswith("NAME  TYPE  ")
+    assert len(lines) == 1 + len(ROWS["channel"]) + (width < 300), "no row is folded"
+    assert ("(too narrow for" in lines[-1]) == (width < 300)

@@ -104,3 +104,16 @@ def test_diff_with_nothing_applied_names_generation_zero(fabricctl, control, mon
 
     monkeypatch.setattr(control, "diff", nothing)
     assert fabricctl("diff").out.splitlines()[0] == "generation 0 → 0"
+
+
+@pytest.mark.parametrize("verb", ["apply", "rollback"])
+def test_an_interrupted_change_says_that_the_node_goes_on(
+    fabricctl, file, control, monkeypatch, verb
+):
+    def interrupt(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"fabric.controlplane.api.client.ControlClient.{verb}", interrupt)
+    result = fabricctl(verb, *([file] if verb == "apply" else []))
+    assert result.status == 130
+    assert "see fabricctl history" in result.err
