@@ -98,21 +98,19 @@ class EndedRange {
     if (flow_seq - upto_ > bits_.size()) {
       std::vector<bool> larger(bits_.size() * 2);
       while (flow_seq - upto_ > larger.size()) larger.resize(larger.size() * 2);
-      for (u64 i = 1; i <= bits_.size(); ++i) larger[(upto_ + i) % larger.size()] = bits_[(upto_ + i) % bits_.size()];
+      for (u64 i = 1; i <= bits_.size(); ++i) larger[(upto_ + i) & (larger.size() - 1)] = at(upto_ + i);
       bits_.swap(larger);
     }
-    bits_[flow_seq % bits_.size()] = true;
-    while (bits_[(upto_ + 1) % bits_.size()]) {
-      ++upto_;
-      bits_[upto_ % bits_.size()] = false;
-    }
+    at(flow_seq) = true;
+    while (at(upto_ + 1)) at(++upto_) = false;
     return upto_;
   }
   u64 upto() const { return upto_; }
 
  private:
+  std::vector<bool>::reference at(u64 flow_seq) { return bits_[flow_seq & (bits_.size() - 1)]; }
   u64 upto_ = 0;
-  std::vector<bool> bits_ = std::vector<bool>(64);
+  std::vector<bool> bits_ = std::vector<bool>(64);  // a power of two
 };
 
 /// What becomes of a record that nobody will be handed: its receiver has closed.
