@@ -22,7 +22,8 @@ void RecordWriter::attach(RingCursors* cursors, u8* data) {
 
 void RecordWriter::look_at_tail() {
   const u64 tail = cursors_->tail.value.load(std::memory_order_acquire);
-  if (tail < tail_seen_ || head_ - tail > kLaneBytes || (tail & 7) != 0) fault_ = "lane tail cannot be true";
+  const bool possible = tail >= tail_seen_ && tail <= head_ && head_ - tail <= kLaneBytes && (tail & 7) == 0;
+  if (!possible) fault_ = "lane tail cannot be true";
   tail_seen_ = tail;
 }
 
@@ -113,7 +114,7 @@ void ReturnWriter::attach(RingCursors* cursors, ReturnEntry* entries) {
 bool ReturnWriter::push(const ReturnEntry& entry) {
   if (head_ - tail_seen_ >= kReturnEntries) {
     const u64 tail = cursors_->tail.value.load(std::memory_order_acquire);
-    if (tail < tail_seen_ || head_ - tail > kReturnEntries) fault_ = "return ring tail cannot be true";
+    if (tail < tail_seen_ || tail > head_ || head_ - tail > kReturnEntries) fault_ = "return ring tail cannot be true";
     tail_seen_ = tail;
     if (fault_ != nullptr || head_ - tail_seen_ >= kReturnEntries) return false;
   }

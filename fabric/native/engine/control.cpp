@@ -275,6 +275,7 @@ void Engine::forget_flow(u64 flow_id) {
   EngineLane* lane = in->second.lane;
   for (Incoming& entry : in->second.pending) forget_transfer(entry);
   flows_in_.erase(in);
+  if (lane != nullptr) forget_reader(*lane, flow_id);
   for (u64 i = 0; lane != nullptr && i < lane->readings.size(); ++i) {
     // Ends that a session still carries are acknowledged there; the rest goes nowhere any more.
     if (lane->readings[i].entry.flow == flow_id && !reported(lane->number, lane->readings_base + i))

@@ -178,6 +178,11 @@ void Engine::fail_waiters(u32 segment, u64 now) {
 void Engine::retry_blocked(u64) {
   blocked_retry_ = false;
   for (auto& [number, lane] : lanes_) {
+    if (is_lying(*lane)) {              // it will never have room
+      for (const HeldReturn& held : lane->return_backlog) acknowledge_report(held.session, held.number);
+      lane->return_backlog.clear();
+      continue;
+    }
     if (!lane->return_backlog.empty()) flush_backlog(*lane);
     while (!lane->ends_due.empty() && publish_end(*lane->ends_due.front())) lane->ends_due.pop_front();
     release_front(*lane);
@@ -196,6 +201,13 @@ void Engine::retry_blocked(u64) {
 void Engine::blame(EngineLane& lane, const char* why) {
   if (!lane.broken) emit(EngineEvent::Kind::lane_corrupt, lane.number, 0, why);
   lane.broken = true;
+}
+
+bool Engine::is_lying(EngineLane& lane) {
+  const char* why = lane.end.records_out.fault();
+  if (why == nullptr) why = lane.end.returns_out.fault();
+  if (why != nullptr) blame(lane, why);
+  return why != nullptr;
 }
 
 void Engine::mark_dirty(EngineLane& lane) {

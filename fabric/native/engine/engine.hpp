@@ -38,7 +38,7 @@ struct EngineStats {
   std::vector<SessionStats> sessions;
   SessionCounters closed;               ///< sums over sessions that were closed
   u64 ends[4][int(Reason::count)] = {}; ///< messages that ended in this engine, by End and Reason
-  u64 wakeups = 0, flows_out = 0, flows_in = 0, unknown_flows = 0, orphan_returns = 0, slots_taken = 0;
+  u64 wakeups = 0, flows_out = 0, flows_in = 0, flows_seen = 0, unknown_flows = 0, orphan_returns = 0, slots_taken = 0;
   u64 releases_refused = 0, limits_hit = 0, segment_waits = 0, slot_waits = 0;
 };
 
@@ -89,6 +89,7 @@ class Engine {
   bool operate(u64 now);                // one step as an operation of this port; parks while frozen
   void kick();
   void blame(EngineLane& lane, const char* why);  // nothing more is read from this lane
+  bool is_lying(EngineLane& lane);      // its peer moved a cursor of what we write to where it cannot be; blames it
   void mark_dirty(EngineLane& lane);    // its peer's doorbell rings at the end of the step
   void ring_dirty();
   void retry_blocked(u64 now);
@@ -145,6 +146,7 @@ class Engine {
   void free_slot(EngineLane& lane, const ReturnEntry& entry);
   void apply_removals();
   void forget_flow(u64 flow);
+  void forget_reader(EngineLane& lane, u64 flow);
   bool reported(u32 lane, u64 reading) const;
   u64 last_in_lane(EngineLane& lane, u64 flow) const;
   void find_former(EngineLane& lane);

@@ -358,7 +358,8 @@ void Engine::finish_payload(Incoming& entry, EngineLane&, u64 flow) {
 // ------------------------------------------------------------------ what the local receiver returns
 void Engine::read_returns(EngineLane& lane) {
   ReturnEntry entry;
-  for (;;) {
+  // One ring's worth: what is taken makes room at once, and a port that goes on writing must not keep the thread.
+  for (u32 taken = 0; taken < kReturnEntries; ++taken) {
     const Peek peek = lane.end.returns_in.next(entry);
     if (peek == Peek::empty) break;
     if (peek == Peek::corrupt) {
@@ -413,6 +414,11 @@ void Engine::pop_readings(EngineLane& lane) {
   if (upto != 0) lane.end.returns_in.release(upto);
 }
 
+/// A flow that is gone may give back what it still reads, and is remembered no longer than that.
+void Engine::forget_reader(EngineLane& lane, u64 flow) {
+  if (!arena_.has_readers(flow)) lane.flows_seen.erase(flow);
+}
+
 /// Only the reader of a slot gives it back: the flow must be one that this lane's port reads. A repeat changes nothing.
 void Engine::free_slot(EngineLane& lane, const ReturnEntry& entry) {
   const u32 segment = u32(entry.a >> 32), slot = u32(entry.a), generation = u32(entry.b);
@@ -421,6 +427,7 @@ void Engine::free_slot(EngineLane& lane, const ReturnEntry& entry) {
     ++totals_.releases_refused;
     return;
   }
+  if (flows_in_.count(entry.flow) == 0) forget_reader(lane, entry.flow);
   if (!slot_waiters_.empty()) retry_slots();
 }
 

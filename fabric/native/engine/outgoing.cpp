@@ -39,7 +39,8 @@ void lay_out(OutTransfer& transfer) {
 void Engine::read_lane(EngineLane& lane, u64 now) {
   if (lane.broken) return;
   RecordSpan span;
-  for (;;) {
+  const u64 before = lane.end.records_in.read_cursor();  // one ring's worth: see read_returns
+  while (lane.end.records_in.read_cursor() - before < kLaneBytes) {
     const Peek peek = lane.end.records_in.peek(span);
     if (peek == Peek::empty) break;
     if (peek == Peek::corrupt) {

@@ -307,6 +307,7 @@ void Engine::deliver_report(Session& session, u64 number, const ReturnEntry& ent
     return;
   }
   EngineLane& lane = *flow->second.lane;
+  if (is_lying(lane)) return;            // taken: what nobody can be told must not fill the session
   if (!lane.return_backlog.empty() || !lane.end.returns_out.push(entry)) {
     lane.return_backlog.push_back({entry, session.id, number});
     session.report_blocked.insert(number);

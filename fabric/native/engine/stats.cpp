@@ -39,6 +39,7 @@ EngineStats Engine::stats() {
   out.wakeups = wakeups();
   out.flows_out = flows_out_.size();
   out.flows_in = flows_in_.size();
+  for (const auto& [number, lane] : lanes_) out.flows_seen += lane->flows_seen.size();
   out.unknown_flows = unknown_in_.size();
   for (const auto& [flow, held] : orphan_returns_) out.orphan_returns += held.size();
   for (const auto& [segment, waiters] : segment_waiters_) out.segment_waits += waiters.size();

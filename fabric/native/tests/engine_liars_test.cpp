@@ -153,6 +153,85 @@ void another_node_can_neither_acknowledge_nor_refuse() {
   CHECK(got.seq == 2 && got.payload == pattern(10, 2));
 }
 
+/// A reader's tail that cannot be true: the lane is blamed, the engine sleeps, and other lanes go on.
+void a_tail_that_cannot_be_true_is_not_waited_for() {
+  constexpr u64 lost = kFlow + 1;
+  Pair pair(Transport::tcp);
+  pair.connect();
+  Intruder intruder(pair.b);
+  must(pair.a.engine.add_forward(lost, 1, kSession));
+  must(pair.b.engine.add_deliver(lost, 2, kSession, 0));
+  intruder.end.layout()->direction[0].records.tail.value.store(~u64{0} - 7);
+  const std::vector<u8> bytes = pattern(4000, 1);
+  for (u64 seq = 1; seq <= kLaneBytes / 4000 + 1; ++seq) CHECK(eventually([&] { return pair.a.send(lost, seq, bytes, false); }));
+  CHECK(blamed(pair.b, 2));
+  const u64 before = pair.b.engine.wakeups();
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  CHECK(pair.b.engine.wakeups() - before < 30);
+  CHECK(pair.a.send(kFlow, 1, pattern(10, 1), false));
+  Got got;
+  CHECK(eventually([&] { return pair.b.receive(got); }, 5));
+  CHECK(got.payload == pattern(10, 1));
+}
+
+/// A sender's return tail that cannot be true: what it cannot be told does not stay in the session.
+void a_sender_that_lies_about_its_returns_does_not_fill_the_session() {
+  constexpr u64 lost = kFlow + 1;
+  Pair pair(Transport::tcp);
+  pair.connect();
+  Intruder intruder(pair.a);
+  must(pair.a.engine.add_forward(lost, 2, kSession));
+  must(pair.b.engine.add_deliver(lost, 1, kSession, 0));
+  intruder.end.layout()->direction[1].returns.tail.value.store(~u64{0});
+  for (u64 seq = 1; seq <= 2 * kReturnEntries; ++seq) {
+    CHECK(eventually([&] { return pair.b.end.returns_out.push({lost, seq, seq, u8(ReturnKind::end), u8(End::delivered), 0, 0, 0}); }));
+    pair.b.end.returns_out.publish();
+    pair.b.to_engine.ring(1);
+  }
+  CHECK(blamed(pair.a, 2));
+  CHECK(eventually([&] { return pair.b.end.returns_out.head() == pair.b.end.layout()->direction[0].returns.tail.value.load(); }));
+  CHECK(pair.a.engine.stats().sessions[0].reports_blocked == 0);
+}
+
+/// Slots that are given back without end, faster than anybody reads: the engine does its other work, too.
+void a_port_that_never_stops_writing_does_not_keep_the_engine() {
+  Pair pair(Transport::tcp);
+  pair.connect();
+  Intruder intruder(pair.b);
+  std::atomic<bool> stop{false};
+  std::thread flood([&] {
+    const u64 until = monotonic_ns() + 10'000'000'000 * kSlower;
+    while (!stop.load() && monotonic_ns() < until) {
+      for (int i = 0; i < 512; ++i) intruder.end.returns_out.push({kFlow, 1, 1, u8(ReturnKind::release), 0, 0, 0, 0});
+      intruder.end.returns_out.publish();
+      pair.b.to_engine.ring(2);
+    }
+  });
+  bool all = true;
+  for (u64 seq = 1; seq <= 20 && all; ++seq) {
+    all = pair.a.send(kFlow, seq, pattern(10, seq), false);
+    Got got;
+    all = all && eventually([&] { return pair.b.receive(got); }, 5 * kSlower);
+  }
+  stop.store(true);
+  flood.join();
+  CHECK(all);
+}
+
+void a_flow_that_is_gone_is_remembered_while_its_slots_are_read() {
+  Pair pair(Transport::tcp);
+  pair.connect();
+  CHECK(pair.a.send(kFlow, 1, pattern(9000, 1), true));
+  Got got;
+  CHECK(eventually([&] { pair.serve(); return pair.b.receive(got); }));
+  for (u64 flow = kFlow + 1; flow < kFlow + 100; ++flow) must(pair.b.engine.add_deliver(flow, 1, kSession, 0));
+  for (u64 flow = kFlow; flow < kFlow + 100; ++flow) pair.b.engine.remove_flow(flow);
+  CHECK(eventually([&] { return pair.b.engine.stats().flows_seen == 1; }));
+  pair.b.finish(got);
+  CHECK(eventually([&] { return pair.b.engine.stats().flows_seen == 0; }));
+  CHECK(pair.b.engine.stats().slots_taken == 0);
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -161,5 +240,9 @@ int main(int count, char** arguments) {
   if (wanted(2)) a_record_in_a_flow_that_another_port_is_given_later_is_not_sent();
   if (wanted(3)) an_end_from_a_port_that_did_not_get_the_message_counts_for_nothing();
   if (wanted(4)) another_node_can_neither_acknowledge_nor_refuse();
+  if (wanted(5)) a_tail_that_cannot_be_true_is_not_waited_for();
+  if (wanted(6)) a_sender_that_lies_about_its_returns_does_not_fill_the_session();
+  if (wanted(7)) a_port_that_never_stops_writing_does_not_keep_the_engine();
+  if (wanted(8)) a_flow_that_is_gone_is_remembered_while_its_slots_are_read();
   std::puts("engine_liars_test: ok");
 }
