@@ -18,6 +18,7 @@ from typing import Any
 from fabric import errors, limits, steps
 from fabric.controlplane import logs, ports
 from fabric.controlplane.attach import AttachServer
+from fabric.controlplane.broken_lanes import BrokenLanes
 from fabric.controlplane.closing import ClosingHandler
 from fabric.controlplane.context import Context, Numbers
 from fabric.controlplane.control import Control
@@ -138,6 +139,8 @@ class Daemon:
         self.segments.name_of = self._name_of
         self.segments.on_dropped = self.gateway.forget_segment
         self.attach.room = self.senders.room
+        parts = (self.context, self.lanes, self.flows, self.wiring)
+        self.attach.lane_broken = BrokenLanes(*parts, self._name_of).report
         self.attach.opened = self._on_opened
         self.attach.closed = self._on_closed
         self.attach.reported = self._on_reported
@@ -267,6 +270,7 @@ class Daemon:
         for port in self.ports:
             if not port.is_alive:
                 self._on_death(port)
+        self.death.drop_unread()
         for out in self._half_made:
             self._spawn(self.wiring.give_up(out))
         for half in list(self.flows.ins.values()):

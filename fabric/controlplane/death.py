@@ -28,6 +28,7 @@ log = logging.getLogger("fabricd.death")
 
 PEER_LOST, OUTCOME_UNKNOWN, CLOSED = 6, 7, 10  # layout.hpp Reason
 _POLL_S = (0.002, 0.25)
+_UNREAD_S = 0.5  # between two looks whether views of a dead producer's messages are gone
 
 
 class DeathHandler:
@@ -48,6 +49,7 @@ class DeathHandler:
         self._wiring = wiring
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._adopters: dict[int, Any] = {}
+        self._unread: asyncio.TimerHandle | None = None
         self._left: dict[int, int] = {}  # dead port → its messages that are still under way
 
     def begin(
@@ -86,6 +88,20 @@ class DeathHandler:
         """End the background work; the keeper still has what it was about."""
         for task in self._tasks.values():
             task.cancel()
+        if self._unread is not None:
+            self._unread.cancel()
+
+    def drop_unread(self) -> None:
+        """Give back the segments of settled ports; one that a delivered message lies in stays until its release."""
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+        living = {port.port for port in self._ports}
+        states = [self._inspect(port) for port in self._ports if port.is_alive]
+        named = {entry["segment"] for state in states for entry in state.get("held", ())}
+        if self._segments.drop_unread(living, named):
+            loop = asyncio.get_running_loop()
+            self._unread = loop.call_later(_UNREAD_S, self.drop_unread)
 
     def lose(self, port: int, flow: int, handed_upto: int, reason: int) -> bool:
         """Tell the adopter of a dead sender that a consumer is gone too; False when there is none."""
@@ -129,8 +145,8 @@ class DeathHandler:
         for lane in self._lanes.of(port.port):
             await self._lanes.drop(lane)
         steps.at("death.lanes.dropped")
-        self._segments.drop_of(port)
         self._ports.forget(port)
+        self.drop_unread()
         took_ms = round((time.monotonic() - started) * 1000, 1)
         log.info(
             "port settled", extra={"port": port.port, "port_name": port.name, "took_ms": took_ms}

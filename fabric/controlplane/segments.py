@@ -99,10 +99,26 @@ class SegmentTable:
         """Give a segment back; who has it mapped keeps its mapping."""
         self._forget(self._own(port, number))
 
-    def drop_of(self, port: Port) -> None:
-        """Give back everything of a dead port."""
-        for segment in [s for s in self._segments.values() if s.port == port.port]:
-            self._forget(segment)
+    def drop_unread(self, living: set[int], named: set[int]) -> bool:
+        """Give back what ports that are gone have left, but for what messages in readers' hands name.
+
+        Parameters
+        ----------
+        living : set of int
+            Ports that keep their segments.
+        named : set of int
+            Segments that readers still need.
+
+        Returns
+        -------
+        bool
+            Whether something is left to look at again.
+        """
+        left = [s for s in self._segments.values() if s.port not in living]
+        for segment in left:
+            if segment.segment not in named:
+                self._forget(segment)
+        return any(s.segment in named for s in left)
 
     def of(self, port: int) -> list[Segment]:
         """Return the segments of a port."""

@@ -2,7 +2,9 @@
 
 import pytest
 
+import fabric
 from tests.integration.kill_nodes import PROMPT_S, balanced, clusters, returned, settled, wait_for
+from tests.integration.kill_roles import Part
 
 pytestmark = pytest.mark.promise("P4", "P9")
 
@@ -66,3 +68,28 @@ def test_status_shows_a_dead_producer_whose_messages_are_still_under_way(cluster
     shown = wait_for("the dead producer in status", lambda: node.call("status")["settling"], 5.0)
     assert shown[0]["name"] == "out"
     wait_for("its messages", lambda: node.call("status")["settling"][0]["messages"] > 0, 5.0)
+
+
+def port_names(node):
+    return {row["name"] for row in node.call("topology")["ports"]}
+
+
+@pytest.mark.promise("P2", "P9")
+def test_delivered_message_stays_readable_after_its_producer_and_then_is_given_back(cluster):
+    """Nobody has mapped the segment when the producer is gone: the daemon keeps it for the message that names it."""
+    node = cluster.node()
+    with fabric.attach("reader", socket=node.socket) as port:
+        port.declare("late", Part, pattern="queue", delivery="at_most_once")
+        inn = port.receiver("late", Part)
+        before = node.footprint().shared_bytes
+        producer = cluster.worker(
+            node, "produce", "out", channel="late", count=3, floats=4096,
+            pattern="queue", delivery="at_most_once",
+        )  # fmt: skip
+        parts = [inn.receive(timeout=10.0) for _ in range(3)]
+        producer.finish()
+        wait_for("the producer is settled", lambda: "out" not in port_names(node))
+        for number, part in enumerate(parts):
+            assert (part.data == number).all()
+            part.release()
+        wait_for("its memory", lambda: node.footprint().shared_bytes <= before)
