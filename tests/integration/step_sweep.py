@@ -148,6 +148,7 @@ class Sweep:
         }
         self.reach: dict[str, list[str]] = defaultdict(list)
         self._hit: list[Node] = []
+        self._has_modules = False
         self._turn = 0
         self._workers: list[Worker] = []
 
@@ -225,14 +226,15 @@ class Sweep:
 
     def restart_daemons(self) -> None:
         """Both daemons are killed while a producer sends."""
-        consumer = self._worker(self.b, "consume")
-        wait_for(f"{consumer.name} receiving", consumer.is_ready)
+        consumers = [self._worker(node, "consume") for node in (self.a, self.b)]
+        for consumer in consumers:
+            wait_for(f"{consumer.name} receiving", consumer.is_ready)
         producer = self._worker(self.a, "produce")
         for node in (self.a, self.b):
             pid = self._daemon_of(node)
             if pid:
                 os.kill(pid, signal.SIGKILL)
-        self._finish([producer, consumer])
+        self._finish([producer, *consumers])
 
     def restart_node(self) -> None:
         """Node b leaves in order and comes back."""
@@ -258,6 +260,7 @@ class Sweep:
 
     def modules(self) -> None:
         """A module comes with a plan, is scaled up and down, dies once, and leaves with the next plan."""
+        self._has_modules = True
         path = self.folder / "sweep_module.py"
         path.write_text(MODULE)
         self._control("apply", MODULES.format(path=path))
@@ -288,13 +291,14 @@ class Sweep:
 
     def restart_daemon_in_order(self) -> None:
         """SIGTERM to the daemon of node b: its keeper starts it again with everything handed over."""
-        consumer = self._worker(self.b, "consume")
-        wait_for(f"{consumer.name} receiving", consumer.is_ready)
+        consumers = [self._worker(node, "consume") for node in (self.a, self.b)]
+        for consumer in consumers:
+            wait_for(f"{consumer.name} receiving", consumer.is_ready)
         producer = self._worker(self.a, "produce")
         pid = self._daemon_of(self.b)
         if pid:
             os.kill(pid, signal.SIGTERM)
-        self._finish([producer, consumer])
+        self._finish([producer, *consumers])
 
     def nap(self) -> None:
         """Node b sleeps past its lease, and wakes."""
@@ -324,6 +328,10 @@ class Sweep:
         for node in self._hit:
             node.start()
         wait_for("both nodes to serve", self._both_serve, HEAL_S)
+        if self._has_modules:  # the plan without them may have been refused while a node was away
+            plan = APPLIED % (300 + self._turn)
+            wait_for("a plan without modules", lambda: self._control("apply", plan), HEAL_S)
+            self._has_modules = False
 
     def _both_serve(self) -> bool:
         try:
