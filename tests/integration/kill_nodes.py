@@ -265,7 +265,10 @@ def balanced(node: Node, seconds: float = 20.0) -> dict[str, Any]:
         assert last["verdict"] != "unbalanced", last["differences"][:8]
         return bool(last["verdict"] == "balanced")
 
-    wait_for(f"a verdict of the audit ({last})", is_balanced, seconds)
+    try:
+        wait_for("a verdict of the audit", is_balanced, seconds)
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {last.get('verdict')}, {last.get('reason')}") from None
     return last
 
 
