@@ -87,7 +87,7 @@ class PathBrokenError(BrokenError):
 
 
 class StorageError(BrokenError):
-    """The state directory does not take a write (full, read-only, an error of the disk); names path, reason and remedy."""
+    """The state directory takes no write (full, read-only, an error of the disk); names path, reason and remedy."""
 
     code = "storage"
 

@@ -110,7 +110,9 @@ MODULES_MAX: Final = 256
 PLUGINS_MAX: Final = 64
 REPLICAS_MAX: Final = 64
 TRANSFORMS_PER_CHANNEL_MAX: Final = 8
-DESCRIBE_S: Final = 20.0  # importing the classes of a file's modules, to see their channels, may take this long
+DESCRIBE_S: Final = (
+    20.0  # importing the classes of a file's modules, to see their channels, may take this long
+)
 
 # ---- control API and fabricctl
 CONTROL_MESSAGE_BYTES_MAX: Final = 8 << 20  # one gRPC request or answer
@@ -150,7 +152,9 @@ ENDPOINTS_MAX: Final = 16_384  # of the whole cluster
 ARCHIVED_ENDPOINTS_MAX: Final = 10_000  # older final counts are added up per channel
 PORTS_PER_NODE_MAX: Final = 512
 FLOWS_PER_ENDPOINT_MAX: Final = 256
-ARENA_BYTES_PER_TENANT_MAX: Final = 64 << 30  # segments of one uid on one node, unless --arena-bytes says less
+ARENA_BYTES_PER_TENANT_MAX: Final = (
+    64 << 30
+)  # segments of one uid on one node, unless --arena-bytes says less
 ARENA_RESERVE: Final = 0.125  # of these bytes, for control and token channels alone
 DESCRIPTORS_RESERVED: Final = 32  # of the daemon, for what runs: nothing new is made out of them
 CREDIT_MESSAGES_MIN: Final = (
@@ -176,11 +180,18 @@ LOG_BYTES_MAX: Final = 4 << 20  # of the daemon, a module, a plugin; rotated onc
 DRAIN_S: Final = 5.0  # modules and stage hosts may take this long to leave when the node stops
 
 # ---- plans and generations
-PLAN_BYTES_MAX: Final = 768 << 10  # one plan with the text of its plugins; it crosses control in one frame
+PLAN_BYTES_MAX: Final = (
+    768 << 10
+)  # one plan with the text of its plugins; it crosses control in one frame
 PLANS_KEPT: Final = 64  # generations in the history; older ones are forgotten
 GENERATIONS_MAX: Final = 4  # live at once: the current one and those with messages in flight
 GENERATION_WAIT_S: Final = 10.0  # an apply waits this long for the oldest generation to close
-GENERATION_POLL_S: Final = (0.02, 0.5)  # between looks whether an old generation is empty: first, longest
+GENERATION_POLL_S: Final = (
+    0.02,
+    0.5,
+)  # between looks whether an old generation is empty: first, longest
 VERIFY_S: Final = 30.0  # a node may take this long to load what a plan brings, aside of its traffic
-MODULE_READY_S: Final = 60.0  # a module that a plan starts is ready within this, or the plan is rolled back
+MODULE_READY_S: Final = (
+    60.0  # a module that a plan starts is ready within this, or the plan is rolled back
+)
 APPLY_S: Final = 150.0  # a whole apply, roll back included

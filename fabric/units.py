@@ -19,7 +19,16 @@ _SIZES = {
 DURATION_PATTERN = r"^\s*\d{1,12}(?:\.\d{1,12})?\s*(?:[nuµm]?s|min|m|h)\s*$"
 SIZE_PATTERN = r"^\s*\d+(?:\.\d+)?\s*(?:B|[KMG]B|[KMGT]iB)?\s*$"
 _DURATION = re.compile(r"\s*(\d{1,12}(?:\.\d{1,12})?)\s*([a-zµ]+)\s*")
-_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
+_SECONDS = {
+    "ns": 1e-9,
+    "us": 1e-6,
+    "µs": 1e-6,
+    "ms": 1e-3,
+    "s": 1.0,
+    "min": 60.0,
+    "m": 60.0,
+    "h": 3600.0,
+}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?B?)\s*", re.IGNORECASE)
 
 

@@ -139,11 +139,7 @@ class Auditor:
         for port in self._daemon.ports:
             if port.is_alive:
                 self._frozen.append(port.state_fd)
-                frozen.append(
-                    loop.run_in_executor(
-                        None, native.freeze, port.state_fd, deadline_ns
-                    )
-                )
+                frozen.append(loop.run_in_executor(None, native.freeze, port.state_fd, deadline_ns))
         for stopped in await asyncio.gather(*frozen):
             if not stopped:
                 raise errors.DeadlineExceeded(

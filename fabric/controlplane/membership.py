@@ -226,7 +226,9 @@ class Membership:
         self.links.bind(answer["registry"], connection)
         self._daemon.registry.request = self._request_registry
         self._daemon.on_view(view_from(answer["view"]))
-        self.links.on_view(self._daemon.registry.view)  # one pushed before this answer dialled nobody
+        self.links.on_view(
+            self._daemon.registry.view
+        )  # one pushed before this answer dialled nobody
         steps.at("node.join.viewed")
         self._joined.set()
         self.trouble = ""

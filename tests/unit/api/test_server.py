@@ -79,7 +79,9 @@ def test_apply_hands_the_parsed_file_to_the_daemon(client, control, tmp_path):
 
 
 def test_apply_of_an_illegal_file_never_reaches_the_daemon(client, control):
-    text = "version: 1\nchannels:\n  kv: {type: t, overflow: drop_oldest, delivery: at_least_once}\n"
+    text = (
+        "version: 1\nchannels:\n  kv: {type: t, overflow: drop_oldest, delivery: at_least_once}\n"
+    )
     with pytest.raises(errors.ConfigError, match=r"f.yaml:3:17: channels.kv.overflow"):
         client.apply(text, source="f.yaml")
     assert control.calls == []
