@@ -130,6 +130,7 @@ struct FlowInState {
   u64 live = 0;                       ///< drained, and not ended or its slots still read
   bool closing = false;               ///< no more will come: the row goes when nothing is live
   bool gone = false;
+  bool lying = false;                 ///< its producer, behind a gateway, broke the rules: told once
 };
 
 }  // namespace fabric

@@ -144,6 +144,7 @@ class Port : public std::enable_shared_from_this<Port> {
   void overrun_freeze();
   u64 drain_records(LaneLink& lane);
   bool take_record(LaneLink& lane, const RecordSpan& span, bool& stop);
+  bool blame_producer(LaneLink& lane, FlowInState& flow, MessageCore* message, const char* why);
   void skip_record(FlowInState& flow, const RecordHeader& header);
   void queue_record(FlowInState& flow, MessageCore* message);
   void refuse_record(LaneLink& lane, MessageCore* message, bool report_end);

@@ -127,10 +127,9 @@ bool Port::take_record(LaneLink& lane, const RecordSpan& span, bool& stop) {
     return true;
   }
   if (header.flow_seq != drained + 1 || !flow.credit.accept()) {
-    pool_.put(message);
-    fail_lane(lane, header.flow_seq != drained + 1 ? "a flow sequence is missing" : "a sender exceeded its credit");
-    stop = true;
-    return false;
+    const char* lie = header.flow_seq != drained + 1 ? "a flow sequence is missing" : "a sender exceeded its credit";
+    stop = !blame_producer(lane, flow, message, lie);
+    return !stop;
   }
   if (header.kind == static_cast<u8>(RecordKind::skip)) {
     skip_record(flow, header);
@@ -139,6 +138,24 @@ bool Port::take_record(LaneLink& lane, const RecordSpan& span, bool& stop) {
   }
   message->flow = it->second;
   queue_record(flow, message);
+  return true;
+}
+
+// Behind a gateway a producer is one of many: what it sends against the rules ends there, and the lane is the others', too.
+// False: the producer is the lane's own peer, and the lane is broken.
+bool Port::blame_producer(LaneLink& lane, FlowInState& flow, MessageCore* message, const char* why) {
+  if (flow.producer_port == lane.peer_port) {
+    pool_.put(message);
+    fail_lane(lane, why);
+    return false;
+  }
+  if (!flow.lying) {
+    flow.lying = true;
+    ++counters_.lying;
+    if (flow.receiver != nullptr) flow.receiver->fail(why);
+    notify_waiters();
+  }
+  refuse_record(lane, message, true);
   return true;
 }
 

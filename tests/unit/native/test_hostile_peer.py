@@ -164,6 +164,34 @@ def test_record_that_lies_fails_its_lane_and_no_other(liar: Liar, lie: dict[str,
     assert [inn.receive(soon()).meta for _ in range(2)] == [b"1", b"2"]
     assert inn.receive(0) is None
     assert liar.both.a.port.stats()["lying"] == 1
+    ((lane, why),) = liar.both.a.port.broken_lanes()
+    assert lane == 2 and why
+
+
+@pytest.mark.promise("P4")
+@pytest.mark.parametrize("lie", ["a gap", "more than its credit"])
+def test_producer_behind_a_gateway_that_lies_harms_no_other_flow_of_the_lane(
+    liar: Liar, lie: str
+) -> None:
+    a = liar.both.a
+    inn = a.port.open_receiver(21, 7, 99, QUEUE, AT_LEAST_ONCE)
+    bad, good = 701, 702
+    for flow, producer in ((bad, 1001), (good, 1002)):  # c is the gateway of both producers
+        a.port.add_flow_in(21, flow, 2, producer, 2, 1 << 20)
+    for flow_seq in [5] if lie == "a gap" else [1, 2, 3, 4]:
+        liar.put_record(1, record(bad, flow_seq))
+    liar.put_record(1, record(good, 1))
+    taken = [] if lie == "a gap" else [1, 2]
+    for _ in taken:
+        assert inn.receive(soon(0.5)) is not None
+    assert inn.receive(soon(0.5)) is not None, "the other producer's"
+    with pytest.raises(errors.PeerProtocolError):
+        inn.receive(soon(0.5))
+    liar.put_record(1, record(bad, 9))
+    liar.put_record(1, record(good, 2))
+    assert inn.receive(soon(0.5)) is not None
+    assert inn.receive(0) is None, "told once"
+    assert a.port.stats()["lying"] == 1
 
 
 def test_record_with_the_flow_of_another_is_refused(liar: Liar) -> None:
