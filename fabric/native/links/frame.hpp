@@ -37,7 +37,7 @@ enum class FrameType : u8 {
 };
 inline constexpr u8 kFrameTypeMax = 13;
 
-enum class RefuseReason : u8 { unknown_flow = 1, too_large = 2, malformed = 3 };
+enum class RefuseReason : u8 { unknown_flow = 1 };  // what breaks the rules ends the connection instead
 
 struct FrameHeader {
   u32 magic;
