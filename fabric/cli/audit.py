@@ -49,7 +49,9 @@ def audit(socket: Socket = None, output: Output = Format.table) -> None:
 
 def render(answer: Mapping[str, Any]) -> str:
     """Return the verdict, the counts and every difference."""
-    lines = [table(_CHANNELS, answer.get("channels", ()), "no channel has carried a message"), ""]
+    # A number instead of a name: the channel is gone, and says something only if it ever carried a message.
+    rows = [r for r in answer.get("channels", ()) if r["accepted"] or not r["name"].startswith("#")]
+    lines = [table(_CHANNELS, rows, "no channel has carried a message"), ""]
     lines += [
         f"difference: {row.get('where')}: {row.get('what')}"
         for row in answer.get("differences", ())

@@ -216,3 +216,14 @@ def test_plugin_load_takes_no_kind_but_transform_and_route(fabricctl, control, t
 def test_without_a_daemon_on_a_socket_of_ones_own_the_advice_names_it(fabricctl, tmp_path):
     result = fabricctl("audit", "--socket", str(tmp_path / "b.sock"))
     assert result.err.endswith(f"do:  start one: fabricctl up --socket {tmp_path / 'b.sock'}\n")
+
+
+def test_audit_leaves_out_removed_channels_that_carried_nothing(fabricctl, control, monkeypatch):
+    rows = [{"name": "#1", "accepted": 0}, {"name": "#2", "accepted": 3, "delivered": 3}]
+
+    async def audit():
+        return {"verdict": "balanced", "channels": rows}
+
+    monkeypatch.setattr(control, "audit", audit)
+    printed = fabricctl("audit").out
+    assert "#2" in printed and "#1" not in printed
