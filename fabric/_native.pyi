@@ -431,9 +431,13 @@ class Engine:
 
     def add_segment(self, segment: int, fd: int, writable: bool) -> None: ...
 
+    def idle_segments(self) -> list[int]:
+        """Own segments with every slot free."""
+
     def drop_segment(self, segment: int) -> None:
         """
-        Unmap it; messages that wait for a foreign one that will not come end as failed(corrupted).
+        Unmap it; messages that wait for a foreign one that will not come end as failed(corrupted). CapacityError while a
+        slot of an own one is taken.
         """
 
     def ask_again(self) -> None:

@@ -36,6 +36,8 @@ class NodeGateway:
         self._engine: Any = None
         self._sessions: dict[int, tuple[int, int]] = {}  # node → (session, peer incarnation)
         self._wanted: dict[int, tuple[str, int, int]] = {}  # flow → (direction, lane, node)
+        self._idle_since: dict[int, float] = {}  # segment → when it was first seen empty
+        self._looking: asyncio.TimerHandle | None = None
         self.up: set[tuple[int, int]] = set()  #: (node, group) with a data connection
         self.on_link_down: Callable[[int, int, str], None] = lambda node, group, reason: None
 
@@ -186,6 +188,9 @@ class NodeGateway:
 
     def stop(self) -> None:
         """Stop the engine thread. Idempotent."""
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
         if self._engine is not None:
             asyncio.get_running_loop().remove_reader(self._engine.event_fd())
             self._engine.stop(200)
@@ -210,6 +215,7 @@ class NodeGateway:
         self._inject_faults()
         self._engine.start()
         asyncio.get_running_loop().add_reader(self._engine.event_fd(), self._on_events)
+        self._look_at_idle()
 
     def _inject_faults(self) -> None:
         """Test hook: `FABRIC_ENGINE_FAULT=name:argument,…`; the engine refuses it unless FABRIC_FAULTS=1."""
@@ -269,6 +275,37 @@ class NodeGateway:
         for segment in self._segments.of(port.port):
             self._engine.reclaim(segment.segment, held.get(segment.segment, []))
 
+    def _look_at_idle(self) -> None:
+        """Look again after a while, as long as there are segments, which of them stay empty."""
+        assert self._port is not None
+        if (
+            self._looking is None
+            and self._engine is not None
+            and self._segments.of(self._port.port)
+        ):
+            loop = asyncio.get_running_loop()
+            self._looking = loop.call_later(limits.SEGMENT_IDLE_S / 2, self._give_back_idle)
+
+    def _give_back_idle(self) -> None:
+        """Give back what stayed empty for `limits.SEGMENT_IDLE_S`."""
+        self._looking = None
+        now = asyncio.get_running_loop().time()
+        idle = self._engine.idle_segments()
+        self._idle_since = {s: self._idle_since.get(s, now) for s in idle}
+        for segment, since in list(self._idle_since.items()):
+            if now - since >= limits.SEGMENT_IDLE_S:
+                self._give_back(segment)
+        self._look_at_idle()
+
+    def _give_back(self, number: int) -> None:
+        assert self._port is not None
+        try:
+            self._engine.drop_segment(number)
+        except errors.CapacityError:  # in use again
+            return
+        del self._idle_since[number]
+        self._segments.drop(self._port, number)
+
     def _show(self, number: int) -> None:
         """Let the engine read a sender's segment; messages in one that is gone end as failed(corrupted)."""
         assert self._port is not None
@@ -306,3 +343,4 @@ class NodeGateway:
             raise
         self._engine.add_segment(segment.segment, segment.fd, True)
         self._segments.publish(self._port, segment.segment)
+        self._look_at_idle()

@@ -160,3 +160,23 @@ def test_many_acknowledged_at_once_after_a_loss_let_the_rest_follow(tcp: EngineR
         assert flow.payload(message, 64) == payload_of(n, 64)
         message.ack()
         message.release()
+
+
+def test_arena_of_an_engine_is_idle_when_its_messages_are_released_and_grows_again(tcp: EngineRig):
+    flow = tcp.open_flow()
+    flow.send(payload_of(0, 50_000))
+    message = flow.receive()
+    assert message is not None
+    assert flow.payload(message, 50_000) == payload_of(0, 50_000)
+    assert tcp.engines[1].idle_segments() == []
+    message.ack()
+    message.release()
+    deadline = time.monotonic() + 5.0
+    while not (idle := tcp.engines[1].idle_segments()):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    for number in idle:
+        tcp.engines[1].drop_segment(number)
+    flow.send(payload_of(1, 50_000))
+    take(flow, 1, 50_000)
+    assert flow.settle()

@@ -218,8 +218,10 @@ void bind_memory(nb::class_<Engine>& engine) {
       .def("add_segment", [](Engine& e, u32 segment, int fd, bool writable) {
         checked([&] { return e.add_segment(segment, fd, writable); });
       }, "segment"_a, "fd"_a, "writable"_a)
+      .def("idle_segments", &Engine::idle_segments, Released(), "Own segments with every slot free.")
       .def("drop_segment", [](Engine& e, u32 segment) { checked([&] { return e.drop_segment(segment); }); }, "segment"_a,
-           "Unmap it; messages that wait for a foreign one that will not come end as failed(corrupted).")
+           "Unmap it; messages that wait for a foreign one that will not come end as failed(corrupted). CapacityError while a\n"
+           "slot of an own one is taken.")
       .def("ask_again", &Engine::ask_again, Released(), "Ask again for what could not be served: tells `grow` anew for what still waits.")
       .def("reclaim", [](Engine& e, u32 segment, const std::vector<std::tuple<u32, u32, u64, u32>>& holders) {
         std::vector<Engine::Holder> held;

@@ -92,6 +92,11 @@ Status Engine::add_segment(u32 segment, int fd, bool writable) {
   return status;
 }
 
+std::vector<u32> Engine::idle_segments() {
+  Access access(*this, true);
+  return arena_.idle();
+}
+
 Status Engine::drop_segment(u32 segment) {
   Access access(*this, true);
   segments_.erase(segment);  // chunks on their way keep their mapping

@@ -58,6 +58,7 @@ class Engine {
   Status add_lane(const LaneOptions& options);
   void remove_lane(u32 number);
   Status add_segment(u32 segment, int fd, bool writable);
+  std::vector<u32> idle_segments();     ///< own ones with every slot free
   Status drop_segment(u32 segment);     ///< transfers that wait for a foreign one end as failed(corrupted)
   void ask_again();                     ///< what could not be served (grow) is asked for again
   struct Holder { u32 slot, generation; u64 flow; u32 lane; };

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from fabric import errors
+from fabric import errors, limits
 from fabric.controlplane.endpoints import EndpointTable
 from fabric.controlplane.flows import FlowTable, InFlow
 from fabric.controlplane.gateway import NodeGateway
@@ -23,6 +25,26 @@ class Engine:
     def __init__(self) -> None:
         self.delivers: list[int] = []
         self.removed: list[int] = []
+        self.idle: list[int] = []
+        self.busy: set[int] = set()
+        self.dropped: list[int] = []
+        self.refused: list[int] = []
+        self._event = os.eventfd(0, os.EFD_CLOEXEC)
+
+    def event_fd(self) -> int:
+        return self._event
+
+    def stop(self, wait_ms: int) -> None:
+        os.close(self._event)
+
+    def idle_segments(self) -> list[int]:
+        return [n for n in self.idle if n not in self.dropped]
+
+    def drop_segment(self, number: int) -> None:
+        if number in self.busy:
+            self.refused.append(number)
+            raise errors.CapacityError("a slot is taken")
+        self.dropped.append(number)
 
     def open_session(self, session: int, node: int, incarnation: int) -> None:
         pass
@@ -107,3 +129,35 @@ def test_lower_incarnation_is_taken_once_the_higher_one_is_gone():
     made._engine.close_session = lambda session: None
     made.open_session(NODE, 98, 4)
     assert made.session_of(NODE) == 98
+
+
+async def test_segment_of_the_gateway_that_stays_empty_is_given_back(monkeypatch):
+    monkeypatch.setattr(limits, "SEGMENT_IDLE_S", 0.02)
+    engine = Engine()
+    engine.idle = [21]
+    made, _ = gateway(engine)
+    made._port = SimpleNamespace(port=1)
+    owned = {21, 22}
+    made._segments = SimpleNamespace(of=lambda port: owned, drop=lambda port, n: owned.remove(n))
+    made._look_at_idle()
+    async with asyncio.timeout(5.0):
+        while len(owned) > 1:
+            await asyncio.sleep(0.005)
+    assert (owned, engine.dropped) == ({22}, [21])
+    made.stop()
+
+
+async def test_segment_of_the_gateway_that_is_used_again_stays(monkeypatch):
+    monkeypatch.setattr(limits, "SEGMENT_IDLE_S", 0.02)
+    engine = Engine()
+    engine.idle, engine.busy = [21], {21}
+    made, _ = gateway(engine)
+    made._port = SimpleNamespace(port=1)
+    owned = {21}
+    made._segments = SimpleNamespace(of=lambda port: owned, drop=lambda port, n: owned.remove(n))
+    made._look_at_idle()
+    async with asyncio.timeout(5.0):
+        while not engine.refused:
+            await asyncio.sleep(0.005)
+    assert owned == {21}
+    made.stop()
