@@ -137,6 +137,11 @@ class Port:
         since_ns (CLOCK_MONOTONIC, to some milliseconds), bytes.
         """
 
+    def broken_lanes(self) -> list[tuple[int, str]]:
+        """
+        Lanes that are used no more because their peer broke the rules, and what it did.
+        """
+
     def inject(self, fault: str, count: int) -> None:
         """
         Test hook, refused unless FABRIC_FAULTS=1: lose_drained, repeat_drained, miscount_fold, corrupt_cursor.

@@ -77,6 +77,7 @@ class AttachServer:
         self.closed: Callable[[EndpointRecord], None] = lambda record: None
         self.reported: Callable[[Port, str], None] = lambda port, what: None
         self.room: Callable[[Port], Awaitable[None]]
+        self.lane_broken: Callable[[Port, dict[str, Any]], Awaitable[None]]
         self.route_ask: Callable[[Port, dict[str, Any]], Any] = lambda port, fields: None
 
     def start(self, listening: socket.socket) -> None:
@@ -173,6 +174,9 @@ class AttachServer:
             return await self._close(port, fields)
         if op == "route_ask":
             return dict(await self.route_ask(port, fields))
+        if op == "lane_broken":
+            await self.lane_broken(port, fields)
+            return {}
         if op in ("ready", "stopped"):
             self.reported(port, op)
             return {}

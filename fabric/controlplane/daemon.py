@@ -140,7 +140,9 @@ class Daemon:
         self.segments.on_dropped = self.gateway.forget_segment
         self.attach.room = self.senders.room
         parts = (self.context, self.lanes, self.flows, self.wiring)
-        self.attach.lane_broken = BrokenLanes(*parts, self._name_of).report
+        broken_lanes = BrokenLanes(*parts, self._name_of)
+        broken_lanes.settled = self.reconciler.look
+        self.attach.lane_broken = broken_lanes.report
         self.attach.opened = self._on_opened
         self.attach.closed = self._on_closed
         self.attach.reported = self._on_reported

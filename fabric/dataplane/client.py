@@ -96,6 +96,7 @@ class Port(ChannelCalls):
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._broken: Exception | None = None
+        self._broken_lanes: set[int] = set()
         self._endpoints: dict[int, Any] = {}
         self.connection = ControlConnection(path, self._take_push, self._on_tick, self._on_broken)
         hello = {"v": 1, "name": name, "pid": os.getpid(), "python": platform.python_version()}
@@ -321,6 +322,14 @@ class Port(ChannelCalls):
     def _on_tick(self) -> None:
         self.segments.give_back_idle()
         self.leases.tick()
+        self._report_broken_lanes()
+
+    def _report_broken_lanes(self) -> None:
+        """Tell the daemon, once each: nobody died, so only it can end what is under way on such a lane."""
+        for lane, reason in self.native.broken_lanes():
+            if lane not in self._broken_lanes:
+                self._broken_lanes.add(lane)
+                self.connection.post("lane_broken", {"lane": lane, "reason": reason})
 
     def _on_broken(self, error: Exception) -> None:
         """The daemon is gone for good, or no longer knows this port: nothing more can be promised."""

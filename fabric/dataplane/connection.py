@@ -28,6 +28,7 @@ _REPEATABLE: Final = frozenset(
     {
         "declare",
         "close",
+        "lane_broken",
         "segment_seal",
         "segment_get",
         "segment_drop",

@@ -48,6 +48,14 @@ nb::list views(PyPort& port) {
   return out;
 }
 
+nb::list broken_lanes(PyPort& port) {
+  std::vector<BrokenLane> found;
+  check(released([&] { return port.core->broken_lanes(found); }));
+  nb::list out;
+  for (const BrokenLane& lane : found) out.append(nb::make_tuple(lane.lane, lane.why));
+  return out;
+}
+
 Delivery delivery_of(u32 value) {
   if (value > 1) throw nb::value_error("delivery is 0 (at_most_once) or 1 (at_least_once)");
   return static_cast<Delivery>(value);
@@ -170,6 +178,8 @@ void bind_port(nb::module_& module) {
       .def("views", views, nb::sig("def views(self) -> list[dict[str, int]]"),
            "Messages handed over and not released, also those collected without an end: channel, flow, flow_seq,\n"
            "since_ns (CLOCK_MONOTONIC, to some milliseconds), bytes.")
+      .def("broken_lanes", broken_lanes, nb::sig("def broken_lanes(self) -> list[tuple[int, str]]"),
+           "Lanes that are used no more because their peer broke the rules, and what it did.")
       .def("inject", [](PyPort& p, const std::string& fault, u64 count) {
         check(released([&] { return p.core->inject(fault, count); }));
       }, "fault"_a, "count"_a,

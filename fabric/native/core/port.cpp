@@ -376,6 +376,15 @@ Status Port::views(std::vector<HeldView>& out) {
   return Status::success();
 }
 
+Status Port::broken_lanes(std::vector<BrokenLane>& out) {
+  Operation operation(*this);
+  if (!operation.ok()) return operation.status();
+  for (const auto& [number, lane] : lanes_) {
+    if (lane->broken) out.push_back({number, lane->fault});
+  }
+  return Status::success();
+}
+
 Status Port::inject(const std::string& fault, u64 count) {
   Operation operation(*this);
   return operation.ok() ? faults_.inject(fault, count) : operation.status();

@@ -58,6 +58,8 @@ class Operation {
 /// A message that was handed over and not released.
 struct HeldView { u64 flow, flow_seq, since_ns, bytes; u32 channel; };
 
+struct BrokenLane { u32 lane; const char* why; };
+
 struct PortStats {
   u64 lanes = 0, flows_in = 0, flows_out = 0, receivers = 0, held = 0, slots_taken = 0, segments = 0, readers = 0;
   u64 records_in = 0, records_out = 0, repeats = 0, strays = 0, lying = 0, returns_in = 0, expired = 0, overflowed = 0,
@@ -92,6 +94,7 @@ class Port : public std::enable_shared_from_this<Port> {
   int event_fd() const { return doorbell_.event_fd(); }
   Status stats(PortStats& out);
   Status views(std::vector<HeldView>& out);  ///< costs a look at every held entry ever used
+  Status broken_lanes(std::vector<BrokenLane>& out);
   Status inject(const std::string& fault, u64 count);
   Status open_sender(u64 endpoint, u32 channel, u32 type, Pattern pattern, Delivery delivery, u8 klass,
                      Overflow overflow, std::shared_ptr<SenderCore>& out);
