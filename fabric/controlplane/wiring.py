@@ -411,7 +411,7 @@ class Wiring:
         source = self._ports.get(out.port)
         self._flows.forget_out(out.flow)
         self._remove_from_gateway(out.flow)
-        undo = [self.call(out.target_node, "flow_in_close", {"flow": out.flow})]
+        undo: list[Coroutine[Any, Any, Any]] = [self._take_back_there(out)]
         if source is not None and source.is_alive and source.connection is not None:
             undo.append(source.push("flow_close", {"flow": out.flow}))
         if out.reply_flow:
@@ -421,6 +421,16 @@ class Wiring:
                 log.info(
                     "flow not taken back whole", extra={"flow": out.flow, "reason": str(result)}
                 )
+
+    async def _take_back_there(self, out: OutFlow) -> None:
+        """Tell the receiver's node, now or in the background: it may have prepared what it could not answer."""
+        fields = {"flow": out.flow}
+        try:
+            await self.call(out.target_node, "flow_in_close", fields)
+        except (errors.BrokenError, errors.DeadlineExceeded):
+            told = self.tell(out.target_node, out.target_incarnation, "flow_in_close", fields)
+            self._spawn(told)
+            raise
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)

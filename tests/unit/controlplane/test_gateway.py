@@ -11,7 +11,7 @@ import pytest
 
 from fabric import errors, limits
 from fabric.controlplane.endpoints import EndpointTable
-from fabric.controlplane.flows import FlowTable, InFlow
+from fabric.controlplane.flows import FlowTable, InFlow, OutFlow
 from fabric.controlplane.gateway import NodeGateway
 from fabric.controlplane.wiring import Wiring
 from fabric.telemetry.events import EventLog
@@ -161,3 +161,26 @@ async def test_segment_of_the_gateway_that_is_used_again_stays(monkeypatch):
             await asyncio.sleep(0.005)
     assert owned == {21}
     made.stop()
+
+
+@pytest.mark.promise("P9")
+async def test_flow_that_is_taken_back_while_its_node_is_not_reached_is_taken_back_later():
+    keeper = SimpleNamespace(put=lambda *_: None, drop=lambda *_: None)
+    context: Any = SimpleNamespace(keeper=keeper, number=1)
+    ports: Any = SimpleNamespace(get=lambda number: None)
+    lanes: Any = None
+    wiring = Wiring(context, ports, lanes, EndpointTable(context), FlowTable(context))
+    asked: list[int] = []
+    told = asyncio.Event()
+
+    async def call(node: int, op: str, fields: dict[str, Any]) -> dict[str, Any]:
+        asked.append(fields["flow"])
+        if len(asked) == 1:
+            raise errors.PathBrokenError("node 2 is not connected")
+        told.set()
+        return {}
+
+    wiring.call, wiring.node_is = call, lambda node, incarnation: True
+    await wiring.take_back(OutFlow(5, 11, 1, 1, "token", 12, NODE, 9, 1))
+    await asyncio.wait_for(told.wait(), 5.0)
+    assert asked == [5, 5]
