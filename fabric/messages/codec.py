@@ -98,6 +98,7 @@ def _plain_number(value: Any) -> Any:
     raise NotImplementedError
 
 
+_UNPACKABLE = (msgspec.MsgspecError, TypeError, OverflowError, RecursionError, UnicodeError)
 _pack = msgspec.msgpack.Encoder(enc_hook=_plain_number).encode
 
 
@@ -153,23 +154,21 @@ def make_encode(names: Sequence[str], specs: dict[str, TensorSpec], view: type) 
             meta = _pack(values)
             if scalars is None or not _hold(scalars, values):
                 validate(meta)
-        except (
-            msgspec.MsgspecError,
-            TypeError,
-            OverflowError,
-            RecursionError,
-            UnicodeError,
-        ) as error:
+        except _UNPACKABLE as error:
             raise _name_field(names, values, error) from error
         if len(meta) > limits.META_BYTES_MAX:
-            raise CapacityError(
-                f"the fields take {len(meta)} bytes, META_BYTES_MAX is {limits.META_BYTES_MAX}; use a tensor for bulk",
-                limit="META_BYTES_MAX",
-                value=len(meta),
-            )
+            raise _too_large(meta)
         return meta, buffers
 
     return encode
+
+
+def _too_large(meta: bytes) -> CapacityError:
+    return CapacityError(
+        f"the fields take {len(meta)} bytes, META_BYTES_MAX is {limits.META_BYTES_MAX}; use a tensor for bulk",
+        limit="META_BYTES_MAX",
+        value=len(meta),
+    )
 
 
 def check_class(message: Any, view: Any) -> None:

@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
 import fabric
 from tests.integration.kill_nodes import balanced, clusters, wait_for
+from tests.integration.kill_roles import Part
 
 pytestmark = pytest.mark.promise("P1")
 
@@ -77,14 +79,21 @@ def test_lost_record_is_found(cluster, monkeypatch):
 
 def test_repeated_record_is_found(cluster, monkeypatch):
     a, b = two_nodes(cluster, monkeypatch, "repeat_record:5")
-    inn = cluster.worker(b, "consume", "in", **JOB)
-    inn.wait_for("ready")
-    producer = cluster.worker(a, "produce", "out", interval_s=0.2, **JOB)
-    inn.wait_for("acked", 2)
-    inn.process.send_signal(signal.SIGSTOP)  # nobody discards the repeat before it is seen
-    wait_for("the repeat", lambda: a.audit()["verdict"] == "unbalanced")
-    assert "is twice in this lane" in differences(a)
-    producer.kill()
+    with fabric.attach("out", socket=a.socket) as producer:
+        producer.declare("far", Part, pattern="queue", delivery="at_least_once")
+        out = producer.sender("far", Part)
+        inn = cluster.worker(b, "consume", "in", **JOB)
+        inn.wait_for("ready")
+        parts = [Part("out", n, np.full(4, n, np.float32)) for n in range(6)]
+        for part in parts[:2]:
+            out.send(part, deadline=10.0)
+        inn.wait_for("got", 2)
+        # Nobody discards the repeat before it is seen, and nobody has found out yet that the consumer is stopped.
+        inn.process.send_signal(signal.SIGSTOP)
+        out.send_many(parts[2:], deadline=10.0)
+        wait_for("the repeat", lambda: a.audit()["verdict"] == "unbalanced")
+        assert "is twice in this lane" in differences(a)
+        inn.kill()
 
 
 @pytest.mark.parametrize(
