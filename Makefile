@@ -27,7 +27,7 @@ MILLION_ARGS ?=
 MINUTES ?= 3
 SEED ?= 0
 
-.PHONY: help setup build demo quickstart test bench million soak lint native-test asan tsan fuzz mutants clean
+.PHONY: help setup build demo quickstart test sweep bench million soak lint native-test asan tsan fuzz mutants clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -74,8 +74,11 @@ demo: setup ## two nodes serve a real model, disaggregated, and every answer is 
 quickstart: build ## two processes, one message type, one transform; no model
 	@$(PY) examples/quickstart.py
 
-test: setup ## the whole Python test suite (PYTEST_ARGS=…)
-	$(PY) -m pytest tests $(PYTEST_ARGS)
+test: setup ## the Python test suite (PYTEST_ARGS=…); `make sweep` has the many kills
+	$(PY) -m pytest tests -m "not sweep" $(PYTEST_ARGS)
+
+sweep: setup ## kill, stop and end every process at every named step of every protocol (about 8 minutes)
+	$(PY) -m pytest tests/integration -m sweep $(PYTEST_ARGS)
 
 bench: build ## measure beside peers (GROUP=latency, isolation); exits non-zero where a promise does not hold
 	$(PY) -m bench $(GROUP)

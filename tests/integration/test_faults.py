@@ -11,7 +11,7 @@ import pytest
 from tests.integration.kill_nodes import balanced, clusters, wait_for
 from tests.integration.test_scale import MODULE
 
-pytestmark = [pytest.mark.slow, pytest.mark.deadline(90)]
+pytestmark = [pytest.mark.sweep, pytest.mark.deadline(90), pytest.mark.promise("P1", "P3", "P9")]
 cluster = pytest.fixture(clusters)
 
 STOP_S = 5.0

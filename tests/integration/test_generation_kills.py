@@ -96,6 +96,7 @@ def files(folder):
     return before, after, shown("old", "one", "before"), shown("new", "two", "after")
 
 
+@pytest.mark.sweep
 @pytest.mark.promise("P7")
 @pytest.mark.deadline(120)
 @pytest.mark.parametrize("step", STEPS)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.integration.step_sweep import Sweep, known_steps
 
-pytestmark = [pytest.mark.slow, pytest.mark.promise("P1", "P3", "P9")]
+pytestmark = [pytest.mark.sweep, pytest.mark.promise("P1", "P3", "P9")]
 
 
 class Rigs:
