@@ -85,7 +85,7 @@ def test_interrupt_while_modules_load_leaves_nothing(tmp_path: Path) -> None:
     process = demo(report, "capital", "--tokens", "4")
     assert process.stdout is not None
     for line in process.stdout:
-        if "modules load" in line:
+        if "applying" in line:
             break
     process.send_signal(signal.SIGINT)
     status, facts, output = finish(process, report)
