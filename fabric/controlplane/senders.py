@@ -23,6 +23,7 @@ from fabric.registry.records import EndpointRecord
 log = logging.getLogger("fabricd.senders")
 
 _POLL_S = (0.002, 0.5)
+ROOM_S = 0.8 * limits.CONTROL_CALL_S  #: within what the process waits for its answer
 CLOSED_SENDERS_MAX = limits.ENDPOINTS_PER_PORT_MAX // 4  #: of one port, before it may open more
 
 
@@ -71,7 +72,7 @@ class SenderRetirer:
             What they had sent does not end.
         """
         try:
-            async with asyncio.timeout(limits.PUSH_S):
+            async with asyncio.timeout(ROOM_S):
                 pause = _POLL_S[0]
                 while len(self._closed.get(port.port, ())) >= CLOSED_SENDERS_MAX:
                     await asyncio.sleep(pause)

@@ -3,6 +3,7 @@
 
 #include <nanobind/nanobind.h>
 
+#include "bind/gil.hpp"
 #include "bind/buffers.hpp"
 #include "bind/errors.hpp"
 #include "core/receiver.hpp"
@@ -48,7 +49,7 @@ struct PyMessage {
 /// Runs `call` without the interpreter's lock.
 template <class Call>
 Status released(Call&& call) {
-  nanobind::gil_scoped_release unlocked;
+  bind::ReleasedGil unlocked;
   return call();
 }
 

@@ -6,6 +6,7 @@
 
 #include <unistd.h>
 
+#include "bind/gil.hpp"
 #include "bind/errors.hpp"
 #include "engine/engine.hpp"
 #include "links/inproc_link.hpp"
@@ -16,7 +17,7 @@ using namespace nb::literals;
 namespace fabric {
 namespace {
 
-using Released = nb::call_guard<nb::gil_scoped_release>;
+using Released = nb::call_guard<bind::ReleasedGil>;
 
 const char* event_name(EngineEvent::Kind kind) {
   switch (kind) {
@@ -114,7 +115,7 @@ nb::dict session_dict(const SessionStats& s) {
 nb::dict stats_dict(Engine& engine) {
   EngineStats stats;
   {
-    nb::gil_scoped_release released;
+    bind::ReleasedGil released;
     stats = engine.stats();
   }
   nb::list groups, sessions, ends;
@@ -163,7 +164,7 @@ constexpr const char* kInjectDoc =
 nb::list event_list(Engine& engine) {
   std::vector<EngineEvent> events;
   {
-    nb::gil_scoped_release released;
+    bind::ReleasedGil released;
     events = engine.take_events();
   }
   nb::list out;
@@ -176,7 +177,7 @@ template <class Call>
 void checked(Call&& call) {
   Status status;
   {
-    nb::gil_scoped_release released;
+    bind::ReleasedGil released;
     status = call();
   }
   check(status);
@@ -226,7 +227,7 @@ void bind_memory(nb::class_<Engine>& engine) {
       .def("reclaim", [](Engine& e, u32 segment, const std::vector<std::tuple<u32, u32, u64, u32>>& holders) {
         std::vector<Engine::Holder> held;
         for (const auto& [slot, generation, flow, lane] : holders) held.push_back({slot, generation, flow, lane});
-        nb::gil_scoped_release released;
+        bind::ReleasedGil released;
         return e.reclaim(segment, held);
       }, "segment"_a, "holders"_a,
       "After a restart: frees the slots of an own segment; returns how many. Kept are those that `holders` (slot, generation,\n"

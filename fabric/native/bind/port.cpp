@@ -3,6 +3,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "bind/gil.hpp"
 #include "bind/endpoints.hpp"
 
 namespace nb = nanobind;
@@ -185,7 +186,7 @@ void bind_port(nb::module_& module) {
       }, "fault"_a, "count"_a,
            "Test hook, refused unless FABRIC_FAULTS=1: lose_drained, repeat_drained, miscount_fold, corrupt_cursor.")
       .def("close", [](PyPort& p) {
-        nb::gil_scoped_release unlocked;
+        bind::ReleasedGil unlocked;
         p.core->close();
       }, "Wake every waiter with ClosedError and stop. Idempotent; what is outstanding is the daemon's to settle.")
       .def("open_sender", open_sender, "endpoint"_a, "channel"_a, "type"_a, "pattern"_a, "delivery"_a, "klass"_a,

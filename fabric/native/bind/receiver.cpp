@@ -3,6 +3,7 @@
 
 #include <cstring>
 
+#include "bind/gil.hpp"
 #include "bind/endpoints.hpp"
 
 namespace nb = nanobind;
@@ -73,7 +74,7 @@ u64 copy_into(PyMessage& message, u32 index, nb::handle target) {
   if (PyObject_GetBuffer(target.ptr(), &view, PyBUF_WRITABLE | PyBUF_SIMPLE) != 0) throw nb::python_error();
   const bool fits = static_cast<u64>(view.len) >= bytes;
   if (fits && bytes > kCopyWithoutGilBytes) {
-    nb::gil_scoped_release unlocked;
+    bind::ReleasedGil unlocked;
     std::memcpy(view.buf, data, bytes);
   } else if (fits && bytes != 0) {
     std::memcpy(view.buf, data, bytes);

@@ -1,6 +1,7 @@
 // Creation and freezing of shared segments, clock and checksum.
 #include <nanobind/nanobind.h>
 
+#include "bind/gil.hpp"
 #include "bind/endpoints.hpp"
 #include "core/clock.hpp"
 #include "core/crc32c.hpp"
@@ -15,7 +16,7 @@ u32 checksum(nb::handle data, u32 seed) {
   Buffers buffers;
   buffers.add(data);
   const Piece piece = buffers.pieces()[0];
-  nb::gil_scoped_release unlocked;
+  bind::ReleasedGil unlocked;
   return crc32c(piece.data, piece.bytes, seed);
 }
 
@@ -56,7 +57,7 @@ void bind_segments(nb::module_& module) {
     Status status;
     bool still = false;
     {
-      nb::gil_scoped_release unlocked;
+      bind::ReleasedGil unlocked;
       still = freeze_port(state_fd, deadline_ns, status);
     }
     check(status);

@@ -3,6 +3,7 @@
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include "bind/gil.hpp"
 #include "bind/endpoints.hpp"
 
 namespace nb = nanobind;
@@ -38,7 +39,7 @@ u64 send_now_or_wait(PySender& sender, const SendRequest& request, u64 deadline_
     }
   }
   {
-    nb::gil_scoped_release unlocked;
+    bind::ReleasedGil unlocked;
     status = sender.core->send(request, deadline_ns, true, sequence);
   }
   check(status);
@@ -91,7 +92,7 @@ u64 send_many(PySender& sender, nb::handle metas, nb::handle tensors, nb::handle
   u64 accepted = 0;
   Status status;
   {
-    nb::gil_scoped_release unlocked;
+    bind::ReleasedGil unlocked;
     status = sender.core->send_many(requests, deadline_ns, true, accepted);
   }
   // What was accepted must be known to the caller; an error is raised only when nothing was.
@@ -106,7 +107,7 @@ PyLoan* make_loan(PySender& sender, const std::vector<u64>& sizes) {
   loan->sizes = sizes;
   Status status;
   {
-    nb::gil_scoped_release unlocked;
+    bind::ReleasedGil unlocked;
     status = sender.core->loan(sizes, loan->slot, loan->address, loan->offsets);
   }
   check(status);
@@ -184,7 +185,7 @@ void bind_sender(nb::module_& module) {
       .def("discard", [](PyLoan& loan) {
         if (loan.slot) loan.sender->discard(loan.slot);
         loan.slot = {};
-      }, nb::call_guard<nb::gil_scoped_release>(), "Give the slot back unsent. Idempotent.");
+      }, nb::call_guard<bind::ReleasedGil>(), "Give the slot back unsent. Idempotent.");
 
   nb::class_<PySender>(module, "Sender", "The sending endpoint of a channel. Thread-safe.")
       .def("send", send, "meta"_a, "tensors"_a, "key"_a.none(), "deadline_ns"_a, nb::kw_only(), "flow"_a = 0,

@@ -181,11 +181,16 @@ elif how == "global":
 elif how == "thread":
     import threading
     threading.Thread(target=lambda: inn.receive(60), daemon=True).start()
+elif how == "busy":
+    import itertools
+    import threading
+    for _ in range(4):
+        threading.Thread(target=lambda: [inn.receive(0.0001) for _ in itertools.count()], daemon=True).start()
 sys.exit(0)
 """
 
 
-@pytest.mark.parametrize("how", ["exit", "close", "forget", "cycle", "global", "thread"])
+@pytest.mark.parametrize("how", ["exit", "close", "forget", "cycle", "global", "thread", "busy"])
 def test_process_leaves_with_views_alive(node, how):
     """Arrays, messages, endpoints and port in any state at the interpreter's end: status 0, soon, no signal."""
     began = time.monotonic()
