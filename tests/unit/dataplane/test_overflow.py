@@ -71,7 +71,7 @@ def test_drop_oldest_keeps_the_last_ones_though_nobody_reads(narrow):
     for n in range(20 * CREDIT):
         sender.send(Tick(n), deadline=5)
     kept = drain(receiver)
-    # What was still in the lane when the reading began may push out another one meanwhile: in order, the last one there.
+    # What is still in the lane when the reading begins may push out another one: in order, the last one there.
     assert kept == sorted(set(kept)) and kept[-1] == 20 * CREDIT - 1
     assert 1 <= len(kept) <= CREDIT and kept[0] >= 18 * CREDIT
     sender.flush(5)
