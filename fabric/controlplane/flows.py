@@ -104,11 +104,6 @@ class FlowTable:
         """Return the receiver's halves of a port."""
         return [f for f in self.ins.values() if f.port == port]
 
-    def uses_lane(self, lane: int) -> bool:
-        """Tell whether any half lies on a lane."""
-        outs = any(f.lane == lane for f in self.outs.values())
-        return outs or any(f.lane == lane for f in self.ins.values())
-
     def credit_for(self, port: int, messages: int) -> int:
         """Return the messages one more flow into `port` may be granted.
 

@@ -55,11 +55,6 @@ class NodeGateway:
         assert self._port is not None
         return self._port
 
-    @property
-    def has_engine(self) -> bool:
-        """Whether a remote flow or peer was ever needed."""
-        return self._engine is not None
-
     def restore(self) -> None:
         """Make the engine again when the last daemon had one."""
         if any(p.kind == "gateway" for p in self._ports):

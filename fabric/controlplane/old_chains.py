@@ -7,23 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 from fabric import errors, limits, steps
 from fabric.controlplane.audit import ENDED
-from fabric.controlplane.context import Context
-from fabric.controlplane.endpoints import EndpointTable
-from fabric.controlplane.flows import FlowTable
-from fabric.controlplane.modules import ModuleTable, Process
 from fabric.controlplane.plugins import Chain, Plugin
-from fabric.controlplane.ports import PortTable
-from fabric.registry.client import RegistryClient
+from fabric.controlplane.stage_parts import StageParts
 from fabric.registry.records import ChannelRecord, View
 
 log = logging.getLogger("fabricd.stages")
-
-Push = Callable[[Process, str, dict[str, Any], float], Awaitable[dict[str, Any]]]
 
 
 def _is_older(channel: ChannelRecord, generation: int) -> bool:
@@ -34,28 +27,17 @@ def _is_older(channel: ChannelRecord, generation: int) -> bool:
 
 
 class OldChains:
-    """Belongs to the daemon's loop. `plugins` lists what is loaded, `push` reaches a stage host, `keep` the keeper."""
+    """Belongs to the daemon's loop. `keep` reaches the keeper."""
 
-    def __init__(
-        self,
-        context: Context,
-        ports: PortTable,
-        flows: FlowTable,
-        endpoints: EndpointTable,
-        registry: RegistryClient,
-        modules: ModuleTable,
-        plugins: Callable[[], list[Plugin]],
-        push: Push,
-        keep: Callable[[Plugin], None],
-    ) -> None:
-        self._context = context
-        self._ports = ports
-        self._flows = flows
-        self._endpoints = endpoints
-        self._registry = registry
-        self._modules = modules
-        self._plugins = plugins
-        self._push = push
+    def __init__(self, parts: StageParts, keep: Callable[[Plugin], None]) -> None:
+        self._context = parts.context
+        self._ports = parts.ports
+        self._flows = parts.flows
+        self._endpoints = parts.endpoints
+        self._registry = parts.registry
+        self._modules = parts.modules
+        self._plugins = parts.plugins
+        self._push = parts.push
         self._keep = keep
         self._retiring: set[Chain] = set()
         self._tasks: set[asyncio.Task[None]] = set()

@@ -8,17 +8,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fabric import errors, limits
-from fabric.controlplane.context import Context
-from fabric.controlplane.endpoints import EndpointTable
-from fabric.controlplane.flows import FlowTable, OutFlow
-from fabric.controlplane.modules import ModuleTable, Process
-from fabric.controlplane.plugins import Plugin
-from fabric.controlplane.ports import Port, PortTable
-from fabric.registry.client import RegistryClient
+from fabric.controlplane.flows import OutFlow
+from fabric.controlplane.ports import Port
+from fabric.controlplane.stage_parts import StageParts
 from fabric.registry.declare import unknown_channel
 from fabric.registry.records import ChannelRecord, View
-
-Push = Callable[[Process, str, dict[str, Any], float], Awaitable[dict[str, Any]]]
 
 
 async def _no_wait(senders: list[int], timeout_s: float) -> None:
@@ -26,27 +20,17 @@ async def _no_wait(senders: list[int], timeout_s: float) -> None:
 
 
 class RouteAsks:
-    """Belongs to the daemon's loop. `plugins` lists what is loaded, `push` reaches a stage host."""
+    """Belongs to the daemon's loop."""
 
-    def __init__(
-        self,
-        context: Context,
-        ports: PortTable,
-        flows: FlowTable,
-        endpoints: EndpointTable,
-        registry: RegistryClient,
-        modules: ModuleTable,
-        plugins: Callable[[], list[Plugin]],
-        push: Push,
-    ) -> None:
-        self._context = context
-        self._ports = ports
-        self._flows = flows
-        self._endpoints = endpoints
-        self._registry = registry
-        self._modules = modules
-        self._plugins = plugins
-        self._push = push
+    def __init__(self, parts: StageParts) -> None:
+        self._context = parts.context
+        self._ports = parts.ports
+        self._flows = parts.flows
+        self._endpoints = parts.endpoints
+        self._registry = parts.registry
+        self._modules = parts.modules
+        self._plugins = parts.plugins
+        self._push = parts.push
         self._told: dict[int, str | None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.flows_settled: Callable[[list[int], float], Awaitable[None]] = _no_wait

@@ -24,6 +24,7 @@ from fabric.controlplane.old_chains import OldChains
 from fabric.controlplane.plugins import Plugin, delivered_type, is_installed
 from fabric.controlplane.ports import Port, PortTable
 from fabric.controlplane.route_asks import RouteAsks
+from fabric.controlplane.stage_parts import StageParts
 from fabric.registry.client import RegistryClient
 from fabric.registry.records import ChannelRecord, View
 from fabric.worker.supervisor import State
@@ -55,9 +56,11 @@ class StageTable:
         self._tasks: set[asyncio.Task[None]] = set()
         self._installed_asked: set[str] = set()
         self._is_restored = False
-        parts = (context, ports, flows, endpoints, registry, modules, self.all, self._push)
-        self.routes = RouteAsks(*parts)
-        self.old_chains = OldChains(*parts, self._keep)
+        parts = StageParts(
+            context, ports, flows, endpoints, registry, modules, plugins=self.all, push=self._push
+        )
+        self.routes = RouteAsks(parts)
+        self.old_chains = OldChains(parts, self._keep)
         modules.on_ready = self._on_ready
 
     def all(self) -> list[Plugin]:

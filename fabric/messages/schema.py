@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import re
 from functools import cached_property
-from typing import Any
 
 import msgspec
 
@@ -194,8 +193,3 @@ def _check_field(schema: Schema, field: FieldSchema) -> None:
             f"message type {schema.name!r}: field {field.name!r} has an unknown dtype",
             field=field.name,
         )
-
-
-def describe_fields(schema: Schema) -> list[dict[str, Any]]:
-    """Return the fields as plain dicts for listings."""
-    return [{"name": field.name, "type": str(field)} for field in schema.fields]

@@ -131,10 +131,6 @@ class Registry:
             self._nodes[node.number] = msgspec.structs.replace(node, state=state)
             self._changed()
 
-    def next_lease_end(self) -> float | None:
-        """Return when the next lease ends, in the caller's seconds; None without leases."""
-        return min(self._leases.values(), default=None)
-
     def _end(self, number: int) -> None:
         self._leases.pop(number, None)
         self._joined.discard(number)

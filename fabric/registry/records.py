@@ -123,11 +123,6 @@ class ArchivedCounts(msgspec.Struct, frozen=True, kw_only=True):
     delivered_bytes: int = 0
 
 
-def to_plain(value: Any) -> Any:
-    """Return a record as plain maps and lists."""
-    return msgspec.to_builtins(value)
-
-
 def view_from(plain: dict[str, Any]) -> View:
     """Rebuild a view from a frame; raises `msgspec.ValidationError` when it is none."""
     return msgspec.convert(plain, View)

@@ -4,6 +4,7 @@
 #include <nanobind/nanobind.h>
 
 #include "bind/endpoints.hpp"
+#include "bind/ends.hpp"
 #include "core/adopter.hpp"
 
 namespace nb = nanobind;
@@ -54,7 +55,7 @@ nb::dict held_row(const InspectedHeld& held) {
 }
 
 nb::dict ledger_row(const InspectedLedger& ledger) {
-  nb::dict row, counts;
+  nb::dict row;
   row["endpoint"] = ledger.endpoint;
   row["channel"] = ledger.channel;
   row["pattern"] = ledger.pattern;
@@ -63,12 +64,7 @@ nb::dict ledger_row(const InspectedLedger& ledger) {
   row["accepted"] = ledger.accepted;
   row["tail"] = ledger.tail;
   row["delivered_bytes"] = ledger.delivered_bytes;
-  for (int end = 0; end < 4; ++end) {
-    for (int reason = 0; reason < static_cast<int>(Reason::count); ++reason) {
-      if (ledger.counts[end][reason] != 0) counts[nb::make_tuple(end, reason)] = ledger.counts[end][reason];
-    }
-  }
-  row["counts"] = counts;
+  row["counts"] = bind::ends_dict(ledger.counts);
   nb::list outstanding;
   for (const InspectedOut& out : ledger.outstanding) {
     nb::dict entry;

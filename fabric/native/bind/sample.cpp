@@ -4,6 +4,7 @@
 #include <nanobind/nanobind.h>
 
 #include "bind/endpoints.hpp"
+#include "bind/ends.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -12,7 +13,7 @@ namespace fabric {
 namespace {
 
 nb::dict ledger_row(const SampledLedger& ledger) {
-  nb::dict row, counts;
+  nb::dict row;
   row["endpoint"] = ledger.endpoint;
   row["channel"] = ledger.channel;
   row["pattern"] = ledger.pattern;
@@ -23,12 +24,7 @@ nb::dict ledger_row(const SampledLedger& ledger) {
   row["outstanding"] = ledger.outstanding;
   row["outstanding_bytes"] = ledger.outstanding_bytes;
   row["waiting"] = ledger.waiting;
-  for (int end = 1; end < 4; ++end) {
-    for (int reason = 0; reason < static_cast<int>(Reason::count); ++reason) {
-      if (ledger.counts[end][reason] != 0) counts[nb::make_tuple(end, reason)] = ledger.counts[end][reason];
-    }
-  }
-  row["counts"] = counts;
+  row["counts"] = bind::ends_dict(ledger.counts);
   return row;
 }
 

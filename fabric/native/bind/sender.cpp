@@ -5,6 +5,7 @@
 
 #include "bind/gil.hpp"
 #include "bind/endpoints.hpp"
+#include "bind/ends.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -163,13 +164,7 @@ nb::list flows(PySender& sender) {
 nb::dict counts(PySender& sender) {
   EndCounts ends;
   check(released([&] { return sender.core->counts(ends); }));
-  nb::dict out;
-  for (int end = 0; end < 4; ++end) {
-    for (int reason = 0; reason < static_cast<int>(Reason::count); ++reason) {
-      if (ends[end][reason] != 0) out[nb::make_tuple(end, reason)] = ends[end][reason];
-    }
-  }
-  return out;
+  return bind::ends_dict(ends);
 }
 
 }  // namespace

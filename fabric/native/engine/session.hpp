@@ -43,7 +43,7 @@ struct SessionCounters {
   u64 breaks = 0, silent_breaks = 0, protocol_breaks = 0;
   u64 transfers_done_in = 0, transfers_done_out = 0, transfers_aborted = 0, transfers_stalled = 0;
   u64 backlog_stalls = 0, lane_stalls = 0, slot_stalls = 0;   // link full, reader's lane full, arena full
-  u64 foreign = 0;             // said of flows that are not this session's: void
+  u64 foreign = 0;             // said of flows that are not of this connection: void
 
   void add(const SessionCounters& other);
 };

@@ -100,7 +100,7 @@ void a_frame_cut_at_every_byte_changes_nothing() {
   CHECK(cuts > 13 * 64);
 }
 
-/// Everything but a whole, sealed, next frame of this session breaks the connection, and only that.
+/// Everything but a whole, sealed, next frame breaks the connection, and only that.
 void a_frame_that_is_not_right_breaks_the_connection_and_nothing_else() {
   Bench bench;
   const auto sealed = [](Bytes frame, const std::function<void(wire::FrameHeader&)>& change) {
