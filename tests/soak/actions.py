@@ -16,7 +16,8 @@ import psutil
 from fabric import errors
 from tests.integration.kill_nodes import wait_for
 from tests.integration.test_link_cut import cut_connections
-from tests.soak.rig import ACTORS_MAX, ACTORS_MIN, HERE, Actor, Rig
+from tests.soak.processes import Actor
+from tests.soak.rig import ACTORS_MAX, ACTORS_MIN, HERE, Rig
 
 PLUGIN = HERE / "soak_plugin.py"
 MODULE = HERE / "soak_module.py"
@@ -111,10 +112,18 @@ def stop_daemon(rig: Rig) -> str:
     started = time.monotonic()
     time.sleep(seconds)
     os.kill(pid, signal.SIGCONT)
-    for actor in [*rig.actors, *rig.sentinel]:  # what they asked the daemon meanwhile had to wait
+    for actor in rig.everybody():  # what they asked the daemon meanwhile had to wait
         actor.stops.append((started, time.monotonic()))
     wait_joined(rig)
     return f"daemon of {name} stopped for {seconds:g} s"
+
+
+def kill_keeper(rig: Rig) -> str:
+    """kill -9 of a keeper, which takes its node along; it is away for less or more than its lease."""
+    name, away_s = rig.chance.choice(sorted(rig.nodes)), rig.chance.choice([0.0, 1.0, 4.0])
+    rig.kill_node(name, away_s)
+    wait_joined(rig)
+    return f"keeper of {name} killed, its node was away for {away_s:g} s"
 
 
 def cut(rig: Rig) -> str:
@@ -226,7 +235,7 @@ def nothing(rig: Rig) -> str:
 Action = Callable[[Rig], str]
 ACTIONS: dict[Action, int] = {
     add: 10, leave: 3, kill: 5, stop: 3, kill_daemon: 2, stop_daemon: 1, restart_daemon: 1, cut: 2,
-    harm_child: 2, apply: 2, roll_back: 1, scale: 1, nothing: 1,
+    kill_keeper: 1, harm_child: 2, apply: 2, roll_back: 1, scale: 1, nothing: 1,
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,17 @@ import psutil
 
 from fabric import errors
 from tests.integration.kill_nodes import Footprint, Node, wait_for
+from tests.soak.channels import CHANNELS, ONCE, SENTINELS, TRIED, VETERANS, Channel
+from tests.soak.processes import Actor, Violation, private_bytes
 
 ROLES = Path(__file__).with_name("actors.py")
 HERE = ROLES.parent
 ROOT = HERE.parent.parent
 
+# Who sends or asks leaves first, so that what is under way has somebody to end at.
+LEAVING = ("source", "asker", "scatterer", "getter", "sink", "answerer", "expert", "exposer")
 # Budgets: with all actors at work. What is left when they have gone is compared with the beginning.
-ACTORS_MIN, ACTORS_MAX = 4, 10
+ACTORS_MIN, ACTORS_MAX = 4, 12
 DAEMON_FDS_MAX = 800
 DAEMON_THREADS_MAX = 64
 DAEMON_PRIVATE_BYTES_MAX = 400 << 20
@@ -35,94 +40,13 @@ SHARED_BYTES_MAX = 6 << 30  # all segments of a node
 PROCESSES_MAX = 16  # under one keeper: daemon, modules, stage hosts
 VERDICT_S = 20.0  # an audit must be balanced within this after a step
 READY_S = 20.0
+BACK_S = 30.0  # a node that was killed whole serves, and its clients are attached again
 LEAVE_S = 30.0  # an actor that was told to leave flushes, closes and is gone
 SENTINEL_S_MAX = 3.0  # the longest pause of round trips that nothing touches
 SETTLED_S = 1.5
 # The gateway grows its arena with what arrives, one segment for each class of slots, and keeps it.
 GATEWAY_SEGMENTS_MAX, GATEWAY_BYTES_MAX = 40, 1 << 30
 QUIET_S = 25.0  # after the last actor left, the node holds no more than before
-
-
-class Violation(AssertionError):
-    """Something promised does not hold."""
-
-
-@dataclass(frozen=True)
-class Channel:
-    """A channel of the soak and how it is declared."""
-
-    name: str
-    declare: dict[str, Any]
-    roles: tuple[str, str] = ("source", "sink")
-    keyed: bool = False  # whether the order of each key is promised
-
-
-ONCE, LEAST = "at_most_once", "at_least_once"
-CHANNELS = (
-    Channel("s1", {"pattern": "stream", "delivery": LEAST, "klass": "token"}, keyed=True),
-    Channel("s0", {"pattern": "stream", "delivery": ONCE, "klass": "embedding"}, keyed=True),
-    Channel("q1", {"pattern": "queue", "delivery": LEAST, "klass": "bulk"}),
-    Channel("q0", {"pattern": "queue", "delivery": ONCE, "klass": "token"}),
-    Channel("turned", {}, keyed=True),  # these three are declared by the plan
-    Channel("into", {}, ("source", "")),
-    Channel("outof", {}, ("", "sink")),
-    Channel("r", {"pattern": "request"}, ("asker", "answerer")),
-)
-# Offered by later versions than the oldest that this runs against: taken in when the node accepts the declaration.
-TRIED = (
-    Channel("b", {"pattern": "broadcast", "delivery": ONCE, "klass": "token"}),
-    Channel(
-        "old", {"pattern": "queue", "delivery": ONCE, "overflow": "drop_oldest", "klass": "token"}
-    ),
-    Channel(
-        "new", {"pattern": "stream", "delivery": ONCE, "overflow": "drop_newest", "klass": "token"}
-    ),
-    Channel("no", {"pattern": "queue", "delivery": LEAST, "overflow": "reject", "klass": "token"}),
-)
-SENTINEL = Channel("sentinel", {"pattern": "request", "klass": "control"}, ("asker", "answerer"))
-
-
-@dataclass
-class Actor:
-    """One process and the reports that it wrote."""
-
-    name: str
-    role: str
-    node: str
-    channel: Channel
-    popen: subprocess.Popen[bytes]
-    output: Path
-    stops: list[tuple[float, float]] = field(default_factory=list)
-    beats: list[float] = field(default_factory=list)
-    work: int = 0
-    errors: dict[str, int] = field(default_factory=dict)
-    is_ready: bool = False
-    _read: int = 0
-
-    def reports(self) -> list[dict[str, Any]]:
-        """Take in the whole lines that are new."""
-        with self.output.open("rb") as file:
-            file.seek(self._read)
-            data = file.read()
-        data = data[: data.rfind(b"\n") + 1]
-        self._read += len(data)
-        found = [json.loads(line) for line in data.splitlines()]
-        for row in found:
-            self.is_ready = self.is_ready or "ready" in row
-            if "beat" in row:
-                self.beats.append(row["at"])
-                self.work, self.errors = row["beat"], row["errors"]
-        return found
-
-    def log(self) -> str:
-        return self.output.with_suffix(".err").read_text()[-3000:]
-
-    def forgives(self, row: dict[str, Any]) -> bool:
-        """Whether a call that overran did so because its process was stopped by the soak itself."""
-        stopped = sum(
-            max(0.0, min(end, row["until"]) - max(start, row["since"])) for start, end in self.stops
-        )
-        return bool(row["until"] - row["since"] - stopped <= row["allowed_s"] + 3.0)
 
 
 class Rig:
@@ -139,7 +63,9 @@ class Rig:
         self.work: dict[str, int] = {}
         self.errors: dict[str, int] = {}
         self.audits = 0
-        self.sentinel: list[Actor] = []
+        self.sentinels: list[Actor] = []
+        self.veterans: list[Actor] = []
+        self.leases = folder / "leases"
         self._fault = fault
         self._number = 0
         self._before: dict[str, Footprint] = {}
@@ -148,23 +74,77 @@ class Rig:
     # ---- life
     def start(self) -> None:
         """Bring up both nodes, find out which channels they offer, start the sentinel."""
-        self.nodes["a"] = Node(self.folder, "a").start()
-        with environment(self._fault):
-            self.nodes["b"] = Node(self.folder, "b", self.nodes["a"].listen).start()
+        self.leases.mkdir()
+        self.nodes["a"] = Node(self.folder, "a")
+        self._start(self.nodes["a"])
+        self.nodes["b"] = Node(self.folder, "b", self.nodes["a"].listen)
+        self._start(self.nodes["b"])
+        for node in self.nodes.values():
+            node.address = node.listen  # where it is looked for when it is started again
         self._try_channels()
-        for role in ("answerer", "asker"):
-            self.sentinel.append(self._spawn(role, "a", SENTINEL, is_sentinel=True, pause_s=0.02))
-            self.wait_ready(self.sentinel[-1])
+        for name in self.nodes:
+            self._post_sentinels(name)
+        for role, name in (("source", "b"), ("sink", "a")):
+            self.veterans.append(self._spawn(role, name, VETERANS, pause_s=0.05))
+            self.wait_ready(self.veterans[-1])
+
+    def _start(self, node: Node) -> None:
+        """Start a node, also one that was killed: with its folder, and the faults of its links."""
+        self.since(node.name).write_text(str(time.time_ns()))
+        log = node.folder / "log"
+        if log.exists():
+            log.rename(node.folder / f"before{self._number}.log")
+        with environment(self._fault if node.name == "b" else ""):
+            node.start()
+
+    def _post_sentinels(self, node: str) -> None:
+        for role in reversed(SENTINELS[node].roles):  # who answers is there first
+            actor = self._spawn(role, node, SENTINELS[node], is_sentinel=True, pause_s=0.02)
+            self.sentinels.append(actor)
+            self.wait_ready(actor)
+
+    def since(self, node: str) -> Path:
+        """Return the file that says when a node was started (ns, wall clock)."""
+        return self.folder / f"{node}.since"
+
+    def kill_node(self, name: str, away_s: float) -> None:
+        """kill -9 of a keeper: its node is gone whole; started again, it is joined and its clients come back.
+
+        Raises
+        ------
+        Violation
+            Something of the node outlives its keeper, or somebody does not come back by itself.
+        """
+        node = self.nodes[name]
+        for actor in [s for s in self.sentinels if s.node == name][::-1]:  # who asks leaves first
+            self.take_away(actor, signal.SIGTERM)
+        processes = [node.keeper, *node.keeper.children(recursive=True)]
+        killed_at = time.monotonic()
+        os.kill(node.keeper_pid, signal.SIGKILL)
+        node.wait_ended()
+        _, left = psutil.wait_procs(processes, VERDICT_S)
+        if left:
+            raise Violation(f"node {name}: its keeper was killed, and {left} live on")
+        time.sleep(away_s)
+        self._start(node)
+        for actor in [a for a in (*self.actors, *self.veterans) if a.node == name]:
+            is_back = functools.partial(self._is_back, actor, killed_at)
+            wait_for(f"{actor.name} attached again", is_back, BACK_S)
+        self._post_sentinels(name)
+
+    def _is_back(self, actor: Actor, since: float) -> bool:
+        self._take(actor)
+        return actor.ready_at > since
 
     def _try_channels(self) -> None:
         """Ask for each channel that may not be offered; say what is left out."""
         import fabric
-        from tests.soak.actors import declare
+        from tests.soak.role import declare
 
         with fabric.attach("probe", socket=self.nodes["a"].socket) as port:
             for channel in (*CHANNELS, *TRIED):
                 try:
-                    declare(port, {"channel": channel.name, "declare": channel.declare})
+                    declare(port, job_of(channel))
                 except (errors.ConfigError, TypeError) as error:
                     if channel in CHANNELS:
                         raise
@@ -174,11 +154,15 @@ class Rig:
 
     def close(self) -> None:
         """End everything, whatever state it is in."""
-        for actor in [*self.actors, *self.sentinel]:
+        for actor in self.everybody():
             actor.popen.kill()
             actor.popen.wait(5.0)
         for node in reversed(self.nodes.values()):
             node.stop()
+
+    def everybody(self) -> list[Actor]:
+        """Return all processes that are at work."""
+        return [*self.actors, *self.sentinels, *self.veterans]
 
     def note(self, what: str) -> None:
         self.history.append(f"{time.monotonic():.2f} {what}")
@@ -195,9 +179,10 @@ class Rig:
         self._number += 1
         name = f"{role}{self._number}"
         job = {
-            "name": name, "seed": self._number, "channel": channel.name, "declare": channel.declare,
+            "name": name, "seed": self._number, **job_of(channel),
             "acks": channel.declare.get("delivery") != ONCE, "keyed": channel.keyed,
-            "pause_s": 0.005, "hold_s": 0.05, "held_max": 16, **more,
+            "pause_s": 0.005, "hold_s": 0.05, "held_max": 16,
+            "folder": str(self.leases), "since": str(self.since(node)), **more,
         }  # fmt: skip
         output = self.folder / f"{name}.out"
         variables = {**os.environ, "FABRIC_SOCKET": self.nodes[node].socket, "PYTHONPATH": path()}
@@ -224,7 +209,7 @@ class Rig:
         except subprocess.TimeoutExpired:
             raise Violation(f"{actor.name} was told to leave and did not: {actor.log()}") from None
         self._take(actor)
-        self.actors.remove(actor)
+        (self.actors if actor in self.actors else self.sentinels).remove(actor)
         self.gone.append(actor)
         self.work[actor.channel.name] = self.work.get(actor.channel.name, 0) + actor.work
         for name, count in actor.errors.items():
@@ -235,11 +220,12 @@ class Rig:
     # ---- what must hold
     def check(self) -> None:
         """After every step: no process reports a violation, the audit balances, nothing is over its budget."""
-        for actor in [*self.actors, *self.sentinel]:
+        for actor in self.everybody():
             self._take(actor)
             if actor.popen.poll() is not None:
                 raise Violation(f"{actor.name} ended by itself: {actor.log()}")
-        self._check_sentinel()
+            actor.check_budget()
+        self._check_sentinels()
         self._check_audit()
         for node in self.nodes.values():
             self._check_budget(node)
@@ -252,13 +238,13 @@ class Rig:
                 seconds = row["until"] - row["since"]
                 raise Violation(f"{row['overran']} took {seconds:.1f} s, allowed {row['allowed_s']:.1f} s")  # fmt: skip
 
-    def _check_sentinel(self) -> None:
-        asker = self.sentinel[-1]
-        times = [*asker.beats, time.monotonic()]
-        gap = max((b - a for a, b in itertools.pairwise(times)), default=0.0)
-        del asker.beats[:-1]
-        if gap > SENTINEL_S_MAX:
-            raise Violation(f"round trips that nothing touches paused for {gap:.1f} s")
+    def _check_sentinels(self) -> None:
+        for asker in [s for s in self.sentinels if s.role == "asker"]:
+            times = [*asker.beats, time.monotonic()]
+            gap = max((b - a for a, b in itertools.pairwise(times)), default=0.0)
+            del asker.beats[:-1]
+            if gap > SENTINEL_S_MAX:
+                raise Violation(f"round trips on {asker.node} that nothing touches paused for {gap:.1f} s")  # fmt: skip
 
     def _check_audit(self) -> None:
         last: dict[str, Any] = {}
@@ -295,7 +281,7 @@ class Rig:
 
     def quiet(self) -> None:
         """Send everybody away; then each node holds no more than at the first such moment."""
-        for role in ("source", "asker", "sink", "answerer"):
+        for role in LEAVING:
             for actor in [a for a in self.actors if a.role == role]:
                 self.take_away(actor, signal.SIGTERM)
         for name, node in self.nodes.items():
@@ -335,6 +321,11 @@ def settle_footprint(node: Node) -> Footprint:
     return Footprint(*(max(values) for values in zip(*map(astuple, seen), strict=True)))
 
 
+def job_of(channel: Channel) -> dict[str, Any]:
+    """Return what a process is told of its channel."""
+    return {"channel": channel.name, "declare": channel.declare, "carries": channel.carries}
+
+
 def holdings(node: Node) -> dict[str, int]:
     """Count what the keeper and the daemon hold open, by name."""
     names: Counter[str] = Counter()
@@ -345,12 +336,6 @@ def holdings(node: Node) -> dict[str, int]:
                     f"{who} {os.readlink(link).split(' ')[0].split('[')[0].rstrip('0123456789:')}"
                 ] += 1
     return dict(names)
-
-
-def private_bytes(process: psutil.Process) -> int:
-    """Anonymous memory in use: segments are files, and counted elsewhere."""
-    status = Path(f"/proc/{process.pid}/status").read_text()
-    return int(status.partition("RssAnon:")[2].split()[0]) << 10
 
 
 def path() -> str:

@@ -17,7 +17,8 @@ import traceback
 from pathlib import Path
 
 from tests.soak.actions import add, go_back, logs, step
-from tests.soak.rig import Rig, Violation
+from tests.soak.processes import Violation
+from tests.soak.rig import Rig
 
 QUIET_EVERY = 25  # steps between two moments at which everybody leaves
 FIRST_ACTORS = 5
