@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fabric.leases")
 _AT_ONCE = 4  # parts of one call on their way
+#: what an exposer says of a lease is raised as it would be on its own node
+_SAID = {
+    cls.__name__: cls
+    for cls in (
+        errors.StaleHandleError, errors.BrokenError, errors.DeadlineExceeded, errors.CapacityError,
+        errors.ConfigError, errors.TypeMismatchError,
+    )
+}  # fmt: skip
 
 
 @message("fabric.lease.ask")
@@ -65,9 +73,22 @@ class LeaseServer:
 
     def _run(self) -> None:
         try:
-            self._responder.serve(self._answer)
+            for request in self._responder:
+                self._serve(request)
         except errors.FabricError as error:
             log.debug("leases are served no more: %s", error)
+
+    def _serve(self, request: Any) -> None:
+        """Answer one ask. A refusal is the asker's to know: whoever asks for stale leases fills no log here."""
+        try:
+            request.reply(self._answer(request.message))
+        except (errors.CancelledRequestError, errors.PeerLostError):
+            return  # nobody waits for this one any more
+        except errors.FabricError as error:
+            request.fail(error)
+        except Exception as error:
+            log.warning("an ask for a lease failed", exc_info=True)
+            request.fail(error)
 
     def _answer(self, ask: Any) -> LeaseAnswer:
         import numpy
@@ -155,9 +176,10 @@ class LeaseClient:
                 yield requester.result(calls[0])
                 requester.finish(calls.pop(0))
         except errors.RemoteError as error:
-            if error.context.get("error") == "StaleHandleError":
-                raise errors.StaleHandleError(f"lease of another node: {error.message}") from error
-            raise
+            cls = _SAID.get(str(error.context.get("error")))
+            if cls is None:
+                raise
+            raise cls(f"lease of another node: {error.message}") from error
         except errors.PeerLostError as error:
             raise errors.StaleHandleError("the exposer of the lease is gone") from error
         finally:

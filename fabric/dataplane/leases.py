@@ -239,6 +239,7 @@ class Leases:
                 memory.close()
                 raise
         except PermissionError as error:
+            _check_sealed(fds[0], lease)
             raise errors.ConfigError("the lease says writable, its segment is not") from error
         finally:
             for fd in fds:
@@ -259,3 +260,12 @@ class Leases:
             if node not in self._clients:
                 self._clients[node] = LeaseClient(self._port, node)
             return self._clients[node]
+
+
+def _check_sealed(fd: int, lease: Lease) -> None:
+    """Raise `StaleHandleError` when a sealed segment is not that of the lease: its number is another's by now."""
+    memory = LeaseMemory(fd, lease.key, lease.bytes, False)
+    try:
+        memory.check()
+    finally:
+        memory.close()

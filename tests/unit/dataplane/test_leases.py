@@ -79,9 +79,29 @@ def test_read_only_lease_takes_no_put(pair, table):
     with pytest.raises(errors.ConfigError, match="read-only"):
         right.put(lease, None, table, deadline=5)
     forged = msgspec_replace(lease, writable=True)
-    with pytest.raises((errors.ConfigError, errors.RemoteError)):
+    with pytest.raises(errors.ConfigError):
         right.put(forged, None, table * 0, deadline=5)
     np.testing.assert_array_equal(lease.array, table)
+
+
+@pytest.mark.promise("P2")
+def test_stale_writable_lease_whose_segment_is_another_one_by_now_is_stale(ports, table):
+    left, right = ports
+    old = left.expose(table, writable=True)
+    left.leases.revoke_all()
+    new = left.expose(table)  # as after a restart of the node: the numbers of segments begin anew
+    with pytest.raises(errors.StaleHandleError):
+        right.get(msgspec_replace(old, segment=new.segment), deadline=5)
+
+
+def test_refused_asks_of_other_nodes_leave_nothing_in_the_log(ports, table, caplog):
+    left, right = ports
+    right.leases.node = 99
+    lease = left.expose(table)
+    lease.revoke()
+    with pytest.raises(errors.StaleHandleError):
+        right.get(lease, deadline=5)
+    assert not [r for r in caplog.records if r.levelname in ("WARNING", "ERROR")]
 
 
 def msgspec_replace(given, /, **changes):
@@ -156,11 +176,12 @@ def test_lease_of_a_killed_process_gives_no_data_at_once(ports, node, kind):
         child.stdout.close()
 
 
-def test_unfinished_put_is_told_until_its_range_is_put_again(ports, table):
-    left, right = ports
+@pytest.mark.promise("P6")
+def test_unfinished_put_is_told_until_its_range_is_put_again(pair, table):
+    left, right = pair
     lease = left.expose(table, writable=True)
     right.get(lease, deadline=5)
-    memory = right.leases._mapped[lease.key]
+    memory = left.leases.exposed(lease.lease).memory
 
     def die(data):
         data[0:4] = 1
