@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,13 +48,15 @@ def add(rig: Rig) -> str:
     if len(rig.actors) >= ACTORS_MAX:
         return leave(rig)
     halves = [(c, role) for c in rig.channels for role in c.roles if role]
-    there = {(a.channel.name, a.role) for a in rig.actors}
+    there = Counter((a.channel.name, a.role) for a in rig.actors)
     lacking = [
         (c, role)
         for c, role in halves
-        if (c.name, role) not in there and any((c.name, other) in there for other in c.roles)
+        if there[c.name, role] < (c.answerers if role == c.roles[1] else 1)
+        and any(there[c.name, other] for other in c.roles)
     ]
-    channel, role = rig.chance.choice(lacking or halves)
+    among = lacking or halves
+    channel, role = rig.chance.choices(among, [c.share for c, _ in among])[0]
     node = rig.chance.choice(sorted(rig.nodes))
     hold = rig.chance.choice([0.0, 0.02, 0.5])
     actor = rig.add(role, node, channel, hold_s=hold, pause_s=rig.chance.choice([0.001, 0.01]))
@@ -235,7 +238,7 @@ def nothing(rig: Rig) -> str:
 Action = Callable[[Rig], str]
 ACTIONS: dict[Action, int] = {
     add: 10, leave: 3, kill: 5, stop: 3, kill_daemon: 2, stop_daemon: 1, restart_daemon: 1, cut: 2,
-    kill_keeper: 1, harm_child: 2, apply: 2, roll_back: 1, scale: 1, nothing: 1,
+    kill_keeper: 2, harm_child: 2, apply: 2, roll_back: 1, scale: 1, nothing: 1,
 }  # fmt: skip
 
 

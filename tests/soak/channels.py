@@ -15,6 +15,8 @@ class Channel:
     roles: tuple[str, str] = ("source", "sink")
     keyed: bool = False  # whether the order of each key is promised
     carries: str = "part"  # one of `role.CARRIED`
+    share: int = 1  # how often it is drawn
+    answerers: int = 1  # how many of its second role are there before anybody else comes
 
 
 ASKING, SCATTERING = ("asker", "answerer"), ("scatterer", "expert")
@@ -28,18 +30,24 @@ CHANNELS = (
     Channel("into", {}, ("source", "")),
     Channel("outof", {}, ("", "sink")),
     Channel("r", {"pattern": "request"}, ASKING, carries="ask"),
-    Channel("x0", {"pattern": "scatter", "klass": "embedding"}, SCATTERING, carries="rows"),
+    Channel(
+        "x0", {"pattern": "scatter", "klass": "embedding"}, SCATTERING, carries="rows", answerers=2
+    ),
     Channel(
         "x1",
         {"pattern": "scatter", "delivery": LEAST, "klass": "token"},
         SCATTERING,
         carries="rows",
+        share=2,
+        answerers=3,
     ),
     Channel(
         "offers",
         {"pattern": "broadcast", "overflow": "drop_oldest", "klass": "token"},
         ("exposer", "getter"),
         carries="offer",
+        share=3,
+        answerers=2,
     ),
 )
 # Offered by later versions than the oldest that this runs against: taken in when the node accepts the declaration.

@@ -233,6 +233,9 @@ class Getter:
             self._port.check()  # lost: attach anew
             actor.pause(RETRY_S)
             return
+        except (errors.ConfigError, errors.TypeMismatchError, errors.RemoteError) as error:
+            actor.violate(f"{name} is {before}, and it was said to be none: {error!r}")
+            return
         if before == "gone":
             actor.violate(f"{name} had ended, and a {'put' if is_put else 'get'} of it went well")
         actor.beat()

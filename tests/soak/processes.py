@@ -11,13 +11,14 @@ from typing import Any
 
 import psutil
 
+from fabric import limits
 from tests.soak.channels import Channel
 
 # A client's first quiet moment is this long after it was ready; from AGED_S on it may hold only so much more.
 WARM_S, AGED_S = 10.0, 30.0
-CLIENT_FDS_MORE = 60
-CLIENT_THREADS_MORE = 4
-CLIENT_PRIVATE_BYTES_MORE = 48 << 20
+CLIENT_FDS_MORE = 40  # lanes to peers that came later
+CLIENT_THREADS_MORE = 3
+CLIENT_PRIVATE_BYTES_MORE = 40 << 20
 
 
 class Violation(AssertionError):
@@ -31,6 +32,14 @@ class Held:
     fds: int
     threads: int
     private_bytes: int
+
+    def or_more(self, other: Held) -> Held:
+        """Return the larger of each."""
+        return Held(*map(max, zip(astuple(self), astuple(other), strict=True)))
+
+    def over(self, first: Held) -> Held:
+        """Return how much more this is than what was held first."""
+        return Held(*(a - b for a, b in zip(astuple(self), astuple(first), strict=True)))
 
 
 @dataclass
@@ -80,6 +89,10 @@ class Actor:
         )
         return bool(row["until"] - row["since"] - stopped <= row["allowed_s"] + 3.0)
 
+    def growth(self) -> Held:
+        """Return the most that it held over its first quiet moment."""
+        return self.most.over(self.first) if self.most and self.first else Held(0, 0, 0)
+
     def check_budget(self) -> None:
         """Hold what it has now against what it had at its first quiet moment."""
         if not self.is_ready or (age := time.monotonic() - self.born) < WARM_S:
@@ -88,9 +101,10 @@ class Actor:
         if self.first is None:
             self.first = self.most = now
             return
-        self.most = Held(*map(max, zip(astuple(self.most or now), astuple(now), strict=True)))
+        self.most = (self.most or now).or_more(now)
+        mapped = limits.LEASES_MAPPED_MAX if self.role == "getter" else 0
         for what, found, first, more in (
-            ("descriptors", now.fds, self.first.fds, CLIENT_FDS_MORE),
+            ("descriptors", now.fds, self.first.fds, CLIENT_FDS_MORE + mapped),
             ("threads", now.threads, self.first.threads, CLIENT_THREADS_MORE),
             ("private bytes", now.private_bytes, self.first.private_bytes, CLIENT_PRIVATE_BYTES_MORE),
         ):  # fmt: skip

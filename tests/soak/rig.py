@@ -22,7 +22,7 @@ import psutil
 from fabric import errors
 from tests.integration.kill_nodes import Footprint, Node, wait_for
 from tests.soak.channels import CHANNELS, ONCE, SENTINELS, TRIED, VETERANS, Channel
-from tests.soak.processes import Actor, Violation, private_bytes
+from tests.soak.processes import Actor, Held, Violation, private_bytes
 
 ROLES = Path(__file__).with_name("actors.py")
 HERE = ROLES.parent
@@ -63,6 +63,7 @@ class Rig:
         self.work: dict[str, int] = {}
         self.errors: dict[str, int] = {}
         self.audits = 0
+        self.growth: dict[str, Held] = {}  # of each role, over a process' first quiet moment
         self.sentinels: list[Actor] = []
         self.veterans: list[Actor] = []
         self.leases = folder / "leases"
@@ -225,6 +226,8 @@ class Rig:
             if actor.popen.poll() is not None:
                 raise Violation(f"{actor.name} ended by itself: {actor.log()}")
             actor.check_budget()
+            role = "veteran" if actor in self.veterans else actor.role
+            self.growth[role] = self.growth.get(role, Held(0, 0, 0)).or_more(actor.growth())
         self._check_sentinels()
         self._check_audit()
         for node in self.nodes.values():

@@ -83,6 +83,11 @@ def main(arguments: list[str]) -> int:
         rig.close()
     print(f"soak: held over {steps} steps, {rig.audits} balanced audits, seed {seed}")
     print(f"  work by channel: {rig.work}\n  typed errors: {rig.errors}")
+    print("  most that clients held over their first quiet moment:")
+    for role, held in sorted(rig.growth.items()):
+        print(
+            f"    {role}: {held.fds} descriptors, {held.threads} threads, {held.private_bytes >> 20} MiB"
+        )
     shutil.rmtree(folder)
     return 0
 
