@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import subprocess
 import sys
@@ -13,11 +14,24 @@ STOP_S = 10.0
 
 
 class BenchNode:
-    """A keeper and a daemon in the foreground, below `folder`."""
+    """A keeper and a daemon in the foreground, below `folder`.
 
-    def __init__(self, folder: Path) -> None:
-        self.socket = folder / "a.sock"
-        self._folder = folder
+    Parameters
+    ----------
+    folder : Path
+        Of the run; sockets, state and logs of several nodes lie beside each other.
+    name : str
+    join : str, optional
+        ``HOST:PORT`` of the first node.
+    more : str
+        Further arguments of ``fabricd``.
+    """
+
+    def __init__(self, folder: Path, name: str = "a", *more: str, join: str | None = None) -> None:
+        self.socket = folder / f"{name}.sock"
+        self.listen = f"127.0.0.1:{_free_port()}"
+        self._folder, self._name = folder, name
+        self._arguments = [*more, *(("--join", join) if join else ())]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -35,13 +49,17 @@ class BenchNode:
         RuntimeError
             It ended or did not listen within `START_S`; the message ends with its log.
         """
-        log = self._folder / "node.log"
-        command = [sys.executable, "-m", "fabric.controlplane.main", "--name", "bench"]
-        command += ["--socket", str(self.socket), "--state", str(self._folder / "state")]
+        log = self._folder / f"{self._name}.log"
+        command = [sys.executable, "-m", "fabric.controlplane.main", "--name", self._name]
+        command += [
+            "--socket",
+            str(self.socket),
+            "--state",
+            str(self._folder / f"{self._name}.state"),
+        ]
+        command += ["--listen", self.listen, *self._arguments]
         with log.open("wb") as stream:
-            self._process = subprocess.Popen(
-                [*command, "--listen", "127.0.0.1:0"], stdout=stream, stderr=stream
-            )
+            self._process = subprocess.Popen(command, stdout=stream, stderr=stream)
         deadline = time.monotonic() + START_S
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -53,6 +71,26 @@ class BenchNode:
         with socket.socket(socket.AF_UNIX) as probe:
             return probe.connect_ex(str(self.socket)) == 0
 
+    def pids(self) -> list[int]:
+        """Return the processes of the node: keeper, daemon and what it started."""
+        found, waiting = [], [self.pid]
+        while waiting:
+            pid = waiting.pop()
+            found.append(pid)
+            with contextlib.suppress(OSError):  # it ended meanwhile
+                text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+                waiting += [int(child) for child in text.split()]
+        return found
+
+    def cpu_ns(self) -> int:
+        """Return what they have used so far, the threads that still run."""
+        used = 0
+        for pid in self.pids():
+            for times in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+                with contextlib.suppress(OSError):
+                    used += int(times.read_text().split()[0])
+        return used
+
     def stop(self) -> None:
         """End it; safe to repeat."""
         if self._process is None or self._process.poll() is not None:
@@ -63,3 +101,10 @@ class BenchNode:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait(STOP_S)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

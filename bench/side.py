@@ -2,8 +2,9 @@
 
 Orders come as JSON lines on stdin, answers leave as JSON lines on the stdout that the process was started with;
 whatever a library prints goes to stderr. An order is ``{"run": WORKLOAD, …}``; the far half answers ``{"armed":
-true}`` before it waits for the near one. Every answer has `cpu_ns`, what the whole process used meanwhile. A half ends
-with its stdin. Runs under the interpreter of the peer: nothing here needs more than numpy.
+true}`` before it waits for the near one. Every answer has `cpu_ns`, what the whole process used meanwhile, and
+`daemons_cpu_ns`, what daemons that it started used (0 where the end has no such method). A half ends with its stdin.
+Runs under the interpreter of the peer: nothing here needs more than numpy.
 """
 
 from __future__ import annotations
@@ -45,12 +46,14 @@ def serve(end: Any, role: str, order: dict[str, Any], answers: TextIO) -> None:
     """Run one workload and answer with what it measured; an error is the answer, too."""
     if role == "far":
         say(answers, {"armed": True})
-    started = time.process_time_ns()
+    others = getattr(end, "daemons_cpu_ns", lambda: 0)
+    started, others_started = time.process_time_ns(), others()
     try:
         found = loops.run(end, role, order)
     except Exception:
         found = {"error": traceback.format_exc(limit=-4)}
-    say(answers, {**found, "cpu_ns": time.process_time_ns() - started})
+    used = {"cpu_ns": time.process_time_ns() - started, "daemons_cpu_ns": others() - others_started}
+    say(answers, {**found, **used})
 
 
 def say(answers: TextIO, fields: dict[str, Any]) -> None:
