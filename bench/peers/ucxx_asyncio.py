@@ -1,8 +1,8 @@
 """UCX through ucxx's asyncio face: what its users write, one coroutine a call.
 
 Connected by worker address without error handling, which keeps UCX on shared memory; options: ``{"tls": "shm" |
-"tcp", "progress": "blocking" | "polling" | "thread"}``. An event loop cannot be entered once a call without measuring that
-instead, so this end brings whole workloads.
+"tcp", "progress": "blocking" | "polling" | "thread"}``. An event loop entered once a call would be measured instead,
+so this end brings whole workloads.
 """
 
 from __future__ import annotations
