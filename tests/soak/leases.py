@@ -26,7 +26,7 @@ from tests.soak.role import COPY_BYTES_PER_S, DEADLINE_S, MIB, RETRY_S, Actor, O
 
 HEAD = struct.Struct("<IIQQQ")  # checksum of what follows it, 0, nonce, version, writer
 SIZES = {40: 2, 1000: 4, 5000: 4, 70_000: 4, MIB: 2, 4 * MIB: 0.5}  # of regions
-LARGE = 20 * MIB  # in several parts between nodes, where a put is not one: read-only
+LARGE = 12 * MIB  # in several parts between nodes, where a put is not one: read-only
 LARGE_SHARE = 0.03
 REGIONS_MAX = 6  # of one exposer
 FILES_KEPT = 10  # of ended leases, an exposer
