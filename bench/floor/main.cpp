@@ -1,0 +1,69 @@
+// floor NAME near|far FOLDER OPTIONS CPUS: one half of a floor; orders and answers as those of bench/side.py.
+#include <cstdio>
+#include <iostream>
+#include <stdexcept>
+
+#include "copy_end.hpp"
+#include "engines.hpp"
+#include "fan_out.hpp"
+#include "ring_end.hpp"
+#include "stream.hpp"
+#include "workloads.hpp"
+
+namespace floors {
+namespace {
+
+constexpr u64 kOrderSeconds = 120;
+
+void say(const Answer& answer) { std::cout << answer.line() << std::flush; }
+
+template <class End>
+int serve(End& end, Role role) {
+  say(Answer().add_true("connected").add("pid", static_cast<u64>(::getpid())).add("can", abilities<End>()));
+  Sources sources;
+  for (std::string line; std::getline(std::cin, line);) {
+    if (role == Role::far) say(Answer().add_true("armed"));
+    Answer answer;
+    try {
+      const Order order(line);
+      set_deadline(kOrderSeconds + order.count("seconds", 0));
+      answer = Work<End>(end, sources, role, order).run();
+    } catch (const std::exception& error) {
+      answer = Answer().add_text("error", error.what()).add("cpu_ns", 0);
+    }
+    set_deadline(0);
+    say(answer);
+  }
+  return 0;
+}
+
+int start(const std::string& name, Role role, const std::string& folder, const Order& options) {
+  if (name == "ring_spin") { RingEnd<false> end(role, folder, options); return serve(end, role); }
+  if (name == "ring_futex") { RingEnd<true> end(role, folder, options); return serve(end, role); }
+  if (name == "unix_socket") { StreamEnd end(role, folder, false); return serve(end, role); }
+  if (name == "tcp_socket") { StreamEnd end(role, folder, true); return serve(end, role); }
+  if (name == "two_engines") { EnginesEnd end(role, folder, options); return serve(end, role); }
+  if (name == "tcp_bulk") { BulkEnd end(role, folder, options); return serve(end, role); }
+  if (name == "memcpy") { CopyEnd end(role, folder, options); return serve(end, role); }
+  if (name == "fan_out") { FanOutEnd end(role, folder, options); return serve(end, role); }
+  throw std::runtime_error("no floor is called \"" + name + "\"");
+}
+
+}  // namespace
+}  // namespace floors
+
+int main(int count, char** arguments) {
+  using namespace floors;
+  if (count != 6 || (std::string(arguments[2]) != "near" && std::string(arguments[2]) != "far")) {
+    std::fputs("usage: floor NAME near|far FOLDER OPTIONS CPUS\n", stderr);
+    return 2;
+  }
+  try {
+    use_cpus(arguments[5]);
+    return start(arguments[1], std::string(arguments[2]) == "near" ? Role::near : Role::far, arguments[3],
+                 Order(arguments[4]));
+  } catch (const std::exception& error) {
+    say(Answer().add_text("error", error.what()));
+    return 1;
+  }
+}

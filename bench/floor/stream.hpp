@@ -1,0 +1,65 @@
+// unix_socket, tcp_socket: blocking calls on a connected stream. tcp_bulk: chunks with a head each, as the fabric's.
+#pragma once
+
+#include "meeting.hpp"
+
+namespace floors {
+
+class StreamEnd {
+ public:
+  StreamEnd(Role role, const std::string& folder, bool is_tcp);
+  void prepare(const Order& order);
+  Meeting& meeting() { return meeting_; }
+  u64 cpu_ns() const { return cpu_ns_of(0); }
+
+  void send(std::span<const u8> message) { send_all(fd_.get(), message.data(), message.size()); }
+  std::span<const u8> receive() {
+    receive_all(fd_.get(), message_.data(), message_.size());
+    return message_;
+  }
+  void send_many(std::span<const u8> message, u64 count);
+  u64 receive_many(u64 most, std::span<const u8>& last);
+  void send_array(std::span<const u8> data) { send(data); }
+  std::span<const u8> receive_array();
+  void release_array() {}
+
+ protected:
+  Meeting meeting_;
+  Fd fd_;
+  std::vector<u8> message_, batch_;
+  Memory memory_;             ///< where arrays land
+  u64 array_bytes_ = 0;
+};
+
+/// Options: "crc": true checks every chunk on both ends; "congestion" names a congestion control, "send_buffer" and
+/// "receive_buffer" fix the socket's (bytes); without them they are the system's, as the fabric leaves them.
+class BulkEnd {
+ public:
+  BulkEnd(Role role, const std::string& folder, const Order& options);
+  void prepare(const Order& order);
+  Meeting& meeting() { return meeting_; }
+  u64 cpu_ns() const { return cpu_ns_of(0); }
+
+  void send(std::span<const u8> message) { send_all(fd_.get(), message.data(), message.size()); }
+  std::span<const u8> receive() {
+    receive_all(fd_.get(), message_.data(), message_.size());
+    return message_;
+  }
+  void send_array(std::span<const u8> data);
+  std::span<u8> loan(u64 size) { return buffer(size); }
+  void send_loan() { send_array(buffer(array_bytes_)); ++turn_; }
+  std::span<const u8> receive_array();
+  void release_array() { ++turn_; }
+
+ private:
+  std::span<u8> buffer(u64 size) const { return memory_.part(turn_ % buffers_ * array_bytes_, size); }
+
+  Meeting meeting_;
+  Fd fd_;
+  bool checks_;
+  std::vector<u8> message_;
+  Memory memory_;             ///< as many arrays as may be unconfirmed, ready to send or to be received into
+  u64 array_bytes_ = 0, buffers_ = 1, turn_ = 0;
+};
+
+}  // namespace floors
