@@ -413,7 +413,7 @@ class Engine:
     def stats(self) -> dict[str, Any]:
         """
         Counters and gauges at one moment. `groups`: one dict per session and connection group (session, group, up, bytes_in,
-        bytes_out, frames_in, frames_out, rtt_ns, link_retransmits, backlog_bytes). `sessions`: per session, counters since it
+        bytes_out, frames_in, frames_out, rtt_ns, link_retransmits, backlog_bytes, features). `sessions`: per session, counters since it
         began (messages_in/out, payload_bytes_in/out: hop-acknowledged; retransmits, repeats, crc_errors, chunks_late, gaps,
         breaks, silent_breaks, protocol_breaks, transfers_done_in/out, transfers_aborted, transfers_stalled, backlog_stalls,
         lane_stalls, slot_stalls, foreign) and gauges (transfers_in/out, reports_unacked, reports_blocked). `closed_sessions`:
@@ -460,9 +460,10 @@ class Engine:
 
     def open_session(self, session: int, peer_node: int, peer_incarnation: int) -> None: ...
 
-    def add_connection(self, session: int, fd: int, group: int) -> None:
+    def add_connection(self, session: int, fd: int, group: int, features: int = 0) -> None:
         """
-        Takes a handshaken socket (also on failure). Group 0: control and token, 1: embedding and bulk.
+        Takes a handshaken socket (also on failure). Group 0: control and token, 1: embedding and bulk. `features`: what
+        the handshake agreed on; 1: chunks without checksums.
         """
 
     def add_inproc(self, session: int, link: int, group: int) -> None: ...

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 GROUP_TOKEN = 0  #: control and token traffic, and every acknowledgement
 GROUP_BULK = 1  #: embedding and bulk traffic
 GROUP_CONTROL = 255  #: node to node control, not the engine's
+PLAIN_CHUNKS = 1  #: a feature of a data connection: payload travels without checksums of ours
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,14 @@ Links = Annotated[
         "--links", help="Links to other nodes, the preferred first: ucx,tcp.", show_default=False
     ),
 ]
+Checksums = Annotated[
+    _TEXT,
+    typer.Option(
+        "--checksums",
+        help="off: payloads between nodes rely on the network's, where both nodes say so.",
+        show_default=False,
+    ),
+]
 Secret = Annotated[
     _TEXT, typer.Option("--secret-file", help="Shared secret of the nodes.", show_default=False)
 ]
@@ -60,6 +68,7 @@ def up(
     join: Join = None,
     secret_file: Secret = None,
     links: Links = None,
+    checksums: Checksums = None,
     metrics: Metrics = None,
 ) -> None:
     """Start a node in the background and wait until it serves."""
@@ -77,6 +86,7 @@ def up(
         "--join": join,
         "--secret-file": secret_file,
         "--links": links,
+        "--checksums": checksums,
         "--metrics": metrics,
     }
     for flag, value in given.items():

@@ -15,6 +15,10 @@ def _rtt(row: Mapping[str, Any]) -> str | None:
     return None if row.get("rtt_us") is None else units.format_seconds(row["rtt_us"] / 1e6)
 
 
+def _link(row: Mapping[str, Any]) -> str:
+    return f"{row.get('link')}{', no checksums' if row.get('checksums') is False else ''}"
+
+
 def _path(row: Mapping[str, Any]) -> str:
     taken, preferred = str(row.get("path") or ABSENT), row.get("path_preferred")
     if not preferred or preferred == taken:
@@ -32,7 +36,7 @@ _NODES = (
 _LINKS = (
     Column("from", "source"),
     Column("to", "target"),
-    Column("link", "link"),
+    Column("link", _link),
     Column("state", "state"),
     Column("connections", "connections", True),
     Column("sent", size_of("bytes_sent"), True),

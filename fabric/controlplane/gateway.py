@@ -155,13 +155,13 @@ class NodeGateway:
         if known is not None and self._engine is not None:
             self._engine.close_session(known[0])
 
-    def add_connection(self, node: int, fd: int, group: int) -> None:
-        """Hand a data connection to the engine, which takes the descriptor."""
+    def add_connection(self, node: int, fd: int, group: int, features: int = 0) -> None:
+        """Hand a data connection, and what was agreed for it, to the engine, which takes the descriptor."""
         known = self._sessions.get(node)
         if known is None:
             os.close(fd)
             raise errors.StaleHandleError("no session with this node", node=node)
-        self.engine.add_connection(known[0], fd, group)
+        self.engine.add_connection(known[0], fd, group, features)
         self.up.add((node, group))
 
     def _published_of(self, flow: int) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from fabric import errors
+from fabric.abc.link import PLAIN_CHUNKS
 from fabric.controlplane.audit import END_DELIVERED, END_NAMES, ENDED
 from fabric.registry.records import ArchivedCounts, ChannelRecord, View
 
@@ -225,6 +226,7 @@ def _link_rows(daemon: Daemon) -> list[dict[str, Any]]:
                 "connections": connections,
                 "bytes_sent": sum(g["bytes_out"] for g in groups),
                 "bytes_received": sum(g["bytes_in"] for g in groups),
+                "checksums": not any(g["features"] & PLAIN_CHUNKS for g in groups),
                 "rtt_us": max((g["rtt_ns"] // 1000 for g in groups), default=0),
             }
         )

@@ -36,6 +36,7 @@ class Options:
     log_level: str = "info"
     arena_bytes: int = limits.ARENA_BYTES_PER_TENANT_MAX
     links: tuple[str, ...] = ()  #: between nodes, in the operator's order; empty: all that work
+    checksums: bool = True  #: over payloads between nodes; off where both ends of a link say so
     metrics: tuple[str, int] | None = METRICS_DEFAULT  #: where Prometheus reads; None: nowhere
 
 
@@ -79,6 +80,12 @@ def parse(argv: list[str] | None = None) -> Options:
         help="links to use between nodes, the preferred first (default: all that work here)",
     )
     parser.add_argument(
+        "--checksums",
+        default="on",
+        choices=("on", "off"),
+        help="over payloads between nodes; off, where both nodes of a link say so, leaves them to the network's own",
+    )
+    parser.add_argument(
         "--arena-bytes",
         metavar="SIZE",
         default=str(limits.ARENA_BYTES_PER_TENANT_MAX),
@@ -110,6 +117,7 @@ def parse(argv: list[str] | None = None) -> Options:
         args.log_level,
         _arena_bytes(args.arena_bytes),
         _links(args.links),
+        args.checksums == "on",
         _metrics(args.metrics),
     )
 

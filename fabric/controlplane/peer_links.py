@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fabric import errors, limits, steps
+from fabric.abc.link import PLAIN_CHUNKS
 from fabric.controlplane.calls import ControlConnection
 from fabric.controlplane.incarnations import next_incarnation
 from fabric.controlplane.options import read_secret
@@ -247,7 +248,10 @@ class PeerLinks:
     def _local(self, group: int) -> NodeInfo:
         from fabric.links.handshake import NodeInfo
 
-        return NodeInfo(self._context.name, self._context.number, self._incarnation, group)
+        features = 0 if self._daemon.options.checksums else PLAIN_CHUNKS
+        return NodeInfo(
+            self._context.name, self._context.number, self._incarnation, group, features
+        )
 
     # ---------------------------------------------------------------- accepting
     def _accept(self) -> None:
@@ -307,7 +311,7 @@ class PeerLinks:
         except errors.FabricError:
             sock.close()
             raise
-        self._daemon.gateway.add_connection(number, sock.detach(), info.group)
+        self._daemon.gateway.add_connection(number, sock.detach(), info.group, info.features)
 
     def _on_link_down(self, number: int, group: int, reason: str) -> None:
         if number < self._context.number or number == self.registry_number:

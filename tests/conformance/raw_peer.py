@@ -30,14 +30,20 @@ _HEADER = struct.Struct("<IBBBBIIQQQQIIII")
 
 
 def frame(
-    kind: int, session: int, sequence: int, a: int = 0, b: int = 0, body: bytes = b""
+    kind: int,
+    session: int,
+    sequence: int,
+    a: int = 0,
+    b: int = 0,
+    body: bytes = b"",
+    features: int = 0,
 ) -> bytes:
     """One sealed frame (docs/WIRE.md §3)."""
 
     def header(crc: int) -> bytes:
-        body_crc = _native.crc32c(body) if body else 0
+        body_crc = _native.crc32c(body) if body and not features else 0
         return _HEADER.pack(
-            0x46424146, 1, 8, kind, 0, 0, len(body), session, sequence, a, b, body_crc, 0, 0, crc
+            0x46424146, 1, 8, kind, 0, features, len(body), session, sequence, a, b, body_crc, 0, 0, crc
         )  # fmt: skip
 
     return header(_native.crc32c(header(0))) + body
@@ -63,18 +69,26 @@ class Peer:
     def __init__(self, engine: _native.Engine, session: int, node: int) -> None:
         self.engine, self.session = engine, session
         engine.open_session(session, node, node * 100)
-        self.socks: list[socket.socket] = []
+        self.socks: dict[int, socket.socket] = {}
         self.sequence = [0, 0]
         for group in (0, 1):
-            mine, theirs = socket.socketpair()
-            mine.settimeout(10)
-            engine.add_connection(session, theirs.detach(), group)
-            self.socks.append(mine)
+            self.connect(group)
 
-    def send(self, group: int, kind: int, a: int = 0, b: int = 0, body: bytes = b"") -> bytes:
-        """Send a frame; return its bytes."""
+    def connect(self, group: int) -> None:
+        """Make a connection, in the place of one that was closed."""
+        if group in self.socks:
+            self.socks[group].close()
+        self.socks[group], theirs = socket.socketpair()
+        self.socks[group].settimeout(10)
+        self.engine.add_connection(self.session, theirs.detach(), group)
+        self.sequence[group] = 0
+
+    def send(
+        self, group: int, kind: int, a: int = 0, b: int = 0, body: bytes = b"", features: int = 0
+    ) -> bytes:
+        """Send a frame; return its bytes. With `features` its body has no checksum."""
         self.sequence[group] += 1
-        sealed = frame(kind, self.session, self.sequence[group], a, b, body)
+        sealed = frame(kind, self.session, self.sequence[group], a, b, body, features)
         self.socks[group].sendall(sealed)
         return sealed
 
@@ -165,7 +179,7 @@ class Node:
     ) -> None:
         self.engine.stop(0)
         self.port.close()
-        for sock in self.peer.socks:
+        for sock in self.peer.socks.values():
             sock.close()
         for place in (self.gateway, self.local):
             place.close()

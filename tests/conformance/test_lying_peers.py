@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from fabric import _native, limits
+from fabric.abc.link import PLAIN_CHUNKS
 from fabric.testing.link_conformance import payload_of, take
 from fabric.testing.rigs import EngineRig, TcpRig
 from tests.conformance.raw_peer import (
@@ -56,6 +57,16 @@ def test_a_chunk_that_comes_twice_does_not_touch_verified_bytes(node: Node) -> N
 
 
 @pytest.mark.promise("P2")
+def test_a_chunk_without_checksum_is_refused_where_it_was_not_agreed(node: Node) -> None:
+    announced(node, 5)
+    node.peer.send(1, CHUNK, 5, 0, b"z" * SIZE, PLAIN_CHUNKS)
+    assert "refused" in node.event("link_down")["reason"]
+    node.peer.connect(1)
+    node.peer.send(1, CHUNK, 5, 0, b"a" * SIZE)
+    assert node.payload(SIZE) == b"a" * SIZE
+
+
+@pytest.mark.promise("P2")
 def test_a_chunk_of_another_transfer_finds_no_place(node: Node) -> None:
     announced(node, 5)
     node.peer.send(1, CHUNK, 4, 0, b"z" * SIZE)
@@ -97,7 +108,7 @@ def test_another_node_cannot_end_a_message(node: Node) -> None:
     node.peer.send(0, REPORT, 1, 0, truth)
     assert node.sender.flush(_native.monotonic_ns() + 10**10)
     assert {key: n for key, n in node.sender.counts().items() if n} == {(3, 5): 1}
-    for sock in other.socks:
+    for sock in other.socks.values():
         sock.close()
 
 

@@ -14,6 +14,11 @@ def flow_to(node, target):
     return next((row for row in rows if row["target"] == target), None)
 
 
+def connected(node):
+    links = node.call("topology")["links"]
+    return bool(links) and links[0]["state"] == "up"
+
+
 def test_flow_of_one_node_takes_shared_memory_and_between_nodes_the_link_both_have(cluster):
     first = cluster.node("a")
     second = cluster.node("b", first)
@@ -29,6 +34,19 @@ def test_flow_of_one_node_takes_shared_memory_and_between_nodes_the_link_both_ha
     ]
     assert (far["path"], far["path_preferred"]) == ("tcp", "tcp")
     assert first.call("status")["downgrades"] == 0
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "shown"),
+    [("off", "off", False), ("off", "on", True)],
+    ids=["both say off", "one says on"],
+)
+def test_payloads_go_without_checksums_where_both_nodes_say_so(cluster, first, second, shown):
+    nodes = [cluster.node("a", None, "--checksums", first)]
+    nodes.append(cluster.node("b", nodes[0], "--checksums", second))
+    for node in nodes:
+        assert wait_for("both connections", lambda node=node: connected(node))
+        assert node.call("topology")["links"][0]["checksums"] is shown
 
 
 def test_link_that_was_wanted_and_is_not_there_is_counted_told_and_named(cluster):

@@ -97,6 +97,7 @@ nb::dict group_dict(const SessionStats& s, u32 group) {
   out["rtt_ns"] = g.sample.rtt_ns;
   out["link_retransmits"] = g.sample.retransmits;
   out["backlog_bytes"] = g.backlog;
+  out["features"] = g.features;
   return out;
 }
 
@@ -147,8 +148,8 @@ nb::dict stats_dict(Engine& engine) {
 
 constexpr const char* kStatsDoc =
     "Counters and gauges at one moment. `groups`: one dict per session and connection group (session, group, up, bytes_in,\n"
-    "bytes_out, frames_in, frames_out, rtt_ns, link_retransmits, backlog_bytes). `sessions`: per session, counters since it\n"
-    "began (messages_in/out, payload_bytes_in/out: hop-acknowledged; retransmits, repeats, crc_errors, chunks_late, gaps,\n"
+    "bytes_out, frames_in, frames_out, rtt_ns, link_retransmits, backlog_bytes, features). `sessions`: per session, counters\n"
+    "since it began (messages_in/out, payload_bytes_in/out: hop-acknowledged; retransmits, repeats, crc_errors, chunks_late, gaps,\n"
     "breaks, silent_breaks, protocol_breaks, transfers_done_in/out, transfers_aborted, transfers_stalled, backlog_stalls,\n"
     "lane_stalls, slot_stalls, foreign) and gauges (transfers_in/out, reports_unacked, reports_blocked). `closed_sessions`:\n"
     "the same counters summed over sessions that ended. `ends`: (end, reason, count) of messages that ended in the engine.\n"
@@ -188,10 +189,11 @@ void bind_sessions(nb::class_<Engine>& engine) {
       .def("open_session", [](Engine& e, u64 session, u32 peer_node, u64 peer_incarnation) {
         checked([&] { return e.open_session(session, peer_node, peer_incarnation); });
       }, "session"_a, "peer_node"_a, "peer_incarnation"_a)
-      .def("add_connection", [](Engine& e, u64 session, int fd, u32 group) {
-        checked([&] { return e.add_connection(session, fd, group); });
-      }, "session"_a, "fd"_a, "group"_a,
-      "Takes a handshaken socket (also on failure). Group 0: control and token, 1: embedding and bulk.")
+      .def("add_connection", [](Engine& e, u64 session, int fd, u32 group, u32 features) {
+        checked([&] { return e.add_connection(session, fd, group, features); });
+      }, "session"_a, "fd"_a, "group"_a, "features"_a = 0,
+      "Takes a handshaken socket (also on failure). Group 0: control and token, 1: embedding and bulk. `features`: what\n"
+      "the handshake agreed on; 1: chunks without checksums.")
       .def("add_inproc", [](Engine& e, u64 session, u64 link, u32 group) {
         checked([&] { return e.add_inproc(session, link, group); });
       }, "session"_a, "link"_a, "group"_a)

@@ -147,10 +147,10 @@ Status Engine::open_session(u64 session, u32 peer_node, u64 peer_incarnation) {
   return Status::success();
 }
 
-Status Engine::add_connection(u64 session, int fd, u32 group) {
+Status Engine::add_connection(u64 session, int fd, u32 group, u32 features) {
   std::unique_ptr<Link> link = std::make_unique<TcpLink>(fd, session);
   Access access(*this, true);
-  return attach_link(session, std::move(link), group);
+  return attach_link(session, std::move(link), group, features & wire::kFeaturesKnown);
 }
 
 Status Engine::add_inproc(u64 session, u64 link_id, u32 group) {

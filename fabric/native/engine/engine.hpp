@@ -29,7 +29,7 @@ struct LaneOptions {
   u64 peer_port = 0, peer_incarnation = 0;
   int peer_doorbell_fd = -1, peer_event_fd = -1;
 };
-struct GroupStats { bool up; LinkSample sample; u64 backlog; };
+struct GroupStats { bool up; LinkSample sample; u64 backlog; u32 features; };
 struct SessionStats {
   u64 session; u32 peer_node; GroupStats group[2]; SessionCounters count;
   u64 transfers_out, transfers_in, reports_unacked, reports_blocked;
@@ -66,7 +66,7 @@ class Engine {
   /// were added) nor a record in one of our lanes names; the others belong to those readers.
   u32 reclaim(u32 segment, const std::vector<Holder>& holders);
   Status open_session(u64 session, u32 peer_node, u64 peer_incarnation);
-  Status add_connection(u64 session, int fd, u32 group);   ///< takes the fd, also on failure
+  Status add_connection(u64 session, int fd, u32 group, u32 features = 0);   ///< takes the fd, also on failure
   Status add_inproc(u64 session, u64 link, u32 group);
   void close_session(u64 session);
   Status add_forward(u64 flow, u32 lane, u64 session);
@@ -154,7 +154,7 @@ class Engine {
 
   // sessions.cpp — links, acknowledgements, reports
   Session* find_session(u64 id);
-  Status attach_link(u64 session, std::unique_ptr<Link> link, u32 group);
+  Status attach_link(u64 session, std::unique_ptr<Link> link, u32 group, u32 features = 0);
   void connection_up(Session& session, u32 group, u64 now);
   void break_link(Session& session, u32 group, std::string reason);
   bool exceeded(Session& session, const char* limit);

@@ -393,7 +393,9 @@ bool Engine::post_chunk(Session& session, OutTransfer& transfer, u64 now) {
   const Status status = mapped->second->resolve(piece, base);
   const u8* from = base + (chunk.source_offset - piece.offset);
   OutFrame frame;
-  if (status.ok()) frame.header.body_crc = crc32c(from, chunk.length, 0);
+  const bool plain = (session.connection[1].features & wire::kFeaturePlainChunks) != 0;
+  if (plain) frame.header.features = wire::kFeaturePlainChunks;
+  else if (status.ok()) frame.header.body_crc = crc32c(from, chunk.length, 0);
   // Both checks hold: the checksum is of the right bytes, and the receiver refuses any others.
   if (!status.ok() || !mapped->second->holds(piece)) {
     emit(EngineEvent::Kind::stale, owner.flow_id, owner.flow_seq, status.message);

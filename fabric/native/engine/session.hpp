@@ -21,6 +21,7 @@ inline constexpr u32 kLowerClassEvery = 8;              // chunks of a higher cl
 struct Connection {
   std::unique_ptr<Link> link;
   u64 tag = 0;
+  u32 features = 0;                     // that both sides agreed on: kFeature…
   bool write_armed = false;
   bool down = false;                    // broken inside a callback; torn down after it
   bool more = false;                    // unread input is at hand

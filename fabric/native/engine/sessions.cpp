@@ -46,7 +46,7 @@ Session* Engine::find_session(u64 id) {
   return found == sessions_.end() ? nullptr : found->second.get();
 }
 
-Status Engine::attach_link(u64 session_id, std::unique_ptr<Link> link, u32 group) {
+Status Engine::attach_link(u64 session_id, std::unique_ptr<Link> link, u32 group, u32 features) {
   Session* session = find_session(session_id);
   if (session == nullptr || group > 1) return Status::fail(Code::invalid, "no such session or group");
   Connection& connection = session->connection[group];
@@ -61,6 +61,7 @@ Status Engine::attach_link(u64 session_id, std::unique_ptr<Link> link, u32 group
   event.data.u64 = connection.tag;
   if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, link->fd(), &event) != 0) return system_failure("epoll_ctl");
   connection.link = std::move(link);
+  connection.features = features;
   connection.down = connection.write_armed = false;
   connection.more = true;
   connection.reason.clear();
@@ -197,6 +198,7 @@ void Engine::post_control(Session& session, wire::FrameHeader header, std::vecto
 
 bool Engine::on_frame(Session& session, u32 group, const wire::FrameHeader& header, const u8* body) {
   const auto type = static_cast<wire::FrameType>(header.type);
+  if ((header.features & ~session.connection[group].features) != 0) return false;  // was not agreed
   if (type == wire::FrameType::chunk) {
     on_chunk(session, header, body);
     return true;

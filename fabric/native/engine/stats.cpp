@@ -13,7 +13,7 @@ void SessionCounters::add(const SessionCounters& other) {
 namespace {
 
 GroupStats of_group(Connection& connection) {
-  GroupStats stats{connection.link != nullptr, connection.past, 0};
+  GroupStats stats{connection.link != nullptr, connection.past, 0, connection.features};
   if (connection.link == nullptr) return stats;
   const LinkSample now = connection.link->sample();
   stats.sample.bytes_in += now.bytes_in;

@@ -51,7 +51,7 @@ struct FrameHeader {
   u64 sequence;      // 1, 2, 3 … per connection and direction
   u64 a;
   u64 b;
-  u32 body_crc;      // crc32c of the body, 0 when body_len == 0
+  u32 body_crc;      // crc32c of the body, 0 when body_len == 0 or the chunk is plain
   u32 reserved;      // 0
   u32 reserved2;     // 0
   u32 header_crc;    // crc32c of header and extensions with this field zero
@@ -66,8 +66,10 @@ struct Range { u64 offset; u64 length; };
 enum class Parse : u8 { ok, more, bad_magic, bad_version, bad_length, bad_crc, bad_type, bad_feature,
                         bad_session, bad_sequence };
 
-/// Features this build understands in `FrameHeader::features`.
-inline constexpr u32 kFeaturesKnown = 0;
+/// A CHUNK whose body has no checksum: both operators said that the network's own will do (WIRE.md §5).
+inline constexpr u32 kFeaturePlainChunks = 1;
+/// Features this build understands in `FrameHeader::features`; a connection takes those its handshake agreed on.
+inline constexpr u32 kFeaturesKnown = kFeaturePlainChunks;
 
 /// Read one header from the front of `bytes`. `ok`: `out` holds it and `header_bytes` its whole
 /// length with extensions. `more`: not enough bytes yet. Anything else breaks the connection.

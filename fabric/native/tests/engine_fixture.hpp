@@ -204,7 +204,8 @@ enum class Transport { inproc, tcp };
 struct Pair {
   Node a{1}, b{2};
   Transport transport;
-  explicit Pair(Transport kind) : transport(kind) {
+  u32 features;                         ///< agreed on by a and b, over tcp
+  explicit Pair(Transport kind, u32 agreed = 0) : transport(kind), features(agreed) {
     must(a.engine.open_session(kSession, 2, 201));
     must(b.engine.open_session(kSession, 1, 101));
     must(a.engine.add_forward(kFlow, 1, kSession));
@@ -219,8 +220,8 @@ struct Pair {
     }
     int fds[2];
     CHECK(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) == 0);
-    must(a.engine.add_connection(kSession, fds[0], group));
-    must(b.engine.add_connection(kSession, fds[1], group));
+    must(a.engine.add_connection(kSession, fds[0], group, features));
+    must(b.engine.add_connection(kSession, fds[1], group, features));
   }
   void connect() { connect(0); connect(1); }
   void serve() { a.serve(); b.serve(); }

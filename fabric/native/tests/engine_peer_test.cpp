@@ -119,6 +119,7 @@ void a_frame_that_is_not_right_breaks_the_connection_and_nothing_else() {
       {"type", [](auto& header) { header.type = wire::kFrameTypeMax + 1; }},
       {"type", [](auto& header) { header.type = 0; }},
       {"feature", [](auto& header) { header.features = 1u << 31; }},
+      {"refused", [](auto& header) { header.features = wire::kFeaturePlainChunks; }},
       {"length", [](auto& header) { header.body_len = wire::kControlBodyBytesMax + 1; }},
       {"length", [](auto& header) { header.header_len8 = 7; }},
       {"another session", [](auto& header) { header.session += 2; }},

@@ -76,6 +76,18 @@ void a_corrupted_chunk_is_sent_again() {
   CHECK(errors > 0 && again > 0);
 }
 
+void a_chunk_without_checksum_is_taken_as_it_comes_where_both_agreed() {
+  Pair pair(Transport::tcp, wire::kFeaturePlainChunks);
+  pair.connect();
+  send_all(pair, {3'000'000, 100'000});
+  must(pair.b.engine.inject("corrupt_chunk", 1));
+  CHECK(pair.a.send(kFlow, 3, pattern(100'000, 3), true));
+  Got got;
+  CHECK(eventually([&] { pair.serve(); return pair.b.receive(got); }));
+  CHECK(got.payload != pattern(100'000, 3));
+  CHECK(pair.b.engine.stats().sessions.at(0).count.crc_errors == 0);
+}
+
 void a_flip_after_the_checksum_is_seen_by_the_reader() {
   Pair pair(Transport::inproc);
   pair.connect();
@@ -303,6 +315,7 @@ int main() {
     a_cut_connection_loses_and_repeats_nothing(transport, 1);
   }
   a_corrupted_chunk_is_sent_again();
+  a_chunk_without_checksum_is_taken_as_it_comes_where_both_agreed();
   a_flip_after_the_checksum_is_seen_by_the_reader();
   an_expired_message_ends_as_dropped_and_leaves_no_gap();
   an_ungranted_transfer_expires_and_the_flow_goes_on();

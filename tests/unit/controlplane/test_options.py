@@ -133,6 +133,11 @@ def test_links_that_are_unknown_or_do_not_work_here_are_refused_with_what_does()
     assert options.parse(["--links", "ucx, tcp"]).links == ("ucx", "tcp")
 
 
+def test_payloads_have_checksums_unless_the_operator_says_otherwise():
+    assert options.parse([]).checksums
+    assert not options.parse(["--checksums", "off"]).checksums
+
+
 @pytest.mark.promise("P10")
 @pytest.mark.parametrize("where", ["0.0.0.0:9464", "192.0.2.7:9464", "example.org:9464", "[::]:1"])
 def test_metrics_are_not_served_beyond_loopback(where):
