@@ -15,7 +15,7 @@ bound functions of the library itself, so that nothing of the bench stands in th
 `receive_array` and `loan` hold one array at a time. Before each order ``prepare(order)`` is called where there is
 one: ``order["message_bytes"]`` is the length of every message of `send` in it, for libraries without bounds between
 messages. An end may replace a workload by a method of its name, called with (role, order), where its library offers
-something that these calls cannot express.
+something that these calls cannot express; `workloads` names what it has beside these.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ SOURCES = 4  # arrays that a sender takes in turn, so that none is in the cache 
 
 def describe(end: Any) -> Order:
     """Say what an end can do."""
-    return {"can": [name for name in (*CALLS, *WORKLOADS) if getattr(end, name, None) is not None]}
+    offered = [name for name in (*CALLS, *WORKLOADS) if getattr(end, name, None) is not None]
+    return {"can": [*offered, *getattr(end, "workloads", ())]}
 
 
 def run(end: Any, role: str, order: Order) -> Order:
