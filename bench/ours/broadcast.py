@@ -2,11 +2,11 @@
 
 Subject ``bench.ours.broadcast``; the near half runs the node and the receivers, the far one only answers. Workloads:
 
-- ``{"run": "broadcast", "size": …, "receivers": 1 | 8, "count": …}``: ``figures {"ms"}``, the median time from the call
-  of `send` to the moment at which the last `receive` returned. Every receiver was waiting before.
-- ``{"run": "broadcast_allowance", "size": …, "receivers": 8, "count": …}``: ``figures {"ms"}``, what that may take: half
-  again what one receiver takes, and a wake-up for each further one. A wake-up is that of a process which sleeps in
-  `read` of a pipe, from the call of `write`.
+- ``{"run": "broadcast", "size": …, "receivers": 1 | 8, "count": …}``: ``figures {"ms"}``, the median time from the
+  call of `send` to the moment at which the last `receive` returned. Every receiver was waiting before.
+- ``{"run": "broadcast_allowance", "size": …, "receivers": 8, "count": …}``: ``figures {"ms"}``, what it may take: half
+  as much again as one receiver takes, and a wake-up for each further one. A wake-up is that of a process which
+  sleeps in `read` of a pipe, from the call of `write`.
 """
 
 from __future__ import annotations
