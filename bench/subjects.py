@@ -1,0 +1,54 @@
+"""Who is compared: ours, the peers and the floors, by the name that tables and the report use.
+
+A peer runs under the interpreter of ``build/bench-venv``, unless it needs no more than Python and numpy: then it runs
+under ours and is never missing.
+"""
+
+from __future__ import annotations
+
+from bench.sides import Subject
+
+
+def peer(name: str, module: str, interpreter: str = "peers", **options: object) -> Subject:
+    """Return a subject of ``bench.peers``."""
+    return Subject(name, f"bench.peers.{module}", options, interpreter)
+
+
+def floor(name: str, **options: object) -> Subject:
+    """Return a floor: a name that the executable of ``bench/floor`` takes."""
+    return Subject(f"floor {name}", name, options, "floor")
+
+
+POLL = Subject("fabric polling", "bench.ours.lane", {"wait": "poll"})
+DEFAULT = Subject("fabric", "bench.ours.lane")
+SLEEP = Subject("fabric sleeping", "bench.ours.lane", {"wait": "sleep"})
+NODES = Subject("fabric two nodes", "bench.ours.nodes", {"checksums": True})
+NODES_PLAIN = Subject("fabric two nodes, no checksums", "bench.ours.nodes", {"checksums": False})
+BROADCAST = Subject("fabric broadcast", "bench.ours.broadcast")
+
+UNIX_SOCKET = peer("unix socket", "unix_socket", "own")
+MULTIPROCESSING = peer("multiprocessing", "multiprocessing_pipe", "own")
+PYZMQ = peer("pyzmq", "zmq_pair", transport="ipc")
+UCXX_POLL = peer("ucxx polling", "ucxx_core", tls="shm", progress="polling")
+UCXX_SLEEP = peer("ucxx blocking", "ucxx_core", tls="shm", progress="blocking")
+ICEORYX2_POLL = peer("iceoryx2 polling", "iceoryx2_lane", wait="poll")
+ICEORYX2_SLEEP = peer("iceoryx2 events", "iceoryx2_lane", wait="event")
+ZENOH = peer("zenoh", "zenoh_lane", shared_memory=False)
+ZENOH_SHM = peer("zenoh shared memory", "zenoh_lane", shared_memory=True)
+GRPC_UNARY = peer("gRPC unary", "grpc_lane", stream=False)
+GRPC_STREAM = peer("gRPC stream", "grpc_lane", stream=True)
+NIXL_WRITE = peer("NIXL write", "nixl_lane", operation="write")
+NIXL_READ = peer("NIXL read", "nixl_lane", operation="read")
+GLOO = peer("torch gloo", "torch_gloo")
+
+TCP_SOCKET = peer("tcp socket", "tcp_socket", "own")
+PYZMQ_TCP = peer("pyzmq tcp", "zmq_pair", transport="tcp")
+UCXX_TCP = peer("ucxx tcp", "ucxx_core", tls="tcp", progress="polling")
+MOONCAKE = peer("Mooncake tcp", "mooncake_lane")
+
+RING_SPIN = floor("ring_spin")
+RING_FUTEX = floor("ring_futex")
+MEMCPY = floor("memcpy")
+CHAIN = floor("tcp_chain")
+TCP_BULK = floor("tcp_bulk", crc=False)
+TCP_BULK_CRC = floor("tcp_bulk", crc=True)
