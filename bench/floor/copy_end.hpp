@@ -19,6 +19,7 @@ class CopyEnd {
         duplex_(reinterpret_cast<DuplexMemory*>(rings_.data()), role == Role::far, options.count("spin_us", 40) * 1000) {}
 
   void prepare(const Order& order) {
+    check_length(order);
     if (!order.has_arrays()) return;
     const u64 size = order.count("size"), slots = order.count("window", 1);
     if (size != slot_bytes_ || slots != slots_) {

@@ -14,7 +14,7 @@ class EnginesEnd {
   ~EnginesEnd();
   EnginesEnd(const EnginesEnd&) = delete;
 
-  void prepare(const Order&) {}
+  void prepare(const Order& order) { check_length(order); }
   Meeting& meeting() { return meeting_; }
   u64 cpu_ns() const { return cpu_ns_of(0) + cpu_ns_of(engine_); }
   void send(std::span<const u8> message) { duplex_.send(message); }

@@ -179,6 +179,10 @@ class RingReader {
   alignas(64) u8 message_[kMessageMax];
 };
 
+inline void check_length(const Order& order) {
+  if (order.message_bytes() > kMessageMax) throw std::runtime_error("a message of a ring has at most 64 KiB");
+}
+
 /// One side of both directions: what a module holds.
 template <bool kSleeps>
 class Duplex {

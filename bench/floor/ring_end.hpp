@@ -13,7 +13,7 @@ class RingEnd {
       : meeting_(role, folder), memory_(meeting_.share(sizeof(DuplexMemory))),
         duplex_(reinterpret_cast<DuplexMemory*>(memory_.data()), role == Role::far, options.count("spin_us", 0) * 1000) {}
 
-  void prepare(const Order&) {}
+  void prepare(const Order& order) { check_length(order); }
   Meeting& meeting() { return meeting_; }
   u64 cpu_ns() const { return cpu_ns_of(0); }
   void send(std::span<const u8> message) { duplex_.send(message); }

@@ -25,7 +25,9 @@ concept HasArrays = requires(End end, std::span<const u8> data) { end.send_array
 template <class End>
 concept HasLoans = requires(End end) { end.loan(1); end.send_loan(); };
 template <class End>
-concept HasFanOut = requires(End end, Role role, Order order, Answer answer) { end.fan_out(role, order, answer); };
+concept HasFanOut = requires(End end, const Order& order, const Sources& sources, Answer& answer) {
+  end.fan_out(Role::near, order, sources, answer);
+};
 
 template <class End>
 std::vector<std::string> abilities() {
@@ -61,8 +63,10 @@ class Work {
   std::vector<u8> confirmation() const { return std::vector<u8>(order_.message_bytes()); }
 
   void prepare_sources() {
-    const u64 size = order_.count("size", order_.message_bytes());
-    sources_.prepare(size, run_ == "bulk" ? std::min(kSources, count_) : 1);
+    const bool is_many = run_ == "bulk" || run_ == "fan_out";
+    if (is_many || run_ == "round_trips" || run_ == "one_way") {
+      sources_.prepare(order_.count("size"), is_many ? std::min(kSources, count_) : 1);
+    }
   }
 
   bool dispatch() {
