@@ -172,9 +172,11 @@ class ChannelCalls:
             Receiver(self._port, channel, found, self._native_receiver(answer, found), answer),
         )
 
-    def requester(self, channel: str, type: type[M], reply: type[R]) -> Requester[M, R]:
-        """Open the asking end of a request channel. Raises like `sender`."""
-        return self._asking(channel, type, reply, ("request",))
+    def requester(
+        self, channel: str, type: type[M], reply: type[R], *, timeout: float = limits.CONTROL_CALL_S
+    ) -> Requester[M, R]:
+        """Open the asking end of a request channel; the daemon may take `timeout` seconds. Raises like `sender`."""
+        return self._asking(channel, type, reply, ("request",), timeout)
 
     def scatterer(self, channel: str, type: type[M], reply: type[R]) -> Scatterer[M, R]:
         """Open the asking end of a scatter channel: rows of its tensors go to many consumers, answers are gathered.
@@ -184,9 +186,12 @@ class ChannelCalls:
         return Scatterer(self._asking(channel, type, reply, ("scatter",)))
 
     def _asking(
-        self, channel: str, type: type[M], reply: type[R], patterns: tuple[str, ...]
-    ) -> Requester[M, R]:
-        answer, found = self._open("requester", channel, type, reply, patterns=patterns)
+        self, channel: str, type: type[M], reply: type[R], patterns: tuple[str, ...],
+        timeout_s: float = limits.CONTROL_CALL_S,
+    ) -> Requester[M, R]:  # fmt: skip
+        answer, found = self._open(
+            "requester", channel, type, reply, patterns=patterns, timeout_s=timeout_s
+        )
         back = _way_back(answer)
         answered = message_type(reply)
         replies: Receiver[R] = Receiver(
@@ -216,7 +221,8 @@ class ChannelCalls:
         return self._keep(answer, Responder(self._port, requests, replies))
 
     def _open(
-        self, role: str, channel: str, type: Any, reply: Any = None, *, patterns: tuple[str, ...] = (), **more: Any,
+        self, role: str, channel: str, type: Any, reply: Any = None, *, patterns: tuple[str, ...] = (),
+        timeout_s: float = limits.CONTROL_CALL_S, **more: Any,
     ) -> tuple[dict[str, Any], MessageType]:  # fmt: skip
         fields = {
             "role": role,
@@ -226,7 +232,7 @@ class ChannelCalls:
         fields["schema"] = message_type(type).schema.text if type is not None else ""
         if reply is not None:
             fields["reply_schema"] = message_type(reply).schema.text
-        answer, _ = self.request("open", fields)
+        answer, _ = self.request("open", fields, timeout_s)
         if patterns and answer["pattern"] not in patterns:
             self.connection.post("close", {"endpoint": answer["endpoint"]})
             fit = "scatterer" if answer["pattern"] == "scatter" else "requester"

@@ -12,6 +12,7 @@ from fabric.errors import ConfigError
 NOW: Final = 0
 DEFAULT_NS: Final = int(limits.DEFAULT_DEADLINE_S * 1e9)
 monotonic_ns = time.monotonic_ns
+_MOMENT_S: Final = 0.1
 
 
 def absolute_ns(seconds: float | None) -> int:
@@ -39,3 +40,11 @@ def absolute_ns(seconds: float | None) -> int:
 def left_s(deadline_ns: int) -> float:
     """Return the seconds until an absolute deadline, never below 0; `NOW` has none left."""
     return max(0.0, (deadline_ns - monotonic_ns()) / 1e9) if deadline_ns else 0.0
+
+
+def asking_s(deadline_ns: int) -> float:
+    """Return the seconds that the daemon may take for a call with this deadline.
+
+    Even where nothing may be waited for, a daemon that runs answers in a moment.
+    """
+    return min(limits.CONTROL_CALL_S, max(left_s(deadline_ns), _MOMENT_S))

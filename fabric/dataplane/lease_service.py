@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fabric import errors, limits
-from fabric.dataplane.deadlines import left_s, monotonic_ns
+from fabric.dataplane.deadlines import asking_s, left_s, monotonic_ns
 from fabric.dataplane.lease_ranges import Ranges
 from fabric.messages import Tensor, message
 
@@ -163,7 +163,7 @@ class LeaseClient:
 
     def _ask(self, lease: Lease, asks: list[LeaseAsk], deadline_ns: int) -> Any:
         """Yield the answers in order, some parts ahead; an exposer that is gone makes the lease stale."""
-        requester = self._open()
+        requester = self._open(deadline_ns)
         self._find(requester, lease.endpoint, deadline_ns)
         calls: list[Call] = []
         waiting = iter(asks)
@@ -186,12 +186,12 @@ class LeaseClient:
             for call in calls:
                 requester.finish(call)
 
-    def _open(self) -> Requester[LeaseAsk, LeaseAnswer]:
+    def _open(self, deadline_ns: int) -> Requester[LeaseAsk, LeaseAnswer]:
         with self._lock:
             if self._requester is None:
                 try:
                     self._requester = self._port.requester(
-                        channel_of(self._node), LeaseAsk, LeaseAnswer
+                        channel_of(self._node), LeaseAsk, LeaseAnswer, timeout=asking_s(deadline_ns)
                     )
                 except errors.ConfigError as error:
                     raise errors.StaleHandleError(

@@ -13,7 +13,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from fabric import errors, limits
-from fabric.dataplane.deadlines import absolute_ns, monotonic_ns
+from fabric.dataplane.deadlines import absolute_ns, asking_s, monotonic_ns
 from fabric.dataplane.lease_memory import LeaseMemory, slot_bytes
 from fabric.dataplane.lease_ranges import Ranges, checked, flat_bytes
 from fabric.messages.lease import Lease, exposures, issued
@@ -141,7 +141,7 @@ class Leases:
                     f"the target of a get has {target.nbytes} bytes, the ranges have {plan.total}"
                 )
         if lease.node == self.node:
-            memory = self._memory_of(lease)
+            memory = self._memory_of(lease, deadline_ns)
             self._guard(
                 lease,
                 lambda: memory.read(
@@ -168,7 +168,7 @@ class Leases:
                 f"the data of a put has {source.nbytes} bytes, the ranges have {plan.total}"
             )
         if lease.node == self.node:
-            memory = self._memory_of(lease)
+            memory = self._memory_of(lease, deadline_ns)
             self._guard(
                 lease,
                 lambda: memory.write(
@@ -219,7 +219,7 @@ class Leases:
                 memory.close()
             raise
 
-    def _memory_of(self, lease: Lease) -> LeaseMemory:
+    def _memory_of(self, lease: Lease, deadline_ns: int) -> LeaseMemory:
         """Return the mapping of a lease of this node, made at first use."""
         self._port.check()
         with self._lock:
@@ -230,7 +230,9 @@ class Leases:
             if known is not None and known.size_bytes == lease.bytes:
                 self._mapped.move_to_end(lease.key)
                 return known
-        _, fds = self._port.request("segment_get", {"segment": lease.segment})
+        _, fds = self._port.request(
+            "segment_get", {"segment": lease.segment}, asking_s(deadline_ns)
+        )
         try:
             memory = LeaseMemory(fds[0], lease.key, lease.bytes, lease.writable)
             try:

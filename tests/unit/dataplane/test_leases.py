@@ -286,6 +286,23 @@ def test_lease_that_lies_about_its_size_gives_no_data(pair, table, count):
         assert right.get(lease, deadline=5).size == 3000
 
 
+@pytest.mark.promise("P3")
+def test_first_look_at_a_lease_waits_for_an_absent_daemon_no_longer_than_its_deadline(
+    pair, node, table
+):
+    left, right = pair
+    lease = left.expose(table, writable=True)
+    node.stop_listening()
+    started = time.monotonic()
+    with pytest.raises(errors.DeadlineExceeded, match="did not answer"):
+        right.get(lease, deadline=0.3)
+    with pytest.raises(errors.DeadlineExceeded, match="did not answer"):
+        right.put(lease, None, table, deadline=0.3)
+    assert time.monotonic() - started < limits.CONTROL_CALL_S / 2
+    node.listen()
+    np.testing.assert_array_equal(right.get(lease, deadline=10), table)
+
+
 def test_targets_and_data_of_another_size_or_layout_are_refused(pair, table):
     left, right = pair
     lease = left.expose(table, writable=True)
