@@ -23,7 +23,7 @@ class StreamEnd {
   std::span<const u8> receive_array();
   void release_array() {}
 
- protected:
+ private:
   Meeting meeting_;
   Fd fd_;
   std::vector<u8> message_, batch_;

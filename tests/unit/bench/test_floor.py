@@ -199,6 +199,28 @@ def test_what_a_floor_cannot_do_is_an_answer(start: Start) -> None:
     assert near["crc"] == far["crc"]
 
 
+def test_an_order_ends_at_its_deadline(start: Start) -> None:
+    pair = start("ring_futex", {"deadline_s": 1})
+    near, far = pair.halves
+    for half, count in ((far, 3), (near, 2)):  # the far half waits for one that never comes
+        assert half.stdin is not None
+        half.stdin.write(json.dumps({"run": "round_trips", "size": 64, "count": count}) + "\n")
+        half.stdin.flush()
+    assert len(pair.read(near)["ns"]) == 2
+    assert far.wait(30) == 3
+
+
+def test_who_has_gone_is_named(start: Start) -> None:
+    pair = start("memcpy", {})
+    near, far = pair.halves
+    far.kill()
+    far.wait(10)
+    assert near.stdin is not None
+    near.stdin.write(json.dumps({"run": "bulk", "size": CHUNK, "count": 1}) + "\n")
+    near.stdin.flush()
+    assert "error" in pair.read(near)
+
+
 def test_an_engine_ends_with_its_half(start: Start) -> None:
     pair = start("two_engines", {})
     pair.run(run="round_trips", size=64, count=1)
