@@ -20,7 +20,7 @@ from typing import Any
 
 from fabric import limits, steps
 from fabric.controlplane import children
-from fabric.controlplane.keeper_wire import Packet, pack, receive_packet, send_packet
+from fabric.controlplane.keeper_wire import FD_LOST, Packet, pack, receive_packet, send_packet
 
 WATCH_S = (
     1.5  #: the longest turn while a daemon is watched, above the time between two of its signs
@@ -161,7 +161,12 @@ class Keeper:
 
     # ---------------------------------------------------------------- daemon
     def _start_daemon(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            self._say(f"the daemon cannot be started now: {error}")
+            self._start_at = time.monotonic() + BACKOFF_S[1]
+            return
         argv = [*self._options.daemon_argv, "--keeper-fd", str(theirs.fileno())]
         self._daemon_pid = children.spawn(
             argv, self._options.env, -1, keep_fd=theirs.fileno(), death=signal.SIGTERM
@@ -281,9 +286,10 @@ class Keeper:
             self._say(f"unknown packet {operation!r} from the daemon")
 
     def _put(self, key: str, value: bytes, fd: int) -> None:
-        if key not in self._items and len(self._items) >= ITEMS_MAX:
-            self._say(f"ITEMS_MAX ({ITEMS_MAX}) reached: {key} is not kept")
+        full = key not in self._items and len(self._items) >= ITEMS_MAX
+        if full or fd == FD_LOST:
             os.close(fd) if fd >= 0 else None
+            self._refuse(key, "ITEMS_MAX" if full else "RLIMIT_NOFILE")
             return
         _, old = self._items.get(key, (b"", -1))
         if fd < 0:
@@ -292,6 +298,12 @@ class Keeper:
             os.close(old)
         self._items[key] = (value, fd)
         steps.at("keeper.put")
+
+    def _refuse(self, key: str, limit: str) -> None:
+        """Forget what cannot be kept whole: half of it would be taken for all by the next daemon."""
+        self._say(f"{limit} reached: {key} is not kept")
+        self._drop(key)
+        self._send({"op": "not_kept", "key": key, "limit": limit})
 
     def _drop(self, key: str) -> None:
         """Forget `key`, and with a trailing slash everything below it."""
@@ -314,9 +326,13 @@ class Keeper:
         steps.at("keeper.handed_back")
 
     def _spawn(self, head: dict[str, Any]) -> None:
-        read, write = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(read, False)
         tag = head["tag"]
+        try:
+            read, write = os.pipe2(os.O_CLOEXEC)
+        except OSError as error:
+            self._send({"op": "spawned", "tag": tag, "pid": 0, "error": str(error)})
+            return
+        os.set_blocking(read, False)
         try:
             log = children.LogFile(head["log"])
             pid = children.spawn(head["argv"], head["env"], write, cwd=head.get("cwd", ""))

@@ -17,8 +17,8 @@ from typing import Any
 
 import msgspec
 
-from fabric.controlplane.keeper_wire import pack, receive_packet, send_packet
-from fabric.errors import BrokenError, ConfigError, DeadlineExceeded
+from fabric.controlplane.keeper_wire import FD_LOST, pack, receive_packet, send_packet
+from fabric.errors import BrokenError, CapacityError, ConfigError, DeadlineExceeded
 
 SEND_S = 8.0  #: a keeper that was stopped for a while is waited for
 LOAD_S = 10.0
@@ -35,7 +35,7 @@ class Loaded:
 
 
 class KeeperLink:
-    """One per daemon. `on_exit(tag, pid, code)`, `on_stop()` and `on_lost()` are called from the loop."""
+    """One per daemon. `on_exit(tag, pid, code)`, `on_stop()`, `on_lost()`, `on_not_kept(key, limit)`: from the loop."""
 
     def __init__(self, fd: int) -> None:
         self._socket = socket.socket(fileno=fd)
@@ -44,6 +44,7 @@ class KeeperLink:
         self.on_exit: Callable[[str, int, int], None] = lambda tag, pid, code: None
         self.on_lost: Callable[[], None] = lambda: None
         self.on_stop: Callable[[], None] = lambda: None
+        self.on_not_kept: Callable[[str, str], None] = lambda key, limit: None
         self._is_stopped = False  # asked to, before anybody listened
 
     def load(self) -> Loaded:
@@ -62,6 +63,11 @@ class KeeperLink:
             if packet is None:
                 raise BrokenError("the keeper is gone")
             head, value, fd = packet
+            if fd == FD_LOST:
+                raise CapacityError(
+                    f"no descriptor is free for {head['key']}, which the keeper hands back: raise RLIMIT_NOFILE",
+                    limit="RLIMIT_NOFILE",
+                )
             if head["op"] == "loaded":
                 return found
             if head["op"] == "item":
@@ -159,6 +165,8 @@ class KeeperLink:
             os.close(fd)
         if head["op"] == "stop":
             self.on_stop()
+        elif head["op"] == "not_kept":
+            self.on_not_kept(head["key"], head["limit"])
         elif head["op"] == "spawned":
             answer = self._spawning.get(head["tag"])
             if answer is not None and not answer.done():

@@ -14,6 +14,7 @@ from typing import Any
 
 Packet = tuple[dict[str, Any], bytes, int]
 
+FD_LOST = -2  #: the descriptor that came could not be taken: RLIMIT_NOFILE
 PACKET_BYTES_MAX = 128 * 1024  #: below the default socket buffer, so that one packet always fits
 _HEAD = struct.Struct("<I")
 
@@ -36,8 +37,8 @@ def send_packet(sock: socket.socket, data: bytes, fd: int = -1) -> None:
 
 
 def receive_packet(sock: socket.socket) -> Packet | None:
-    """Read one packet; None at end of stream. The descriptor (or -1) belongs to the caller."""
-    data, ancillary, _, _ = sock.recvmsg(
+    """Read one packet; None at end of stream. The descriptor (or -1, or `FD_LOST`) belongs to the caller."""
+    data, ancillary, flags, _ = sock.recvmsg(
         PACKET_BYTES_MAX, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC
     )
     fds = array.array("i")
@@ -48,4 +49,5 @@ def receive_packet(sock: socket.socket) -> Packet | None:
         return None
     (size,) = _HEAD.unpack_from(data)
     head = json.loads(data[4 : 4 + size])
-    return head, data[4 + size :], fds[0] if fds else -1
+    none = FD_LOST if flags & socket.MSG_CTRUNC else -1
+    return head, data[4 + size :], fds[0] if fds else none

@@ -54,6 +54,12 @@ class Observer:
     def start(self) -> None:
         """Count limits that are reached from now on."""
         errors.on_limit = self.limit_reached
+        self._daemon.context.keeper.on_not_kept = self.not_kept
+
+    def not_kept(self, key: str, limit: str) -> None:
+        """Tell that something does not outlive this daemon: the keeper reached a limit."""
+        self.limit_reached(limit)
+        self._daemon.context.events.add("not kept", severity="warning", reason=limit, key=key)
 
     def limit_reached(self, name: str) -> None:
         """Count a limit by its name; a name that `fabric.limits` does not have, by "other"."""

@@ -100,6 +100,42 @@ def test_what_a_killed_daemon_had_put_is_handed_to_the_next(start):
     assert running.note("second") == "({'n': 2}, b'persists', ['k'])"
 
 
+@pytest.mark.promise("P8")
+def test_keeper_short_of_descriptors_says_what_it_does_not_keep_and_lives_on(start):
+    running = start("""
+        import resource, psutil
+        from fabric.errors import ConfigError
+        async def main():
+            keeper.start()
+            keeper.ready()
+            refused = asyncio.Queue()
+            keeper.on_not_kept = lambda key, limit: refused.put_nowait((key, limit))
+            if loaded.items:
+                note("second", sorted(k for k in loaded.items if k.startswith("k")))
+                await asyncio.sleep(60)
+            read, write = os.pipe()
+            keeper.put("kept", {}, read)
+            keeper.put("key", {"n": 1}, read)
+            first = await keeper.spawn("m0", ["true"], dict(os.environ), str(where / "m.log"))
+            parent = os.getppid()
+            limits = resource.prlimit(parent, resource.RLIMIT_NOFILE)
+            resource.prlimit(parent, resource.RLIMIT_NOFILE, (3, limits[1]))
+            keeper.put("key", {"n": 2}, read)
+            note("refused", await asyncio.wait_for(refused.get(), 5))
+            try:
+                await keeper.spawn("m1", ["true"], dict(os.environ), str(where / "m.log"))
+            except ConfigError as error:
+                note("spawn", error)
+            resource.prlimit(parent, resource.RLIMIT_NOFILE, limits)
+            await keeper.spawn("m2", ["true"], dict(os.environ), str(where / "m.log"))
+            os.kill(os.getpid(), signal.SIGKILL)
+        asyncio.run(main())
+    """)
+    assert running.note("refused") == "('key', 'RLIMIT_NOFILE')"
+    assert "Too many open files" in running.note("spawn")
+    assert running.note("second") == "['kept']", "half of an entry would be taken for all of it"
+
+
 SPAWNING = """
     async def main():
         keeper.start()
