@@ -10,9 +10,10 @@ from dataclasses import replace
 from typing import Any
 
 from bench import isolation, report
-from bench.cases import GROUPS, Row
+from bench.cases import GROUPS
 from bench.match import Line, play
 from bench.rounds import Amount
+from bench.rows import Row
 from bench.verdicts import Verdict
 
 DEFAULT = "latency rate bulk tcp growth"

@@ -1,18 +1,14 @@
-"""What is measured and what is promised: rows of work, who does it, how much of it, and the bars.
+"""What is measured and what is promised: the rows of every group, with their bars.
 
 A row is one order of `bench.loops` in one or two placements; each of its bars becomes a case of the report. Rows
-without bars are printed only. Nothing here runs anything.
+without bars are printed only. Adding a row is adding an entry here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
-
 from bench import subjects as s
 from bench.rounds import ROUNDS, Amount, Contender
-from bench.sides import Subject
+from bench.rows import Row, names, of
 from bench.verdicts import Bar
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -20,56 +16,6 @@ SMALL = 64
 SAMPLES = 50_000  # of a 99th percentile, in one round
 SAMPLES_LEAST = SAMPLES // ROUNDS  # of one whose round trips are slow: as many over the rounds
 IDLE_PERCENT_MAX = 1.0
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of a table.
-
-    Attributes
-    ----------
-    group, name : str
-    order : Mapping
-        For `bench.loops`, without ``count``.
-    ours : Contender
-    peers : tuple of Contender
-    floor : Contender, float or None
-        What ours is held against where it is not a peer; a number where it is given.
-    bars : tuple of Bar
-    amount : Amount or None
-        How much one round is; None where the order says everything.
-    figures : tuple of str
-        Shown in the table, in this order.
-    is_latency : bool
-        In both placements; each has to hold, so the worse one counts.
-    """
-
-    group: str
-    name: str
-    order: Mapping[str, Any]
-    ours: Contender
-    peers: tuple[Contender, ...] = ()
-    floor: Contender | float | None = None
-    bars: tuple[Bar, ...] = ()
-    amount: Amount | None = None
-    figures: tuple[str, ...] = ("p50_us",)
-    is_latency: bool = False
-    rounds: int = field(default=ROUNDS)
-
-    def subjects(self) -> list[Subject]:
-        """Return everyone that takes part."""
-        floor = (self.floor,) if isinstance(self.floor, Contender) else ()
-        return [each.subject for each in (self.ours, *self.peers, *floor)]
-
-
-def of(*subjects: Subject) -> tuple[Contender, ...]:
-    """Return contenders that follow the row's order."""
-    return tuple(Contender(subject) for subject in subjects)
-
-
-def names(*subjects: Subject) -> tuple[str, ...]:
-    """Return their names."""
-    return tuple(subject.name for subject in subjects)
 
 
 # ------------------------------------------------------------------ latency
@@ -187,7 +133,7 @@ RATE = (
         "typed message, 4 scalars and 1 KiB tensor",
         {"run": "typed"},
         Contender(s.DEFAULT),
-        of(*STREAMERS),
+        of(s.PYZMQ, s.GRPC_STREAM, s.GRPC_UNARY),
         None,
         (Bar("k_per_s", 2.0, "peer:best", names(s.PYZMQ)),),
         MESSAGES,
@@ -195,4 +141,159 @@ RATE = (
     ),
 )
 
-GROUPS: dict[str, tuple[Row, ...]] = {"latency": LATENCY, "rate": RATE}
+# ------------------------------------------------------------------ bulk
+LARGE = (MIB, 16 * MIB, 256 * MIB)
+WINDOWS = (1, 8)
+CARRIERS = (s.UNIX_SOCKET, s.PYZMQ, s.UCXX_POLL, s.ICEORYX2_POLL, s.NIXL_READ)
+SLOW_CARRIERS = (s.MULTIPROCESSING, s.ZENOH_SHM, s.GRPC_STREAM, s.GLOO, s.NIXL_WRITE)
+NEEDED_CARRIERS = (s.UCXX_POLL, s.ICEORYX2_POLL, s.PYZMQ)
+THROUGHPUT = ("gb_per_s", "cpu_s_per_gb")
+BULK_S = 0.4
+
+
+def arrays(window: int) -> Amount:
+    """Return how much one round of large arrays is: every window is filled, and every source was sent before."""
+    return Amount(BULK_S, least=max(4, window + 2), most=2_000)
+
+
+def bulk(size: int, reads: bool, window: int) -> Row:
+    """Return one row of ``send(array)`` on one node."""
+    how = "summed" if reads else "viewed"
+    bars = [
+        Bar("gb_per_s", 1.0, "peer:best", names(*NEEDED_CARRIERS)),
+        Bar("gb_per_s", 0.9, "floor"),
+    ]
+    if (size, reads, window) == (16 * MIB, False, 8):
+        bars.append(Bar("cpu_s_per_gb", 1.0, "peer:best", names(s.UCXX_POLL, s.NIXL_READ)))
+    everyone = size < 256 * MIB and not reads and window == 1
+    return Row(
+        "bulk",
+        f"{size // MIB} MiB send(array), {how}, window {window}",
+        {"run": "bulk", "size": size, "read": reads, "window": window},
+        Contender(s.DEFAULT),
+        of(*CARRIERS, *(SLOW_CARRIERS if everyone else ())),
+        Contender(s.MEMCPY),
+        tuple(bars),
+        arrays(window),
+        THROUGHPUT,
+    )
+
+
+def hand_over(size: int, title: str, floor: Contender | None, *bars: Bar) -> Row:
+    """Return a row of loan, write in place, send, until the receiver's `receive` returned."""
+    return Row(
+        "bulk",
+        f"loan of {title} to receive",
+        {"run": "hand_over", "size": size},
+        Contender(s.POLL),
+        of(s.ICEORYX2_POLL, s.ICEORYX2_SLEEP),
+        floor,
+        (*bars, Bar("p50_us", 1.0, "peer:best", names(s.ICEORYX2_POLL))),
+        Amount(BULK_S, least=10, most=300),
+    )
+
+
+BULK = (
+    *(bulk(size, reads, window) for size in LARGE for reads in (False, True) for window in WINDOWS),
+    hand_over(64 * KIB, "64 KiB", None),
+    hand_over(
+        256 * MIB,
+        "256 MiB",
+        Contender(s.POLL, {"size": 64 * KIB}),
+        Bar("p50_us", 1.5, "floor"),
+    ),
+    Row(
+        "bulk",
+        "broadcast of 16 MiB to 8, until the last receive returned",
+        {"run": "broadcast", "size": 16 * MIB, "receivers": 8, "count": 20},
+        Contender(s.BROADCAST),
+        (),
+        Contender(s.BROADCAST, {"run": "broadcast_allowance"}),
+        (Bar("ms", 1.0, "floor"),),
+        None,
+        ("ms",),
+    ),
+)
+
+# ------------------------------------------------------------------ tcp
+TCP_PEERS = (s.TCP_SOCKET, s.PYZMQ_TCP, s.UCXX_TCP, s.NIXL_TCP, s.MOONCAKE)
+TCP_SIZES = (16 * MIB, 256 * MIB)
+TCP_WINDOW = 8
+NEEDED_TCP = names(s.TCP_SOCKET, s.PYZMQ_TCP)
+
+
+def over_tcp(size: int, what: str, run: str, ours: s.Subject, floor: s.Subject, *bars: Bar) -> Row:
+    """Return one row of large arrays between two nodes."""
+    return Row(
+        "tcp",
+        f"two nodes, {size // MIB} MiB {what}",
+        {"run": run, "size": size, "window": TCP_WINDOW},
+        Contender(ours),
+        of(*TCP_PEERS),
+        Contender(floor),
+        bars,
+        arrays(TCP_WINDOW),
+        THROUGHPUT,
+    )
+
+
+def best(number: float) -> Bar:
+    """Return a bar of throughput against the best peer over tcp."""
+    return Bar("gb_per_s", number, "peer:best", NEEDED_TCP)
+
+
+TCP = (
+    Row(
+        "tcp",
+        "two nodes, 64 B round trip between modules",
+        TRIP,
+        Contender(s.NODES),
+        of(*TCP_PEERS, s.GRPC_UNARY, s.GLOO),
+        Contender(s.CHAIN),
+        (
+            Bar("p50_us", 0.6, f"peer:{s.PYZMQ_TCP.name}", names(s.PYZMQ_TCP)),
+            Bar("p50_us", 2.5, "floor"),
+        ),
+        TRIPS,
+        ("p50_us", "p99_us", "cpu_us"),
+        is_latency=True,
+    ),
+    Row(
+        "tcp",
+        f"two nodes, 64 B, {BATCH} a call",
+        {"run": "one_way", "size": SMALL, "batch": BATCH},
+        Contender(s.NODES),
+        of(*TCP_PEERS),
+        Contender(s.CHAIN),
+        (),
+        MESSAGES,
+        ("k_per_s", "cpu_us"),
+    ),
+    *(
+        row
+        for size in TCP_SIZES
+        for row in (
+            over_tcp(
+                size,
+                "loaned, checksums",
+                "loaned",
+                s.NODES,
+                s.TCP_BULK_CRC,
+                Bar("gb_per_s", 0.9, "floor"),
+                best(0.9),
+            ),
+            over_tcp(
+                size,
+                "loaned, no checksums",
+                "loaned",
+                s.NODES_PLAIN,
+                s.TCP_BULK,
+                Bar("gb_per_s", 0.9, "floor"),
+                best(1.1),
+            ),
+            over_tcp(size, "send(array), checksums", "bulk", s.NODES, s.TCP_BULK_CRC, best(0.8)),
+        )
+    ),
+)
+
+GROUPS: dict[str, tuple[Row, ...]] = {"latency": LATENCY, "rate": RATE, "bulk": BULK, "tcp": TCP}

@@ -23,6 +23,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Callable
+from functools import lru_cache
 from itertools import repeat
 from typing import Any
 
@@ -68,9 +69,14 @@ def message_bytes(order: Order) -> int:
 
 
 def payload(order: Order, size: int | None = None) -> np.ndarray[Any, Any]:
-    """Return random bytes that both halves can make from the order's seed."""
-    generator = np.random.default_rng(order.get("seed", 1))
-    return generator.integers(0, 256, order["size"] if size is None else size, np.uint8)
+    """Return random bytes that both halves can make from the order's seed; not to be written to."""
+    return _random_bytes(order.get("seed", 1), order["size"] if size is None else size)
+
+
+@lru_cache(maxsize=SOURCES)
+def _random_bytes(seed: int, size: int) -> np.ndarray[Any, Any]:
+    """Make them once for all rounds: what that costs belongs to no message."""
+    return np.random.default_rng(seed).integers(0, 256, size, np.uint8)
 
 
 # ------------------------------------------------------------------ round trips
@@ -245,12 +251,15 @@ def idle_far(end: Any, order: Order) -> Order:
 
 
 def verify_near(end: Any, order: Order) -> Order:
-    """Send `count` random messages of `size`; ``crc`` of each."""
+    """Send `count` random messages of `size`, arrays and ``loaned`` ones where the order says so; ``crc`` of each."""
     found = []
     for seed in range(order["count"]):
         data = payload({**order, "seed": order["seed"] * 1000 + seed})
         found.append(zlib.crc32(data))
-        if order.get("as_array"):
+        if order.get("loaned"):
+            end.loan(order["size"])[:] = data
+            end.send_loan()
+        elif order.get("as_array"):
             end.send_array(data)
         else:
             end.send(data.tobytes())

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bench.cases import Row
 from bench.rounds import ATTEMPTS, ROUNDS_AGAIN, Attempt, Contender, Contest, Pairs
+from bench.rows import Row
 from bench.sides import FREE, Placement, placements
 from bench.verdicts import FLOOR, OURS, Verdict, contenders
 

@@ -91,8 +91,8 @@ def title(line: Line, label: str) -> str:
     if label == OURS:
         return line.row.ours.name
     if label == FLOOR:
-        floor = line.row.floor
-        return getattr(floor, "name", "given")
+        name: str = getattr(line.row.floor, "name", "given")
+        return name if name.startswith(FLOOR) else f"{FLOOR} ({name})"
     return label
 
 

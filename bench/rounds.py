@@ -23,7 +23,15 @@ ORDER_S = 60.0
 FAILURES_MAX = 2  # of a subject, after which it counts as missing for the rest of the run
 VERIFIED_BYTES = 64 << 20  # in one order; at least one message is verified
 VERIFIED_MESSAGES = 5
-NEEDS = {"bulk": "send_array", "typed": "send_typed"}
+NEEDS = {
+    "round_trips": "send",
+    "one_way": "send",
+    "idle": "send",
+    "typed": "send_typed",
+    "bulk": "send_array",
+    "loaned": "loan",
+    "hand_over": "loan",
+}
 
 
 class Half(Protocol):
@@ -239,11 +247,9 @@ def fit(can: frozenset[str], order: Mapping[str, Any]) -> dict[str, Any] | None:
         return fitted
     if "batch" in order and "send_many" not in can:
         del fitted["batch"]
-    if run in ("loaned", "hand_over"):
-        return fitted if {"loan", "send_array"} & can else None
-    if run in ("bulk", "typed", "round_trips", "one_way", "idle"):
-        return fitted if NEEDS.get(run, "send") in can else None
-    return None
+    if run == "loaned" and "loan" not in can:
+        return fit(can, {**order, "run": "bulk"})
+    return fitted if NEEDS.get(run, run) in can else None
 
 
 def verification(order: Mapping[str, Any]) -> dict[str, Any] | None:
