@@ -78,7 +78,7 @@ void StreamEnd::prepare(const Order& order) {
   batch_.assign(order.message_bytes() * order.count("batch", 1), 0);
   if (!order.has_arrays()) return;
   array_bytes_ = order.count("size");
-  if (memory_.size() < array_bytes_) memory_ = Memory(array_bytes_);
+  if (memory_.size() != array_bytes_) memory_ = Memory(array_bytes_);
 }
 
 void StreamEnd::send_many(std::span<const u8> message, u64 count) {
@@ -122,9 +122,11 @@ void BulkEnd::prepare(const Order& order) {
   message_.assign(order.message_bytes(), 0);
   if (!order.has_arrays()) return;
   array_bytes_ = order.count("size");
-  buffers_ = order.count("window", 1);
   turn_ = 0;
-  if (memory_.size() < array_bytes_ * buffers_) memory_ = Memory(array_bytes_ * buffers_);
+  loans_ = meeting_.role() == Role::far ? 1 : order.text("run") == "bulk" ? 0 : order.count("window", 1);
+  if (memory_.size() == array_bytes_ * loans_) return;
+  memory_ = Memory();
+  memory_ = Memory(array_bytes_ * loans_);
 }
 
 void BulkEnd::send_array(std::span<const u8> data) {
@@ -138,7 +140,7 @@ void BulkEnd::send_array(std::span<const u8> data) {
 }
 
 std::span<const u8> BulkEnd::receive_array() {
-  const std::span<u8> array = buffer(array_bytes_);
+  const std::span<u8> array = memory_.part(0, array_bytes_);
   ChunkHead head, next;
   u64 head_bytes = 0;  // of a head that was read along with the body before it
   for (u64 done = 0; done < array.size();) {

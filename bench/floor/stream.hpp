@@ -46,20 +46,22 @@ class BulkEnd {
     return message_;
   }
   void send_array(std::span<const u8> data);
-  std::span<u8> loan(u64 size) { return buffer(size); }
-  void send_loan() { send_array(buffer(array_bytes_)); ++turn_; }
+  std::span<u8> loan(u64 size) { return memory_.part(turn_ % loans_ * array_bytes_, size); }
+  void send_loan() {
+    send_array(loan(array_bytes_));
+    ++turn_;
+  }
   std::span<const u8> receive_array();
-  void release_array() { ++turn_; }
+  void release_array() {}
 
  private:
-  std::span<u8> buffer(u64 size) const { return memory_.part(turn_ % buffers_ * array_bytes_, size); }
 
   Meeting meeting_;
   Fd fd_;
   bool checks_;
   std::vector<u8> message_;
-  Memory memory_;             ///< as many arrays as may be unconfirmed, ready to send or to be received into
-  u64 array_bytes_ = 0, buffers_ = 1, turn_ = 0;
+  Memory memory_;             ///< near: as many loans as may be unconfirmed; far: the one array under way
+  u64 array_bytes_ = 0, loans_ = 1, turn_ = 0;
 };
 
 }  // namespace floors

@@ -44,6 +44,7 @@ void set_deadline(u64 seconds) {
 }
 
 Memory::Memory(std::size_t bytes, int fd) : bytes_(bytes) {
+  if (bytes == 0) return;
   const int kind = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
   void* base = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, kind, fd, 0);
   check(base != MAP_FAILED, "mmap");

@@ -209,13 +209,22 @@ class Work {
     for (u64 number = 0; number < count_; ++number) {
       fill_random(data, order_.count("seed", 1) * 1000 + number);
       found.push_back(crc32c(data));
-      if constexpr (HasArrays<End>) {
-        if (order_.flag("as_array")) end_.send_array(data);
-      }
-      if (!order_.flag("as_array")) end_.send(data);
+      send_verified(data);
       end_.receive();
     }
     answer_.add("crc", found);
+  }
+  void send_verified(std::span<const u8> data) {
+    if constexpr (HasLoans<End>) {
+      if (order_.flag("as_array") && order_.flag("loaned")) {
+        std::memcpy(end_.loan(data.size()).data(), data.data(), data.size());
+        return end_.send_loan();
+      }
+    }
+    if constexpr (HasArrays<End>) {
+      if (order_.flag("as_array")) return end_.send_array(data);
+    }
+    end_.send(data);
   }
   void verify_far() {
     const std::vector<u8> confirmation = this->confirmation();

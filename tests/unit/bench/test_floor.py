@@ -173,6 +173,8 @@ def test_arrays_arrive_whole(start: Start, name: str, options: dict[str, Any]) -
 @pytest.mark.parametrize(("name", "options"), [("memcpy", {}), ("tcp_bulk", {"crc": True})])
 def test_loans_are_handed_over(start: Start, name: str, options: dict[str, Any]) -> None:
     pair = start(name, options)
+    near, far = pair.run(run="verify", size=CHUNK + 8, count=3, seed=2, as_array=True, loaned=True)
+    assert near["crc"] == far["crc"] and len(set(far["crc"])) == 3
     near, far = pair.run(run="hand_over", size=CHUNK, count=5)
     assert all(sent < came for sent, came in zip(near["at"], far["at"], strict=True))
     assert near["at"] == sorted(near["at"]) and len(near["at"]) == 5
