@@ -315,7 +315,7 @@ class AttachServer:
             asyncio.get_running_loop().call_soon(
                 os.close, fd
             )  # the answer, sent before, has its own
-            return {"segment": segment.segment}, (fd,)
+            return {}, (fd,)
         if op == "segment_drop":
             self._segments.drop(port, fields["segment"])
             return {}

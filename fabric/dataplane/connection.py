@@ -278,6 +278,8 @@ class ControlConnection:
             close_fds(fds)
             if "endpoint" in fields:  # whoever asked for it gave up waiting
                 self.post("close", {"endpoint": fields["endpoint"]})
+            elif "segment" in fields:
+                self.post("segment_drop", {"segment": fields["segment"]})
             return
         if request.op == "open" and "endpoint" in fields:
             self._opened.add(fields["endpoint"])

@@ -12,7 +12,7 @@ from fabric.errors import ConfigError
 NOW: Final = 0
 DEFAULT_NS: Final = int(limits.DEFAULT_DEADLINE_S * 1e9)
 monotonic_ns = time.monotonic_ns
-_MOMENT_S: Final = 0.1
+_MOMENT_S: Final = 0.25
 
 
 def absolute_ns(seconds: float | None) -> int:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from fabric import errors, limits
-from fabric.dataplane.deadlines import left_s, monotonic_ns
+from fabric.dataplane.deadlines import asking_s, monotonic_ns
 
 if TYPE_CHECKING:
     from fabric.dataplane.connection import ControlConnection
@@ -86,28 +88,37 @@ class Segments:
                 self._drop(segment)
 
     def _grow(self, size_bytes: int, group: int, deadline_ns: int) -> None:
-        with self._lock:  # two senders that lack the same size get one segment
+        with self._growing(deadline_ns):
             slot_bytes, slot_count = plan_segment(size_bytes)
             if len(self._own) >= limits.SEGMENTS_PER_PORT_MAX:
                 raise errors.CapacityError(
                     f"this port holds SEGMENTS_PER_PORT_MAX ({limits.SEGMENTS_PER_PORT_MAX}) segments",
                     limit="SEGMENTS_PER_PORT_MAX",
                 )
-            timeout = min(limits.CONTROL_CALL_S, left_s(deadline_ns) or limits.CONTROL_CALL_S)
             fields = {"slot_bytes": slot_bytes, "slot_count": slot_count, "group": group}
             try:
-                answer, fds = self._connection.request("segment_new", fields, timeout)
+                answer, fds = self._connection.request("segment_new", fields, asking_s(deadline_ns))
             except errors.CapacityError:
                 if slot_count == 1:
                     raise
                 # There may be room for this one message where there is none for its like.
                 answer, fds = self._connection.request(
-                    "segment_new", {**fields, "slot_count": 1}, timeout
+                    "segment_new", {**fields, "slot_count": 1}, asking_s(deadline_ns)
                 )
             segment = int(answer["segment"])
             self._add(segment, fds, writable=True, group=group)
             self._own[segment] = slot_bytes
-            self._connection.request("segment_seal", {"segment": segment}, timeout)
+            self._connection.request("segment_seal", {"segment": segment}, asking_s(deadline_ns))
+
+    @contextmanager
+    def _growing(self, deadline_ns: int) -> Iterator[None]:
+        """Two senders that lack the same size get one segment; neither waits longer than it may for the other."""
+        if not self._lock.acquire(timeout=asking_s(deadline_ns)):
+            raise errors.DeadlineExceeded("another sender of this port waits for arena memory")
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def _fetch(self, segment: int) -> None:
         answer_fds = self._connection.request("segment_get", {"segment": segment})[1]

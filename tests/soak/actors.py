@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from fabric import _native, errors
+from fabric import _native, errors, limits
 from tests.soak.leases import exposer, getter
 from tests.soak.role import (
     COPY_BYTES_PER_S,
@@ -143,8 +143,10 @@ def answerer(actor: Actor) -> None:
 def answer(actor: Actor, request: Any) -> None:
     asked = request.message
     try:
+        with actor.within("read", limits.CONTROL_CALL_S):  # the daemon may have to be asked
+            data = asked.data
         with actor.within("reply", DEADLINE_S):
-            request.reply(Ask(asked.number, asked.crc, asked.data))
+            request.reply(Ask(asked.number, asked.crc, data))
             actor.beat()
     except errors.FabricError:
         pass  # the requester gave up or is gone; counted

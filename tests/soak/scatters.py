@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fabric import _native, errors
+from fabric import _native, errors, limits
 from tests.soak.role import COPY_BYTES_PER_S, DEADLINE_S, RETRY_S, Actor, Rows, declare
 
 ROWS_MAX = 48
@@ -102,10 +102,11 @@ def turn(actor: Actor, request: Any) -> None:
         request.fail(ValueError("an expert that says no now and then"))
         return
     try:
-        with actor.within("reply", DEADLINE_S):
+        with actor.within("read", limits.CONTROL_CALL_S):  # the daemon may have to be asked
             asked = request.message
             data = np.array(asked.data)
             crcs = np.array(asked.crcs)
+        with actor.within("reply", DEADLINE_S):
             if not np.array_equal(checksums(data), crcs):
                 actor.violate(
                     f"a part of scatter {asked.number}, {data.shape}, is not what was sent"

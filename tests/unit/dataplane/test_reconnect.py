@@ -221,6 +221,39 @@ def test_endpoint_whose_open_was_never_answered_is_closed_when_the_port_resumes(
     until(lambda: set(node.endpoints) == before)
 
 
+def test_segment_that_comes_after_its_caller_gave_up_is_given_back(node, ports, monkeypatch):
+    _, right = ports
+    made, gate, before = node._ask_segment_new, threading.Event(), set(node.segments)
+
+    def make_late(port, fields, fds):
+        answer = made(port, fields, fds)
+        assert gate.wait(5)
+        return answer
+
+    monkeypatch.setattr(node, "_ask_segment_new", make_late)
+    with pytest.raises(errors.DeadlineExceeded):
+        right.connection.request("segment_new", {"slot_bytes": 4096, "slot_count": 1}, 0.05)
+    assert set(node.segments) != before
+    gate.set()
+    until(lambda: set(node.segments) == before)
+
+
+@pytest.mark.promise("P3")
+def test_send_that_lacks_memory_waits_for_an_absent_daemon_no_longer_than_its_deadline(
+    node, ports, blocks, types
+):
+    out, _ = blocks
+    node.stop_listening()
+    started = time.monotonic()
+    with pytest.raises(errors.DeadlineExceeded):
+        out.send(types.make_block(rows=400, columns=400), deadline=0.3)
+    with pytest.raises((errors.DeadlineExceeded, errors.WouldBlock)):
+        out.send(types.make_block(rows=400, columns=400), deadline=0)
+    assert time.monotonic() - started < limits.CONTROL_CALL_S / 2
+    node.listen()
+    out.send(types.make_block(rows=400, columns=400), deadline=10)
+
+
 def test_endpoint_that_comes_after_its_caller_gave_up_is_closed(
     node, ports, notes, types, monkeypatch
 ):
