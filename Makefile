@@ -22,12 +22,13 @@ NATIVE_LOCK = mkdir -p build && flock build/.lock-native
 NATIVE_SOURCES := $(shell find fabric/native -type f \( -name '*.cpp' -o -name '*.hpp' -o -name CMakeLists.txt \) 2>/dev/null)
 FUZZ_SECONDS ?= 30
 PYTEST_ARGS ?=
-GROUP ?= latency
+GROUP ?= latency rate bulk tcp growth
+BENCH_ARGS ?=
 MILLION_ARGS ?=
 MINUTES ?= 3
 SEED ?= 0
 
-.PHONY: help setup build demo quickstart test sweep bench million soak lint native-test asan tsan fuzz mutants clean
+.PHONY: help setup build demo quickstart test sweep bench bench-peers bench-floor million soak lint native-test asan tsan fuzz mutants clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -80,8 +81,14 @@ test: setup ## the Python test suite (PYTEST_ARGS=…); `make sweep` has the man
 sweep: setup ## kill, stop and end every process at every named step of every protocol (about 8 minutes)
 	$(PY) -m pytest tests/integration -m sweep $(PYTEST_ARGS)
 
-bench: build ## measure beside peers (GROUP=latency, isolation); exits non-zero where a promise does not hold
-	$(PY) -m bench $(GROUP)
+bench: build bench-peers bench-floor ## measure beside every peer (GROUP=latency …, isolation, all); fails where a bar does not hold
+	$(PY) -m bench $(GROUP) $(BENCH_ARGS)
+
+bench-peers: $(DEPS) ## make build/bench-venv with the peers of the bench; what cannot be installed is a missing peer
+	@PYTHON=$(PY) sh tools/bench_venv.sh || echo "bench: its peers are missing" >&2
+
+bench-floor: $(DEPS) ## build the floors of the bench, in C++
+	@sh bench/floor/build.sh
 
 million: build ## a million messages on a stream, a million on a queue, a consumer killed in each (MILLION_ARGS=…)
 	$(PY) -m tests.soak.million $(MILLION_ARGS)

@@ -92,7 +92,7 @@ class Subject:
         if self.interpreter == "own":
             return [sys.executable, "-m", "bench.side", *arguments]
         program, make = (
-            (FLOOR, "make build/bench/floor/floor")
+            (FLOOR, "make bench-floor")
             if self.interpreter == "floor"
             else (PEERS_PYTHON, "make bench-peers")
         )
