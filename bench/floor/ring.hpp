@@ -1,7 +1,8 @@
 // A ring of records in shared memory: one producer, one consumer, cursors that only grow.
 //
-// kSleeps false: both sides spin for ever, and no fence is paid. kSleeps true: they spin for `spin_ns` (0: not at
-// all, and never while the other side was last seen on the same processor), then sleep on a futex.
+// kSleeps false: both sides spin for ever, offering their processor now and then, and no fence is paid. kSleeps true:
+// they spin for `spin_ns` (0: not at all, and never while the other side was last seen on the same processor), then
+// sleep on a futex.
 #pragma once
 
 #include <algorithm>
@@ -15,6 +16,7 @@ namespace floors {
 inline constexpr u64 kRingBytes = 256 * 1024;  // as a lane of the fabric
 inline constexpr u64 kRecordHead = 8;
 inline constexpr u32 kSkip = ~u32{0};          // a length that says: nothing more before the wrap
+inline constexpr u32 kTurnsToYield = 2048;      // some ten microseconds
 inline constexpr u64 kMessageMax = kRingBytes / 4;
 
 struct RingMemory {
@@ -41,7 +43,10 @@ class Patience {
   template <bool kSleeps, class Ready>
   void wait(Ready ready, std::atomic<u32>& asleep) {
     if constexpr (!kSleeps) {
-      while (!ready()) relax();
+      for (u32 turns = 1; !ready(); ++turns) {
+        if (turns % kTurnsToYield == 0) ::sched_yield();  // both may be on one processor
+        else relax();
+      }
     } else if (spin_ns_ == 0 || !spin(ready)) {
       sleep_until(ready, asleep);
     }
