@@ -8,22 +8,25 @@ namespace fabric {
 namespace {
 
 std::string text(u64 value) { return std::to_string(value); }
+u8* bytes_of(StateLayout* state) { return reinterpret_cast<u8*>(state); }
 Status impossible(std::string what) { return Status::fail(Code::internal, "corrupt: " + std::move(what)); }
 
-Status read_flows(StateLayout* state, InspectedState& out) {
-  for (const FlowIn& row : state->flows) {
+Status read_flows(StateLayout* state, Written& written, InspectedState& out) {
+  Status status = Status::success();
+  visit_written<FlowIn>(written, bytes_of(state), offsetof(StateLayout, flows), kFlowsInPerPortMax, [&](const FlowIn& row) {
     const u64 flow = row.flow.load(std::memory_order_acquire);
-    if (flow == 0) continue;
+    if (flow == 0) return true;
     InspectedFlow seen{flow, row.endpoint, row.drained.load(), row.handed.load(), row.ended_upto.load(),
                        {row.reported[0].load(), row.reported[1].load(), row.reported[2].load(), row.reported[3].load()},
                        row.returned.load(), row.payload_bytes.load(), row.channel, row.lane};
     if (seen.handed > seen.drained || seen.ended_upto > seen.drained) {
-      return impossible("flow " + text(flow) + " handed " + text(seen.handed) + " and ended up to " +
-                        text(seen.ended_upto) + " of " + text(seen.drained) + " drained");
+      status = impossible("flow " + text(flow) + " handed " + text(seen.handed) + " and ended up to " +
+                          text(seen.ended_upto) + " of " + text(seen.drained) + " drained");
     }
     out.flows.push_back(seen);
-  }
-  return Status::success();
+    return status.ok();
+  });
+  return status;
 }
 
 Status read_held(StateLayout* state, InspectedState& out) {
@@ -41,7 +44,8 @@ Status read_held(StateLayout* state, InspectedState& out) {
   return Status::success();
 }
 
-Status read_outstanding(const Ledger& ledger, InspectedLedger& out) {
+Status read_outstanding(StateLayout* state, Written& written, const Ledger& ledger, InspectedLedger& out) {
+  static const OutEntry nobody_wrote{};
   const std::string name = "ledger of endpoint " + text(out.endpoint);
   if (out.accepted < out.tail || out.accepted - out.tail > kOutstandingPerEndpoint) {
     return impossible(name + ": accepted " + text(out.accepted) + ", tail " + text(out.tail));
@@ -49,7 +53,9 @@ Status read_outstanding(const Ledger& ledger, InspectedLedger& out) {
   // One more than accepted: a dead sender may have left pending entries behind.
   const u64 last = out.tail + kOutstandingPerEndpoint;
   for (u64 sequence = out.tail + 1; sequence <= last; ++sequence) {
-    const OutEntry& entry = ledger.entry(sequence);
+    const OutEntry& place = ledger.entry(sequence);
+    const auto at = static_cast<u64>(reinterpret_cast<const u8*>(&place) - bytes_of(state));
+    const OutEntry& entry = written.at(at) && written.at(at + sizeof place - 1) ? place : nobody_wrote;
     const u32 word = entry.word.load(std::memory_order_acquire);
     const u64 found = entry.sequence.load(std::memory_order_acquire);
     const OutState state = out_state(word);
@@ -91,31 +97,38 @@ void count_messages(const Ledger& ledger, InspectedLedger& out) {
   for (InspectedOut& row : out.outstanding) row.sequence = ++sequence;
 }
 
-Status read_ledgers(StateLayout* state, InspectedState& out) {
-  for (SenderLedger& row : state->ledger) {
-    if (row.endpoint == 0) continue;
-    const u32 active = row.active.load(std::memory_order_acquire);
-    if (active > 1) return impossible("ledger of endpoint " + text(row.endpoint) + ": fold " + text(active));
-    Ledger ledger;
-    ledger.attach(&row);
-    InspectedLedger seen{};
-    seen.endpoint = row.endpoint;
-    seen.channel = row.channel;
-    seen.pattern = row.pattern;
-    seen.delivery = row.delivery;
-    seen.klass = row.klass;
-    seen.accepted = ledger.accepted();
-    seen.tail = row.fold[active].tail;
-    seen.delivered_bytes = row.fold[active].delivered_bytes;
-    for (int end = 0; end < 4; ++end) {
-      std::copy_n(row.fold[active].count[end], static_cast<int>(Reason::count), seen.counts[end]);
-    }
-    Status status = read_outstanding(ledger, seen);
-    if (!status.ok()) return status;
-    count_messages(ledger, seen);
-    out.ledgers.push_back(std::move(seen));
+Status read_ledger(StateLayout* state, Written& written, SenderLedger& row, InspectedLedger& seen) {
+  const u32 active = row.active.load(std::memory_order_acquire);
+  if (active > 1) return impossible("ledger of endpoint " + text(row.endpoint) + ": fold " + text(active));
+  Ledger ledger;
+  ledger.attach(&row);
+  seen.endpoint = row.endpoint;
+  seen.channel = row.channel;
+  seen.pattern = row.pattern;
+  seen.delivery = row.delivery;
+  seen.klass = row.klass;
+  seen.accepted = ledger.accepted();
+  seen.tail = row.fold[active].tail;
+  seen.delivered_bytes = row.fold[active].delivered_bytes;
+  for (int end = 0; end < 4; ++end) {
+    std::copy_n(row.fold[active].count[end], static_cast<int>(Reason::count), seen.counts[end]);
   }
-  return Status::success();
+  Status status = read_outstanding(state, written, ledger, seen);
+  if (status.ok()) count_messages(ledger, seen);
+  return status;
+}
+
+Status read_ledgers(StateLayout* state, Written& written, InspectedState& out) {
+  Status status = Status::success();
+  const auto read = [&](SenderLedger& row) {
+    if (row.endpoint == 0) return true;
+    InspectedLedger seen{};
+    status = read_ledger(state, written, row, seen);
+    if (status.ok()) out.ledgers.push_back(std::move(seen));
+    return status.ok();
+  };
+  visit_written<SenderLedger>(written, bytes_of(state), offsetof(StateLayout, ledger), kEndpointsPerPortMax, read);
+  return status;
 }
 
 }  // namespace
@@ -131,9 +144,10 @@ Status inspect_state(int fd, InspectedState& out) {
   out.heartbeat_ns = state->head.heartbeat_ns.load();
   out.busy = state->head.busy.load();
   out.tenant = state->head.tenant;
-  status = read_flows(state, out);
+  Written written(fd);
+  status = read_flows(state, written, out);
   if (status.ok()) status = read_held(state, out);
-  if (status.ok()) status = read_ledgers(state, out);
+  if (status.ok()) status = read_ledgers(state, written, out);
   return status;
 }
 

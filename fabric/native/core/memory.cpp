@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
@@ -65,6 +66,26 @@ Status Mapping::map(int fd, std::size_t bytes_min, bool writable, Mapping& out) 
   out.base_ = static_cast<u8*>(base);
   out.size_ = size;
   return Status::success();
+}
+
+bool Written::at(u64 offset) {
+  if (offset >= from_ && offset < until_) return is_written_;
+  const off_t data = ::lseek(fd_, static_cast<off_t>(offset), SEEK_DATA);
+  from_ = offset;
+  if (data < 0) {  // nothing behind, or a file system that cannot say: then all of it counts as written
+    is_written_ = errno != ENXIO;
+    until_ = ~u64{0};
+    return is_written_;
+  }
+  is_written_ = static_cast<u64>(data) <= offset;
+  const off_t hole = is_written_ ? ::lseek(fd_, data, SEEK_HOLE) : data;
+  until_ = hole < 0 ? offset + 1 : static_cast<u64>(hole);
+  return is_written_;
+}
+
+u64 Written::next(u64 offset, u64 end) {
+  while (offset < end && !at(offset)) offset = until_;
+  return std::min(offset, end);
 }
 
 Status create_memfd(const char* name, std::size_t bytes, Fd& out) {

@@ -46,6 +46,35 @@ class Mapping {
   std::size_t size_ = 0;
 };
 
+/// Which bytes of a segment somebody has written. Reading a page that nobody wrote makes it: memory for nothing.
+class Written {
+ public:
+  explicit Written(int fd) : fd_(fd) {}  ///< stays the caller's
+  bool at(u64 offset);
+  /// The first offset from `offset` on that was written, by pages; `end` where none is below it.
+  u64 next(u64 offset, u64 end);
+
+ private:
+  int fd_;
+  u64 from_ = 0, until_ = 0;             ///< what was asked last: [from, until) is all written, or all not
+  bool is_written_ = false;
+};
+
+/// The rows of a table, from byte `first` on, that begin in a page which was written; `visit` returns false to stop.
+template <class Row, class Visit>
+void visit_written(Written& written, u8* base, u64 first, u64 count, Visit&& visit) {
+  const u64 end = first + count * sizeof(Row);
+  for (u64 at = first; at < end;) {
+    const u64 next = written.next(at, end);
+    if (next > at) {
+      at = first + (next - first + sizeof(Row) - 1) / sizeof(Row) * sizeof(Row);
+      continue;
+    }
+    if (!visit(*reinterpret_cast<Row*>(base + at))) return;
+    at += sizeof(Row);
+  }
+}
+
 Status create_memfd(const char* name, std::size_t bytes, Fd& out);
 Status create_state(u64 port, u64 incarnation, u32 tenant, Fd& out);
 Status create_doorbell(Fd& out);

@@ -124,23 +124,28 @@ Status StateSampler::open(int fd) {
   if (!status.ok()) return status;
   const auto* state = mapping_.as<StateLayout>();
   if (state->head.magic != kStateMagic || state->head.version != 1) return Status::fail(Code::internal, "not a state segment");
-  return status;
+  fd_ = Fd::duplicate(fd);
+  return fd_.get() < 0 ? system_failure("duplicating a descriptor") : status;
 }
 
 void StateSampler::sample(SampledState& out) const {
   auto* state = mapping_.as<StateLayout>();
   out.heartbeat_ns = state->head.heartbeat_ns.load(kRelaxed);
-  for (SenderLedger& row : state->ledger) {
+  Written written(fd_.get());
+  u8* base = mapping_.base();
+  visit_written<FlowIn>(written, base, offsetof(StateLayout, flows), kFlowsInPerPortMax, [&](const FlowIn& row) {
+    const u64 flow = row.flow.load(std::memory_order_acquire);
+    if (flow != 0)
+      out.flows.push_back({flow, row.endpoint, row.drained.load(kRelaxed), row.handed.load(kRelaxed),
+                           row.ended_upto.load(kRelaxed), row.returned.load(kRelaxed), row.payload_bytes.load(kRelaxed),
+                           row.channel, row.lane});
+    return true;
+  });
+  visit_written<SenderLedger>(written, base, offsetof(StateLayout, ledger), kEndpointsPerPortMax, [&](SenderLedger& row) {
     SampledLedger seen{};
     if (row.endpoint != 0 && sample_ledger(row, seen)) out.ledgers.push_back(seen);
-  }
-  for (const FlowIn& row : state->flows) {
-    const u64 flow = row.flow.load(std::memory_order_acquire);
-    if (flow == 0) continue;
-    out.flows.push_back({flow, row.endpoint, row.drained.load(kRelaxed), row.handed.load(kRelaxed),
-                         row.ended_upto.load(kRelaxed), row.returned.load(kRelaxed), row.payload_bytes.load(kRelaxed),
-                         row.channel, row.lane});
-  }
+    return true;
+  });
   sample_held(*state, out.held);
 }
 

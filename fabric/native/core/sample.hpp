@@ -1,7 +1,7 @@
 // Sampling of living segments from outside, for telemetry: cheap, bounded, and never an error for a race.
 //
-// Each value is one that its owner keeps anyway; nothing is written. A sampler keeps its mapping, so a look costs
-// reads only. Against a hostile owner every loop is bounded by the layout, not by what is read. A ledger's counts are of
+// Each value is one that its owner keeps anyway; nothing is written, and no page is read that nobody wrote. A sampler
+// keeps its mapping, so a look costs little more than reads. Against a hostile owner every loop is bounded by the layout, not by what is read. A ledger's counts are of
 // one moment (or left out, or folded ones only: never too many); different rows may be of different moments:
 // `inspect.hpp` is for those who must have all of one.
 #pragma once
@@ -38,6 +38,7 @@ class StateSampler {
 
  private:
   Mapping mapping_;
+  Fd fd_;                                          ///< a duplicate
 };
 
 class LaneSampler {

@@ -54,10 +54,29 @@ u64 hash_key(std::span<const u8> key) {
   return hash ^ hash >> 32;
 }
 
+namespace {
+
+constexpr u64 kRetainedFirst = 16;
+
+/// The entries that the row's former sender accepted, and no others: a page that nobody wrote takes no memory. What it
+/// began without accepting it has revoked.
+void clear_entries(SenderLedger& row) {
+  const u64 used = std::min<u64>(row.accepted.load(std::memory_order_relaxed), kOutstandingPerEndpoint);
+  for (u64 number = 1; number <= used; ++number) {
+    OutEntry& entry = row.outstanding[number & (kOutstandingPerEndpoint - 1)];
+    entry.word.store(out_word(OutState::empty), std::memory_order_relaxed);
+    entry.sequence.store(0, std::memory_order_relaxed);
+  }
+}
+
+}  // namespace
+
 SenderCore::SenderCore(Port& port, u64 endpoint, u32 channel, u32 type, Pattern pattern, Delivery delivery,
                        u8 klass, Overflow overflow, SenderLedger* row)
     : port_(port), endpoint_(endpoint), channel_(channel), type_(type), pattern_(pattern),
-      delivery_(delivery), klass_(klass), overflow_(overflow), retained_(kOutstandingPerEndpoint) {
+      delivery_(delivery), klass_(klass), overflow_(overflow), retained_(kRetainedFirst),
+      retained_mask_(kRetainedFirst - 1) {
+  clear_entries(*row);
   row->channel = channel;
   row->pattern = static_cast<u8>(pattern);
   row->delivery = static_cast<u8>(delivery);
@@ -66,10 +85,6 @@ SenderCore::SenderCore(Port& port, u64 endpoint, u32 channel, u32 type, Pattern 
   row->active = 0;
   std::memset(row->fold, 0, sizeof row->fold);
   for (auto& count : row->aside) count = 0;
-  for (OutEntry& entry : row->outstanding) {
-    entry.word.store(out_word(OutState::empty), std::memory_order_relaxed);
-    entry.sequence.store(0, std::memory_order_relaxed);
-  }
   std::atomic_thread_fence(std::memory_order_release);
   row->endpoint = endpoint;
   ledger_.attach(row);
@@ -198,6 +213,7 @@ u8* SenderCore::put_record(const SendRequest& request, const Prepared& prepared,
 // The flow's side of a record that is in its lane.
 void SenderCore::take_on(const SendRequest& request, const Prepared& prepared, FlowOut& flow, u64 entry,
                          const u8* record, u32 total) {
+  if (entry - ledger_.tail() > retained_mask_) [[unlikely]] retain_upto(entry);
   Retained& kept = retained(entry);
   kept.number = number_ + 1;
   kept.payload_bytes = prepared.payload;
@@ -270,6 +286,17 @@ bool SenderCore::table_room(Batch& batch, u64 entries) {
     ledger_.fold();
   }
   return true;
+}
+
+/// Everything behind the tail keeps its place by number.
+void SenderCore::retain_upto(u64 entry) {
+  const u64 tail = ledger_.tail();
+  u64 size = retained_.size();
+  while (entry - tail >= size && size < kOutstandingPerEndpoint) size *= 2;
+  std::vector<Retained> larger(size);
+  for (u64 each = tail + 1; each < entry; ++each) std::swap(larger[each & (size - 1)], retained(each));
+  retained_.swap(larger);
+  retained_mask_ = size - 1;
 }
 
 void SenderCore::relocate_oldest() {

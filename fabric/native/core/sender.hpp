@@ -118,8 +118,9 @@ class SenderCore {
   void finish_entry(u64 entry, End end, Reason reason);
   void wait_again(u64 entry, bool handed);
   void fold(u32 at_least);
-  Retained& retained(u64 entry) { return retained_[entry & (kOutstandingPerEndpoint - 1)]; }
-  const Retained& retained(u64 entry) const { return retained_[entry & (kOutstandingPerEndpoint - 1)]; }
+  Retained& retained(u64 entry) { return retained_[entry & retained_mask_]; }
+  const Retained& retained(u64 entry) const { return retained_[entry & retained_mask_]; }
+  void retain_upto(u64 entry);
 
   // ---- overflow and broadcast (sender_overflow.cpp)
   bool overflows(Full full) const;    ///< does the overflow policy answer to `full`?
@@ -141,7 +142,8 @@ class SenderCore {
   const Overflow overflow_;
   bool closed_ = false;
   Ledger ledger_;
-  std::vector<Retained> retained_;
+  std::vector<Retained> retained_;    // a power of two; grows with what is outstanding, an idle channel has few
+  u64 retained_mask_ = 0;
   std::vector<FlowOut*> flows_;
   std::deque<u64> waiting_;           // entries without a flow, by the numbers of their messages
   u64 pass_ = 0;                      // of redeliver(): flows marked with it have no room for what waits

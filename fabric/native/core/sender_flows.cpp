@@ -404,7 +404,8 @@ void SenderCore::retire() {
   ledger_.row()->endpoint = 0;
   ledger_ = {};
   flows_.clear();
-  retained_ = {};
+  retained_ = std::vector<Retained>(1);
+  retained_mask_ = 0;
   pins_ = {};
 }
 

@@ -13,6 +13,7 @@ import pytest
 from fabric import _native, errors, limits
 from tests.unit.native.pair import AT_LEAST_ONCE, Pair, pair, soon
 
+PAGE = os.sysconf("SC_PAGE_SIZE")
 DELIVERED, FAILED = (1, 0), (3, 5)  # (end, reason): consumer_error
 BIG = b"x" * 20_000
 
@@ -52,6 +53,28 @@ def test_a_ledger_shows_accepted_outstanding_and_ends_before_they_are_folded(joi
     joined.a.port.progress()
     row = ledger(sampler)
     assert (row["accepted"], row["outstanding"], row["counts"]) == (3, 1, {DELIVERED: 1, FAILED: 1})
+
+
+def test_looking_at_a_port_takes_no_memory_for_what_nobody_used(joined: Pair) -> None:
+    def bytes_of(fd: int) -> int:
+        return os.fstat(fd).st_blocks * 512
+
+    sampler = _native.StateSampler(joined.a.state)
+    idle = bytes_of(joined.a.state)
+    assert idle <= 2 * PAGE
+    sampler.sample()
+    _native.inspect_state(joined.a.state)
+    assert bytes_of(joined.a.state) == idle
+    out = joined.sender()
+    joined.receiver()
+    joined.flow()
+    out.send(b"m", [b"x"], None, soon())
+    used = bytes_of(joined.a.state)
+    assert used - idle <= 3 * PAGE
+    assert sampler.sample()["ledgers"][0]["accepted"] == 1
+    (row,) = _native.inspect_state(joined.a.state)["ledgers"]
+    assert row["accepted"] == 1
+    assert bytes_of(joined.a.state) == used
 
 
 def test_held_shows_queued_then_views_then_nothing(joined: Pair) -> None:
@@ -120,7 +143,7 @@ def test_what_is_no_segment_is_refused(make) -> None:
     try:
         with pytest.raises(errors.FabricError):
             make(fd)
-        os.truncate(fd, 64 << 20)
+        os.truncate(fd, 256 << 20)
         with pytest.raises(errors.InternalError):
             make(fd)
     finally:
