@@ -8,6 +8,7 @@ and every `CREDIT` of them the receiver says that it has taken them.
 
 from __future__ import annotations
 
+import atexit
 import os
 import time
 import zlib
@@ -51,9 +52,9 @@ class NixlEnd:
         self._agent, self._peer = make_agent(role), OTHER[role]
         self._outgoing = np.ones(SLOTS * SLOT_BYTES, np.uint8)
         self._incoming = np.ones(SLOTS * SLOT_BYTES, np.uint8)
-        arrays = (
-            SOURCES if role == "near" else 1
-        )  # touched: fresh pages would be measured otherwise
+        # One that is written into stays as it is until the reader has confirmed it. Touched: fresh pages would be
+        # measured otherwise.
+        arrays = 1 if self._is_read and role == "far" else SOURCES
         self._arrays = [np.ones(LARGEST, np.uint8) for _ in range(arrays)]
         self._register()
         self._sent = self._taken_there = self._received = 0
@@ -158,6 +159,7 @@ class NixlEnd:
 
     def _bulk_near(self, order: Order) -> Order:
         count, window, size = order["count"], order.get("window", 1), order["size"]
+        window = window if self._is_read else min(window, SOURCES)
         for seed, memory in enumerate(self._arrays):
             memory[:size] = payload({**order, "seed": seed})
         handles = self._array_handles(size)
@@ -178,8 +180,8 @@ class NixlEnd:
             else self._their_arrays
         )
         far = (
-            self._their_arrays if self._role == "near" else [self._arrays[0].ctypes.data]
-        ) * SOURCES
+            self._their_arrays if self._role == "near" else [self._arrays[0].ctypes.data] * SOURCES
+        )
         if self._role == "near":
             return [] if self._is_read else self._make("WRITE", *pairs(near, far, size))
         return self._make("READ", *pairs(far, near, size)) if self._is_read else []
@@ -207,8 +209,9 @@ class NixlEnd:
         while not self._arrived:
             self._poll()
         index = self._arrived.popleft()
-        if self._is_read:
-            self._finish(handles[index], self._agent.transfer(handles[index]))
+        if not self._is_read:
+            return self._arrays[index][:size]
+        self._finish(handles[index], self._agent.transfer(handles[index]))
         return self._arrays[0][:size]
 
     # ------------------------------------------------------------------ contents
@@ -238,11 +241,15 @@ class NixlEnd:
         return found
 
     def close(self) -> None:
-        """Give back the handles, the connection and the agent, which crashes an interpreter that ends before it."""
+        """Give back the handles, the connection and the agent.
+
+        What then remains is a library beside NIXL (libnl-route) whose own end of process crashes: that is left out.
+        """
         self.flush()
         del self._handles
         self._agent.remove_remote_agent(self._peer)
         del self._agent
+        atexit.register(os._exit, 0)
 
 
 def pairs(
