@@ -2,6 +2,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy
+from typing_extensions import Buffer
+
 
 
 record_version: int = 1
@@ -332,6 +334,48 @@ class Receiver:
         until they are told that the flow is lost. What was handed may still be acknowledged. Idempotent.
         """
 
+class BytesMessage(Buffer):
+    """
+    A received message that is its bytes: buffer protocol, len(), bytes(), == bytes.
+
+    Holds its slot, if it has one, until released or collected.
+    """
+    __hash__: None = None  # type: ignore[assignment]
+    key: bytes | None
+    sequence: int
+    producer: int
+    producer_incarnation: int
+    redelivered: bool
+    expires_ns: int
+    payload_bytes: int
+    correlation: int
+    header: Any
+    def __new__(cls, message: Message, provide: Any) -> BytesMessage: ...
+    def __len__(self) -> int: ...
+    def __buffer__(self, flags: int) -> memoryview: ...
+    def __eq__(self, other: object) -> bool: ...
+    def __enter__(self) -> BytesMessage: ...
+    def __exit__(self, *_: object) -> None: ...
+    def ack(self) -> None: ...
+    def nack(self, reason: int = 5) -> None: ...
+    def release(self) -> None: ...
+    def tobytes(self) -> bytes: ...
+
+class SendingEnd:
+    """Base of the sending end of a channel of bytes. Thread-safe."""
+    def _bind(self, native: Sender, default_ns: int, seconds_max: float, /) -> None: ...
+    def _set_direct(self, is_direct: bool, /) -> None: ...
+    def send(self, message: Buffer, key: str | bytes | None = None, deadline: float | None = None) -> int: ...
+    def send_many(self, messages: Sequence[Buffer], keys: Any = None, deadline: float | None = None) -> int: ...
+
+class ReceivingEnd:
+    """Base of the receiving end of a channel of bytes. Thread-safe."""
+    def _bind(self, native: Receiver, default_ns: int, seconds_max: float, /) -> None: ...
+    def receive(self, timeout: float | None = None) -> BytesMessage | None: ...
+    def receive_many(self, count: int, timeout: float | None = None) -> list[BytesMessage]: ...
+    def receive_bytes(self, timeout: float | None = None) -> bytes | None: ...
+    def receive_many_bytes(self, count: int, timeout: float | None = None) -> list[bytes]: ...
+
 def inspect_state(fd: int) -> dict[str, Any]:
     """
     What a state segment says: port, incarnation, tenant, heartbeat_ns, busy, flows, held, ledgers.
@@ -413,8 +457,8 @@ class Engine:
     def stats(self) -> dict[str, Any]:
         """
         Counters and gauges at one moment. `groups`: one dict per session and connection group (session, group, up, bytes_in,
-        bytes_out, frames_in, frames_out, rtt_ns, link_retransmits, backlog_bytes, features). `sessions`: per session, counters since it
-        began (messages_in/out, payload_bytes_in/out: hop-acknowledged; retransmits, repeats, crc_errors, chunks_late, gaps,
+        bytes_out, frames_in, frames_out, rtt_ns, link_retransmits, backlog_bytes, features). `sessions`: per session, counters
+        since it began (messages_in/out, payload_bytes_in/out: hop-acknowledged; retransmits, repeats, crc_errors, chunks_late, gaps,
         breaks, silent_breaks, protocol_breaks, transfers_done_in/out, transfers_aborted, transfers_stalled, backlog_stalls,
         lane_stalls, slot_stalls, foreign) and gauges (transfers_in/out, reports_unacked, reports_blocked). `closed_sessions`:
         the same counters summed over sessions that ended. `ends`: (end, reason, count) of messages that ended in the engine.

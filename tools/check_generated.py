@@ -14,6 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 STUB = ROOT / "fabric/_native.pyi"
+STUB_PATTERNS = ROOT / "fabric/native/bind/stub_patterns.txt"
 SCHEMA = ROOT / "docs/fabric.schema.json"
 
 
@@ -30,6 +31,7 @@ def generated_stub() -> str:
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "_native.pyi"
         command = [sys.executable, "-m", "nanobind.stubgen", "-q", "-m", "fabric._native"]
+        command += ["-p", str(STUB_PATTERNS)]
         subprocess.run([*command, "-o", str(target)], cwd=folder, check=True, timeout=120)
         return target.read_text()
 

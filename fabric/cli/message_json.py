@@ -2,10 +2,12 @@
 
 Out: scalars as they are, a tensor as ``{"dtype": "f32", "shape": [2, 3]}``. In: a tensor is a nested
 list, or ``{"shape": [2, 3], "dtype": "f32", "fill": 0}`` for one of a constant.
+Plain bytes are ``{"data": BASE64}`` both ways; ``{"text": "…"}`` is taken, too.
 """
 
 from __future__ import annotations
 
+import binascii
 from typing import Any
 
 import msgspec
@@ -25,6 +27,8 @@ def class_of(text: str) -> type:
 def to_line(view: Any) -> str:
     """Return a received message as one line of json."""
     type_ = message_type(view)
+    if type_ is message_type(bytes):
+        return msgspec.json.encode({"data": bytes(view)}).decode()
     tensors = {field.name for field in type_.tensors}
     row = {
         name: _summary(getattr(view, name)) if name in tensors else getattr(view, name)
@@ -61,8 +65,10 @@ def from_line(cls: type, line: str, place: str) -> Any:
     type_ = message_type(cls)
     if not isinstance(row, dict):
         raise errors.TypeMismatchError(
-            f"{place}: expected an object with the fields {', '.join(type_.names)}"
+            f"{place}: expected an object with the fields {', '.join(type_.names or ['data'])}"
         )
+    if type_ is message_type(bytes):
+        return _plain_bytes(row, place)
     unknown = set(row) - set(type_.names)
     missing = [
         field.name
@@ -80,6 +86,19 @@ def from_line(cls: type, line: str, place: str) -> Any:
         if name in row
     }
     return cls(**{name: values.get(name) for name in type_.names})
+
+
+def _plain_bytes(row: dict[str, Any], place: str) -> bytes:
+    if list(row) == ["text"] and isinstance(row["text"], str):
+        return row["text"].encode()
+    if list(row) != ["data"] or not isinstance(row["data"], str):
+        raise errors.TypeMismatchError(
+            f'{place}: a channel of bytes takes {{"data": "BASE64"}} or {{"text": "…"}}'
+        )
+    try:
+        return binascii.a2b_base64(row["data"], strict_mode=True)
+    except binascii.Error as error:
+        raise errors.TypeMismatchError(f"{place}: field 'data' is not base64: {error}") from error
 
 
 def _has_absence(type_text: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast, overload
 
 from fabric import errors, limits
 from fabric.dataplane.receiver import Receiver
@@ -15,12 +15,14 @@ from fabric.dataplane.sender import Sender
 from fabric.messages import MessageType, Schema, class_from_schema, message_type
 
 if TYPE_CHECKING:
+    from fabric.dataplane.bytes_ends import BytesReceiver, BytesSender
     from fabric.dataplane.client import Port
     from fabric.dataplane.connection import ControlConnection
 
 M = TypeVar("M")
 R = TypeVar("R")
 E = TypeVar("E")
+Plain: TypeAlias = bytes  # a name that no parameter hides
 
 PATTERNS: Final = {"stream": 0, "queue": 1, "broadcast": 2, "request": 3, "reply": 4, "scatter": 3}
 DELIVERIES: Final = ("at_most_once", "at_least_once")
@@ -52,6 +54,15 @@ def _way_back(answer: dict[str, Any]) -> dict[str, Any]:
         **answer, "endpoint": answer["reply_endpoint"], "pattern": "reply", "route": None,
         "delivery": "at_most_once", "overflow": "block",
     }  # fmt: skip
+
+
+def _ends(found: MessageType) -> tuple[type[Sender[Any]], type[Receiver[Any]]]:
+    """Return the classes of the ends for a type: plain bytes have their own."""
+    if found is not message_type(bytes):
+        return Sender, Receiver
+    from fabric.dataplane.bytes_ends import BytesReceiver, BytesSender
+
+    return BytesSender, BytesReceiver
 
 
 class ChannelCalls:
@@ -117,6 +128,17 @@ class ChannelCalls:
             fields["reply_schema"] = message_type(reply).schema.text
         self.request("declare", fields)
 
+    @overload
+    def sender(
+        self,
+        channel: str,
+        type: type[Plain],
+        *,
+        stage: int | None = None,
+        transform: str | None = None,
+    ) -> BytesSender: ...
+
+    @overload
     def sender(
         self,
         channel: str,
@@ -124,7 +146,16 @@ class ChannelCalls:
         *,
         stage: int | None = None,
         transform: str | None = None,
-    ) -> Sender[M]:
+    ) -> Sender[M]: ...
+
+    def sender(
+        self,
+        channel: str,
+        type: type[Any] | None = None,
+        *,
+        stage: int | None = None,
+        transform: str | None = None,
+    ) -> Sender[Any]:
         """Open the sending end of a channel.
 
         Parameters
@@ -144,14 +175,25 @@ class ChannelCalls:
         """
         answer, found = self._open("sender", channel, type, stage=stage, transform=transform)
         answer["stage"] = stage
-        return self._keep(
-            answer, Sender(self._port, channel, found, self._native_sender(answer, found), answer)
-        )
+        native, end = self._native_sender(answer, found), _ends(found)[0]
+        return self._keep(answer, end(self._port, channel, found, native, answer))
 
+    @overload
+    def receiver(
+        self, channel: str, type: type[Plain], *, stage: int | None = None, transform: str | None = None,
+        messages: int = limits.CREDIT_MESSAGES, bytes: int = limits.CREDIT_BYTES, delivery: str | None = None,
+    ) -> BytesReceiver: ...  # fmt: skip
+
+    @overload
     def receiver(
         self, channel: str, type: type[M] | None = None, *, stage: int | None = None, transform: str | None = None,
         messages: int = limits.CREDIT_MESSAGES, bytes: int = limits.CREDIT_BYTES, delivery: str | None = None,
-    ) -> Receiver[M]:  # fmt: skip
+    ) -> Receiver[M]: ...  # fmt: skip
+
+    def receiver(
+        self, channel: str, type: type[Any] | None = None, *, stage: int | None = None, transform: str | None = None,
+        messages: int = limits.CREDIT_MESSAGES, bytes: int = limits.CREDIT_BYTES, delivery: str | None = None,
+    ) -> Receiver[Any]:  # fmt: skip
         """Open the receiving end of a channel; `messages` and `bytes` are the credit each sender gets.
 
         `delivery` overrides how this end acknowledges (stage hosts). Raises like `sender`.
@@ -167,10 +209,8 @@ class ChannelCalls:
         )
         if delivery is not None:
             answer["delivery"] = delivery
-        return self._keep(
-            answer,
-            Receiver(self._port, channel, found, self._native_receiver(answer, found), answer),
-        )
+        native, end = self._native_receiver(answer, found), _ends(found)[1]
+        return self._keep(answer, end(self._port, channel, found, native, answer))
 
     def requester(
         self, channel: str, type: type[M], reply: type[R], *, timeout: float = limits.CONTROL_CALL_S

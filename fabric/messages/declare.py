@@ -100,6 +100,14 @@ class MessageType:
                 found[field.name] = field.default_factory()
         return found
 
+    def tensors_of(self, view: Any) -> list[Any]:
+        """Return the tensors of a received message as buffers, in the order of the message."""
+        found: list[Any] = []
+        for field in self.tensors:
+            value = getattr(view, field.name)
+            found += value if field.spec.is_list else [b"" if value is None else value]
+        return found
+
     def plan_loan(self, shapes: dict[str, Any]) -> list[tuple[int, tuple[int, ...], int]]:
         """Return (dtype code, shape, bytes) per tensor of a loan; see `loans.plan_loan`."""
         return loans.plan_loan(self, shapes)
@@ -200,6 +208,10 @@ def build(
 
 def class_from_schema(schema: Schema) -> type:
     """Return a message class for a type that is known by its schema alone (channel tools, pass-through stages)."""
+    from fabric.messages.raw import BYTES  # which is made of what stands here
+
+    if schema == BYTES.schema:
+        return bytes
     specs = {
         field.name: TensorSpec(
             tuple(field.dims),
@@ -214,8 +226,19 @@ def class_from_schema(schema: Schema) -> type:
 
 
 def message_type(cls: Any) -> MessageType:
-    """Return the `MessageType` of a class or message; `TypeMismatchError` if it was not declared."""
+    """Return the `MessageType` of a class or message; `TypeMismatchError` if it was not declared.
+
+    That of `bytes`, and of any bytes, is the built-in type of plain bytes.
+    """
     found = getattr(cls, "__fabric_type__", None)
+    if (
+        cls is bytes
+        or isinstance(cls, (bytes, bytearray, memoryview))
+        or cls in (bytearray, memoryview)
+    ):
+        from fabric.messages.raw import BYTES  # which is made of what stands here
+
+        return BYTES
     if not isinstance(found, MessageType):
         shown = cls.__name__ if isinstance(cls, type) else repr(cls)
         raise TypeMismatchError(

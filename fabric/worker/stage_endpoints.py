@@ -93,10 +93,7 @@ class StageOutlet:
     def forward(self, source: Any) -> Encoded:
         """Take a received message as it is: its own bytes, its tensors from the slot."""
         view = source.value
-        tensors: list[Any] = []
-        for field in message_type(type(view)).tensors:
-            found = getattr(view, field.name)
-            tensors += found if field.spec.is_list else [b"" if found is None else found]
+        tensors = message_type(type(view)).tensors_of(view)
         return Encoded(source.native.meta, tensors, source.header.payload_bytes, source, view)
 
     def send(self, message: Any, deadline_ns: int) -> None:

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "core/arena.hpp"
@@ -45,6 +46,15 @@ inline u64 inline_tensor_size(const u8* bytes, u32 index) {
   u64 size = 0;
   __builtin_memcpy(&size, bytes + sizeof(InlineHead) + 8 * index, 8);
   return size;
+}
+
+/// The payload of a message that is nothing but its meta, in the record; nothing for any other.
+inline std::optional<std::span<const u8>> plain_meta(const MessageCore& message) {
+  InlineHead head;
+  if (!message.segments.empty() || message.inline_size < sizeof head) return std::nullopt;
+  __builtin_memcpy(&head, message.inline_data, sizeof head);
+  if (head.tensor_count != 0 || head.meta_bytes > message.inline_size - sizeof head) return std::nullopt;
+  return std::span<const u8>(message.inline_data + sizeof head, head.meta_bytes);
 }
 
 /// Blocks of two sizes, kept for reuse up to a bound.

@@ -69,9 +69,10 @@ void ReceiverCore::keep_newest(MessageCore* message) {
   grant(flow, false);
 }
 
-// The next message that has not expired, as handed; nullptr when the queue is empty.
-MessageCore* ReceiverCore::hand_next() {
-  while (MessageCore* message = pop()) {
+// The next message that has not expired, as handed; nullptr when there is none (that is plain).
+MessageCore* ReceiverCore::hand_next(bool only_plain) {
+  while (first_ != nullptr && !(only_plain && !plain_meta(*first_))) {
+    MessageCore* message = pop();
     FlowInState& flow = *message->flow;
     const u64 seq = message->header.flow_seq;
     const u64 expires = message->header.deadline_ns;
@@ -187,6 +188,37 @@ Status ReceiverCore::receive(u64 count, u64 deadline_ns, bool may_wait, std::vec
     if (out.size() >= count) break;
     message = hand_next();
     if (message == nullptr && port_.progress_locked() != 0) message = hand_next();
+  }
+  return status;
+}
+
+// Copies a message that was handed over, and ends it; false when it is not plain.
+bool ReceiverCore::take_plain(MessageCore* message, PlainCopies& out) {
+  const auto meta = plain_meta(*message);
+  if (!meta) return false;
+  out.bytes.insert(out.bytes.end(), meta->begin(), meta->end());
+  out.sizes.push_back(static_cast<u32>(meta->size()));
+  if (delivery_ == Delivery::at_least_once) {
+    port_.end_message(*message, End::delivered, Reason::none);
+    if (message->flow->row != nullptr) grant(*message->flow, false);
+  }
+  port_.drop_message(message);
+  return true;
+}
+
+Status ReceiverCore::receive_plain(u64 count, u64 deadline_ns, bool may_wait, PlainCopies& out) {
+  Operation operation(port_, may_wait);
+  MessageCore* message = nullptr;
+  Status status = next(operation, deadline_ns, may_wait, message);
+  out.clear();
+  while (status.ok() && message != nullptr) {
+    if (!take_plain(message, out)) {
+      out.other = message;
+      break;
+    }
+    if (out.sizes.size() >= count) break;
+    message = hand_next(true);
+    if (message == nullptr && port_.progress_locked() != 0) message = hand_next(true);
   }
   return status;
 }

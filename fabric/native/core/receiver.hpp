@@ -7,6 +7,18 @@
 
 namespace fabric {
 
+/// Messages that were copied whole: one after another. Or one that could not be, as it came.
+struct PlainCopies {
+  std::vector<u8> bytes;
+  std::vector<u32> sizes;
+  MessageCore* other = nullptr;       ///< the caller's; `sizes` is empty then
+  void clear() {
+    bytes.clear();
+    sizes.clear();
+    other = nullptr;
+  }
+};
+
 class ReceiverCore {
  public:
   ReceiverCore(Port& port, u64 endpoint, u32 channel, u32 type, Pattern pattern, Delivery delivery, Overflow overflow)
@@ -21,6 +33,9 @@ class ReceiverCore {
   Status receive(u64 count, u64 deadline_ns, bool may_wait, std::vector<MessageCore*>& out);
   /// The one-message case without a vector; `out` is nullptr at the deadline.
   Status receive_one(u64 deadline_ns, bool may_wait, MessageCore*& out);
+  /// As receive(), for messages whose meta lies in the record and is all that they have: copied, ended as delivered and
+  /// gone. Stops before any other, and hands over such a one only as the first.
+  Status receive_plain(u64 count, u64 deadline_ns, bool may_wait, PlainCopies& out);
   Status pending(u64& out);
   /// What is queued ends as failed(closed), or, with `hand_back` and at_least_once, goes back to its senders unended.
   /// What was handed can still be acknowledged, refused and released.
@@ -60,7 +75,8 @@ class ReceiverCore {
   MessageCore* pop();
   void unlink(MessageCore* message);
   void keep_newest(MessageCore* message);
-  MessageCore* hand_next();
+  MessageCore* hand_next(bool only_plain = false);
+  bool take_plain(MessageCore* message, PlainCopies& out);
   void grant(FlowInState& flow, bool even_small);
   void grant_all();
   Status piece(MessageCore& message, u32 segment, const u8*& data);
