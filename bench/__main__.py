@@ -9,7 +9,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from bench import isolation, report
+from bench import isolation, plot, report
 from bench.cases import GROUPS
 from bench.match import Line, play
 from bench.rounds import Amount
@@ -79,7 +79,8 @@ def measure(groups: dict[str, list[Row]], is_quick: bool) -> int:
         print(f"\n== {name} ==", flush=True)
         lines = play(rows, progress, show, again=not is_quick)
         verdicts += [verdict for line in lines for verdict in line.verdicts]
-        print(f"\n{name}: {time.monotonic() - began:.0f} s", flush=True)
+        drawn = plot.save(name, lines, report.RESULTS)
+        print(f"\n{name}: {time.monotonic() - began:.0f} s; drawn in {drawn}", flush=True)
     path = report.save(start, verdicts, report.QUICK if is_quick else report.REPORT)
     missed = [verdict for verdict in verdicts if not verdict.is_kept]
     print(f"\n{len(verdicts) - len(missed)} of {len(verdicts)} bars hold; saved {path}")
