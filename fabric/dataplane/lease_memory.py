@@ -69,6 +69,8 @@ class LeaseMemory:
         begin = self._head_at + HEAD_BYTES
         self.data = numpy.frombuffer(self._map, numpy.uint8)[begin : begin + size_bytes]
         self.threads = threading.Lock()
+        self._using = threading.Lock()
+        self._users, self._is_closed = 0, False
         _all.add(self)
 
     # ---- exposer
@@ -101,8 +103,12 @@ class LeaseMemory:
     def is_live(self) -> bool:
         """Tell whether the exposer still holds its lock."""
         asked = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, _LIVE, 1, 0)
-        found: int = _FLOCK.unpack(fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, asked))[0]
-        return found != fcntl.F_UNLCK or self in _published
+        try:
+            with self._in_use():
+                found: int = _FLOCK.unpack(fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, asked))[0]
+                return found != fcntl.F_UNLCK or self in _published
+        except StaleHandleError:
+            return False
 
     def read(self, copy: Any, shared: bool, deadline_ns: int) -> None:
         """Call ``copy(data)`` between two checks; `shared`: puts are kept out meanwhile.
@@ -113,7 +119,8 @@ class LeaseMemory:
         BrokenError
             A put died half way and nobody wrote its range again.
         """
-        with self._access(fcntl.F_RDLCK, deadline_ns) if shared else contextlib.nullcontext():
+        access = self._access(fcntl.F_RDLCK, deadline_ns) if shared else contextlib.nullcontext()
+        with self._in_use(), access:
             self.check()
             if shared and self._dirty()[1]:
                 raise BrokenError(
@@ -125,7 +132,7 @@ class LeaseMemory:
 
     def write(self, copy: Any, start: int, stop: int, deadline_ns: int) -> None:
         """Call ``copy(data)``, which writes inside [start, stop), alone and between two checks; raises like `read`."""
-        with self._access(fcntl.F_WRLCK, deadline_ns):
+        with self._in_use(), self._access(fcntl.F_WRLCK, deadline_ns):
             self.check()
             left, right = self._dirty()
             repairs = not right or start <= left <= right <= stop
@@ -137,12 +144,39 @@ class LeaseMemory:
             self.check()
 
     def close(self) -> None:
-        """Forget the mapping; arrays over it keep the memory. Idempotent."""
+        """Forget the mapping; arrays over it keep the memory, and a thread that copies now ends first. Idempotent."""
+        with self._using:
+            self._is_closed = True
+            if not self._users:
+                self._shut()
+
+    def forget(self) -> None:
+        """Close in a forked child, where the threads of the parent that used it do not run."""
+        self._using = threading.Lock()
+        self._is_closed = True
+        self._shut()
+
+    def _shut(self) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
             _published.discard(self)
         self.data = self.data[:0]
+
+    @contextlib.contextmanager
+    def _in_use(self) -> Iterator[None]:
+        """Keep the descriptor open meanwhile: once it is closed, its number may be that of any other file."""
+        with self._using:
+            if self._is_closed:
+                raise StaleHandleError("the lease was revoked", lease=self.key[2])
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._using:
+                self._users -= 1
+                if self._is_closed and not self._users:
+                    self._shut()
 
     # ---- locks
 
@@ -200,7 +234,7 @@ _published: weakref.WeakSet[LeaseMemory] = weakref.WeakSet()
 def _forget_in_child() -> None:
     """A forked child shares the open files: it must not keep the locks of its parent alive."""
     for memory in list(_all):
-        memory.close()
+        memory.forget()
 
 
 os.register_at_fork(after_in_child=_forget_in_child)

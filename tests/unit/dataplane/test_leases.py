@@ -18,6 +18,13 @@ from fabric.dataplane.lease_memory import LeaseMemory
 from fabric.messages import message
 
 
+def until(condition, seconds=5):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 @message("test.offer")
 class Offer:
     lease: fabric.Lease
@@ -92,6 +99,29 @@ def test_stale_writable_lease_whose_segment_is_another_one_by_now_is_stale(ports
     new = left.expose(table)  # as after a restart of the node: the numbers of segments begin anew
     with pytest.raises(errors.StaleHandleError):
         right.get(msgspec_replace(old, segment=new.segment), deadline=5)
+
+
+@pytest.mark.promise("P2")
+@pytest.mark.parametrize("writable", [False, True])
+def test_lease_that_is_revoked_while_it_is_read_is_stale_and_its_descriptor_nobody_elses(
+    ports, table, writable
+):
+    left, _ = ports
+    lease = left.expose(table, writable=writable)
+    memory = left.leases.exposed(lease.lease).memory
+    copied = []
+
+    def copy(data):
+        lease.revoke()
+        copied.append(data.nbytes)
+        copied.append(memory._fd)
+
+    with pytest.raises(errors.StaleHandleError):
+        memory.read(copy, writable, time.monotonic_ns() + 10**9)
+    assert copied[0] == table.nbytes and copied[1] >= 0
+    assert memory._fd == -1
+    with pytest.raises(errors.StaleHandleError):
+        memory.read(copy, writable, time.monotonic_ns() + 10**9)
 
 
 def test_refused_asks_of_other_nodes_leave_nothing_in_the_log(ports, table, caplog):
@@ -293,6 +323,7 @@ def test_first_look_at_a_lease_waits_for_an_absent_daemon_no_longer_than_its_dea
     left, right = pair
     lease = left.expose(table, writable=True)
     node.stop_listening()
+    until(lambda: not left.connection.is_connected and not right.connection.is_connected)
     started = time.monotonic()
     with pytest.raises(errors.DeadlineExceeded, match="did not answer"):
         right.get(lease, deadline=0.3)
@@ -300,6 +331,7 @@ def test_first_look_at_a_lease_waits_for_an_absent_daemon_no_longer_than_its_dea
         right.put(lease, None, table, deadline=0.3)
     assert time.monotonic() - started < limits.CONTROL_CALL_S / 2
     node.listen()
+    until(lambda: left.connection.is_connected and right.connection.is_connected)
     np.testing.assert_array_equal(right.get(lease, deadline=10), table)
 
 

@@ -242,8 +242,12 @@ def test_segment_that_comes_after_its_caller_gave_up_is_given_back(node, ports, 
 def test_send_that_lacks_memory_waits_for_an_absent_daemon_no_longer_than_its_deadline(
     node, ports, blocks, types
 ):
-    out, _ = blocks
+    left, right = ports
+    out, inn = blocks
+    out.send(types.make_block(), deadline=10)  # the way is there
+    inn.receive(10).ack()
     node.stop_listening()
+    until(lambda: not left.connection.is_connected)
     started = time.monotonic()
     with pytest.raises(errors.DeadlineExceeded):
         out.send(types.make_block(rows=400, columns=400), deadline=0.3)
@@ -251,6 +255,7 @@ def test_send_that_lacks_memory_waits_for_an_absent_daemon_no_longer_than_its_de
         out.send(types.make_block(rows=400, columns=400), deadline=0)
     assert time.monotonic() - started < limits.CONTROL_CALL_S / 2
     node.listen()
+    until(lambda: left.connection.is_connected and right.connection.is_connected)
     out.send(types.make_block(rows=400, columns=400), deadline=10)
 
 
