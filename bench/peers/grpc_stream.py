@@ -17,7 +17,7 @@ import grpc
 
 from bench import loops
 from bench.peers import grpc_messages as messages
-from bench.peers import meeting
+from bench.peers.rendezvous import exchange
 
 GIVE_UP_S = 60.0
 ORDER_S = 600.0
@@ -38,7 +38,7 @@ class Near(StreamEnd):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        meeting.find(folder, "served")
+        exchange(folder, "near", b"")
         self._loop.run_until_complete(asyncio.wait_for(self._open(folder), GIVE_UP_S))
 
     async def _open(self, folder: Path) -> None:
@@ -141,7 +141,7 @@ class Far(StreamEnd):
         self._server.add_generic_rpc_handlers((service,))
         self._server.add_insecure_port(f"unix:{folder}/grpc")
         await self._server.start()
-        meeting.leave(folder, "served", "")
+        exchange(folder, "far", b"serving")
 
     async def _hold(self, _: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """Keep the one stream open; the orders read and write it."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from bench import loops
 from bench.peers import grpc_messages as messages
-from bench.peers import meeting
+from bench.peers.rendezvous import exchange
 
 GIVE_UP_S = 60.0
 ORDER_S = 600.0
@@ -26,7 +26,7 @@ class Caller:
     """The near half: whatever is sent has been answered when the call returns."""
 
     def __init__(self, folder: Path) -> None:
-        meeting.find(folder, "served")
+        exchange(folder, "near", b"")
         self._channel = grpc.insecure_channel(f"unix:{folder}/grpc", options=messages.OPTIONS)
         grpc.channel_ready_future(self._channel).result(GIVE_UP_S)
         self._call = self._channel.unary_unary(messages.METHOD)
@@ -70,7 +70,7 @@ class Server:
         self._server.add_generic_rpc_handlers((service,))
         self._server.add_insecure_port(f"unix:{folder}/grpc")
         self._server.start()
-        meeting.leave(folder, "served", "")
+        exchange(folder, "far", b"serving")
 
     def _serve(self, request: bytes, _: grpc.ServicerContext) -> bytes:
         """Answer one call; one may come before its order has."""

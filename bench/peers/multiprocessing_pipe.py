@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.peers import meeting
+from bench.peers.rendezvous import exchange
 
 LARGEST = 256 << 20
 KEY_BYTES = 32
@@ -48,9 +48,8 @@ def connect(role: str, folder: Path, options: dict[str, Any]) -> ConnectionEnd:
     """Near listens, far connects; the key is in the folder of this run."""
     address = str(folder / "connection")
     if role == "far":
-        key = bytes.fromhex(meeting.find(folder, "key"))
-        return ConnectionEnd(Client(address, authkey=key))
+        return ConnectionEnd(Client(address, authkey=exchange(folder, role, b"")))
     key = secrets.token_bytes(KEY_BYTES)
     with Listener(address, "AF_UNIX", authkey=key) as listener:
-        meeting.leave(folder, "key", key.hex())
+        exchange(folder, role, key)
         return ConnectionEnd(listener.accept())

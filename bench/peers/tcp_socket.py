@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from bench.peers import meeting
+from bench.peers.rendezvous import exchange
 from bench.peers.unix_socket import CONNECT_S, StreamEnd, meet
 
 HOST = "127.0.0.1"
@@ -23,7 +23,7 @@ def connect(role: str, folder: Path, options: dict[str, Any]) -> StreamEnd:
     if role == "near":
         stream = accept(folder)
     else:
-        stream = meet(role, socket.AF_INET, (HOST, int(meeting.find(folder, "port"))))
+        stream = meet(role, socket.AF_INET, (HOST, int(exchange(folder, role, b""))))
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with suppress(OSError):
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, CONGESTION_CONTROL)
@@ -34,7 +34,7 @@ def accept(folder: Path) -> socket.socket:
     """Listen on a port of the kernel's choice, say which, and return the one connection."""
     with socket.create_server((HOST, 0)) as listener:
         listener.settimeout(CONNECT_S)
-        meeting.leave(folder, "port", str(listener.getsockname()[1]))
+        exchange(folder, "near", str(listener.getsockname()[1]).encode())
         stream, _ = listener.accept()
         stream.settimeout(None)
         return stream

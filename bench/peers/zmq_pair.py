@@ -15,7 +15,7 @@ import msgpack
 import numpy as np
 import zmq
 
-from bench.peers import meeting
+from bench.peers.rendezvous import exchange
 
 GIVE_UP_MS = 60_000
 
@@ -66,9 +66,9 @@ def connect(role: str, folder: Path, options: dict[str, Any]) -> PairEnd:
         socket.bind(
             "tcp://127.0.0.1:*" if options.get("transport") == "tcp" else f"ipc://{folder}/pair"
         )
-        meeting.leave(folder, "address", socket.last_endpoint.decode())
+        exchange(folder, role, socket.last_endpoint)
     else:
-        socket.connect(meeting.find(folder, "address"))
+        socket.connect(exchange(folder, role, b"").decode())
     socket.send(b"here")
     socket.recv()
     return PairEnd(context, socket)
