@@ -12,10 +12,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench.harness import percentile, save
+from bench.figures import percentile
 from bench.isolation_loads import DISTURBANCES, apply_plan
 from bench.isolation_rig import RoundTrips
 from bench.node import BenchNode
+from bench.report import save_group
 
 ROUNDS = 9
 BLOCK_S = 0.8
@@ -44,7 +45,7 @@ def run() -> int:
             trips.stop()
         finally:
             node.stop()
-    print(f"\nsaved {save('isolation', results)}")
+    print(f"\nsaved {save_group('isolation', results)}")
     for line in failed:
         print(f"NOT HELD: {line}: more than {RATIO_MAX} × the undisturbed p99")
     return 1 if failed else 0

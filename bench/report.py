@@ -64,6 +64,14 @@ def save(start: dict[str, Any], verdicts: Sequence[Verdict], path: Path = REPORT
     return path
 
 
+def save_group(group: str, results: dict[str, Any]) -> Path:
+    """Write what a group without cases found, beside earlier runs of it; returns where."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{group}-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    path.write_text(json.dumps({"machine": machine(), **results}, indent=2))
+    return path
+
+
 # ------------------------------------------------------------------ tables
 def table(line: Line, stream: TextIO) -> None:
     """Print one row of a group: ours, every peer, the floor, ours over each, and what became of the bars."""

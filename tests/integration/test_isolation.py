@@ -5,7 +5,7 @@ How much it costs them is measured by ``make bench GROUP=isolation``; here it is
 
 import pytest
 
-from bench.harness import percentile
+from bench.figures import percentile
 from bench.isolation_loads import Stopped, Unread, apply_plan
 from bench.isolation_rig import CHANNELS, RoundTrips
 from tests.integration.kill_nodes import clusters

@@ -78,6 +78,26 @@ def test_a_latency_row_has_a_case_in_each_placement() -> None:
     assert names == [*(f"a <row>, {each.name}" for each in placements()), "a <row>"]
 
 
+def test_whatever_interrupts_a_run_no_pair_stays_behind() -> None:
+    stopped: list[str] = []
+
+    class Noting(FakePair):
+        def stop(self) -> None:
+            stopped.append("stopped")
+
+    class Interrupted(Noting):
+        def order(self, order: Mapping[str, Any], deadline_s: float) -> tuple[Any, Any]:
+            raise KeyboardInterrupt
+
+    def start(placement: Placement) -> Pairs:
+        kinds = {"ours": Noting, "peer": Interrupted}
+        return Pairs(placement, lambda subject, placement: kinds[subject.name](1))
+
+    with pytest.raises(KeyboardInterrupt):
+        play([row(peers=(Contender(PEER),))], lambda text: None, lambda line: None, start)
+    assert stopped == ["stopped", "stopped"]
+
+
 def test_a_given_floor_is_held_against() -> None:
     bars = (Bar("p50_us", 1.0, "floor"),)
     for trip_ns, kept in ((1_000, True), (3_000, False)):
