@@ -48,6 +48,7 @@ from fabric.controlplane.segments import SegmentTable
 from fabric.controlplane.senders import SenderRetirer
 from fabric.controlplane.stages import StageTable
 from fabric.controlplane.suspects import Suspects
+from fabric.controlplane.view_change import compare
 from fabric.controlplane.wiring import Wiring
 from fabric.registry.client import RegistryClient
 from fabric.registry.records import EndpointRecord, View
@@ -352,27 +353,26 @@ class Daemon:
                     self.reconciler.look_at(record.endpoint)
 
     def on_view(self, view: View) -> None:
-        """Take a newer view: lose what was on dead nodes, then compare all senders with it."""
+        """Take a newer view: lose what was on dead nodes, then compare the senders that it concerns."""
         if view.epoch <= self.registry.view.epoch:
             return
+        change = compare(self.registry.view, view)
         self.registry.view = view
         steps.at("view.taken")
         self.paths.on_view(view)
         alive = {n.number: n.incarnation for n in view.nodes if n.state != "dead"}
-        for out in list(self.flows.outs.values()):
-            if alive.get(out.target_node) != out.target_incarnation and not self.wiring.is_losing(
-                out.flow
-            ):
+        outs, ins = self.flows.outs.values(), self.flows.ins.values()
+        for out in [o for o in outs if alive.get(o.target_node) != o.target_incarnation]:
+            if not self.wiring.is_losing(out.flow):
                 self._spawn(self.wiring.lose(out.flow, 0, OUTCOME_UNKNOWN))
-        for half in list(self.flows.ins.values()):
-            if alive.get(half.producer_node) != half.producer_incarnation:
-                self._spawn(self.wiring.serve_flow_in_close({"flow": half.flow}))
+        for half in [i for i in ins if alive.get(i.producer_node) != i.producer_incarnation]:
+            self._spawn(self.wiring.serve_flow_in_close({"flow": half.flow}))
         self.suspects.nodes_are({n.number for n in view.nodes if n.state == "silent"})
         steps.at("view.losses.begun")
         self.membership.on_view(view)
-        self.endpoints.take_credit(view)
-        self.stages.on_view(view)
-        self.reconciler.look()
+        self.endpoints.take_credit(view, change)
+        self.stages.on_view(view, change)
+        self.reconciler.look(change)
         self.plans.look()
 
     def _on_keeper_lost(self) -> None:

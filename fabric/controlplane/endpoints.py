@@ -10,6 +10,7 @@ import msgspec
 from fabric import errors, limits, steps
 from fabric.controlplane.context import Context
 from fabric.controlplane.ports import Port
+from fabric.controlplane.view_change import ViewChange
 from fabric.registry.records import ChannelRecord, EndpointRecord, View
 
 ROLES: dict[str, Literal["sender", "receiver"]] = {
@@ -89,13 +90,11 @@ class EndpointTable:
         steps.at("attach.open.kept")
         return record
 
-    def take_credit(self, view: View) -> None:
+    def take_credit(self, view: View, change: ViewChange) -> None:
         """Grant new flows what the channels say now; flows that are open keep what they were granted."""
-        channels = {c.number: c for c in view.channels}
-        for record in self.all():
-            channel = channels.get(record.channel)
-            if channel is None:
-                continue
+        channels = {c.number: c for c in view.channels if change.concerns(c.number)}
+        for record in [e for e in self._endpoints.values() if e.channel in channels]:
+            channel = channels[record.channel]
             credit = (channel.messages or record.messages, channel.bytes or record.bytes)
             if credit != (record.messages, record.bytes):
                 self._endpoints[record.endpoint] = changed = msgspec.structs.replace(

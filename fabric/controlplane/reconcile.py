@@ -15,6 +15,7 @@ from fabric.controlplane.endpoints import EndpointTable
 from fabric.controlplane.flow_plan import Changes, NewFlow, plan_flows
 from fabric.controlplane.flows import FlowTable
 from fabric.controlplane.ports import PortTable
+from fabric.controlplane.view_change import ViewChange
 from fabric.controlplane.wiring import Wiring
 from fabric.registry.records import ChannelRecord, EndpointRecord, View
 
@@ -43,10 +44,10 @@ class Reconciler:
             int, set[int]
         ] = {}  # by sender: targets that could not be set up lately
 
-    def look(self) -> None:
-        """Compare every local sender with the view, soon."""
+    def look(self, change: ViewChange | None = None) -> None:
+        """Compare the local senders that a change concerns with the view, soon; without one, all of them."""
         for record in self._endpoints.all():
-            if record.role == "sender":
+            if record.role == "sender" and (change is None or change.concerns(record.channel)):
                 self.look_at(record.endpoint)
 
     def look_at(self, endpoint: int) -> None:

@@ -25,6 +25,7 @@ from fabric.controlplane.plugins import Plugin, delivered_type, is_installed
 from fabric.controlplane.ports import Port, PortTable
 from fabric.controlplane.route_asks import RouteAsks
 from fabric.controlplane.stage_parts import StageParts
+from fabric.controlplane.view_change import ViewChange
 from fabric.registry.client import RegistryClient
 from fabric.registry.records import ChannelRecord, View
 from fabric.worker.supervisor import State
@@ -166,18 +167,20 @@ class StageTable:
         plugin = self._plugins.get(port.name)
         return plugin.opening if plugin is not None else 0
 
-    def on_view(self, view: View) -> None:
+    def on_view(self, view: View, change: ViewChange | None = None) -> None:
         """A channel may ask for a transform that a plugin here has, or that is installed; its policy may be new."""
         if not self._is_restored:
             return  # looked at once it is known what runs here
-        self.routes.tell(view)
-        self.old_chains.look(view)
+        if change is None or change.has_records or change.is_general:
+            self.routes.tell(view)
+            self.old_chains.look(view)
         for plugin in self._plugins.values():
             process = self._modules.find("stage", plugin.name)
             if process is not None and process.ready.is_set():
                 self._background(self._run_all(plugin, process))
         known = {name for plugin in self._plugins.values() for name in plugin.exported("transform")}
-        for channel in view.channels:
+        concerned = [c for c in view.channels if change is None or change.concerns(c.number)]
+        for channel in concerned:
             for name in (*channel.transforms, *([channel.route] if channel.route else ())):
                 if name not in known and name not in self._installed_asked and self._uses(channel):
                     self._installed_asked.add(name)
