@@ -74,14 +74,16 @@ def measure(groups: dict[str, list[Row]], is_quick: bool) -> int:
     start = report.machine()
     print(report.heading(start), flush=True)
     verdicts: list[Verdict] = []
+    first = time.monotonic()
     for name, rows in groups.items():
         began = time.monotonic()
-        print(f"\n== {name} ==", flush=True)
+        print(f"\n== {name}: {len(rows)} rows ==", flush=True)
         lines = play(rows, progress, show, again=not is_quick)
         verdicts += [verdict for line in lines for verdict in line.verdicts]
         drawn = plot.save(name, lines, report.RESULTS)
         print(f"\n{name}: {time.monotonic() - began:.0f} s; drawn in {drawn}", flush=True)
     path = report.save(start, verdicts, report.QUICK if is_quick else report.REPORT)
+    print(f"\n{(time.monotonic() - first) / 60:.1f} minutes in all", flush=True)
     missed = [verdict for verdict in verdicts if not verdict.is_kept]
     print(f"\n{len(verdicts) - len(missed)} of {len(verdicts)} bars hold; saved {path}")
     for verdict in missed:

@@ -20,9 +20,16 @@ IDLE_PERCENT_MAX = 1.0
 
 # ------------------------------------------------------------------ latency
 TRIP = {"run": "round_trips", "size": SMALL}
-TRIPS = Amount(seconds=0.5, least=1_000, most=20_000)
+TRIPS = Amount(seconds=0.3, least=1_000, most=20_000)
 TAIL = Amount(seconds=2.0, least=SAMPLES_LEAST, most=SAMPLES)
-SLEEPERS = (s.UNIX_SOCKET, s.MULTIPROCESSING, s.PYZMQ, s.UCXX_SLEEP, s.ICEORYX2_SLEEP)
+SLEEPERS = (
+    s.UNIX_SOCKET,
+    s.MULTIPROCESSING,
+    s.PYZMQ,
+    s.UCXX_SLEEP,
+    s.UCXX_ASYNCIO,
+    s.ICEORYX2_SLEEP,
+)
 LATENCY = (
     Row(
         "latency",
@@ -100,7 +107,7 @@ STREAMERS = (
     s.GRPC_STREAM,
     s.GLOO,
 )
-MESSAGES = Amount(seconds=0.5, least=2_000, most=1_000_000)
+MESSAGES = Amount(seconds=0.4, least=2_000, most=1_000_000)
 BATCH = 64
 RATE = (
     Row(
@@ -148,7 +155,7 @@ CARRIERS = (s.UNIX_SOCKET, s.PYZMQ, s.UCXX_POLL, s.ICEORYX2_POLL, s.NIXL_READ)
 SLOW_CARRIERS = (s.MULTIPROCESSING, s.ZENOH_SHM, s.GRPC_STREAM, s.GLOO, s.NIXL_WRITE)
 NEEDED_CARRIERS = (s.UCXX_POLL, s.ICEORYX2_POLL, s.PYZMQ)
 THROUGHPUT = ("gb_per_s", "cpu_s_per_gb")
-BULK_S = 0.4
+BULK_S = 0.3
 
 
 def arrays(window: int) -> Amount:
