@@ -218,6 +218,11 @@ def _readable(answer: Mapping[str, Any]) -> dict[str, Any]:
     values = dict(answer)
     if isinstance(values.get("uptime_s"), float):
         values["uptime"] = units.format_seconds(values.pop("uptime_s"))
+    if isinstance(values.get("memory"), Mapping):
+        sizes = values["memory"].items()
+        values["memory"] = {
+            name.removesuffix("_bytes"): units.format_bytes(size) for name, size in sizes
+        }
     if values.get("events"):
         values["events"] = [_timed(event) for event in values["events"]]
     return values

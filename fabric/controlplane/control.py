@@ -34,6 +34,7 @@ from fabric.controlplane.listing import (
 from fabric.controlplane.modules import unknown_name
 from fabric.controlplane.node_calls import plain
 from fabric.controlplane.observed_events import find_events
+from fabric.controlplane.node_memory import memory
 from fabric.controlplane.observer import observed
 from fabric.registry.declare import unknown_channel
 
@@ -86,6 +87,7 @@ class Control:
             "plugins": len(daemon.stages.all()),
             "settling": daemon.death.settling(),
             "arena_bytes": daemon.segments.total_bytes(),
+            "memory": memory(daemon),
             "events": daemon.context.events.rows()[-20:],
             "metrics": daemon.metrics.address,
             **observed(daemon.observer),
