@@ -33,8 +33,8 @@ from fabric.controlplane.listing import (
 )
 from fabric.controlplane.modules import unknown_name
 from fabric.controlplane.node_calls import plain
-from fabric.controlplane.observed_events import find_events
 from fabric.controlplane.node_memory import memory
+from fabric.controlplane.observed_events import find_events
 from fabric.controlplane.observer import observed
 from fabric.registry.declare import unknown_channel
 
