@@ -23,7 +23,7 @@ import numpy as np
 
 import fabric
 from bench.node import BenchNode
-from bench.ours.ends import Bytes, attach
+from bench.ours.ends import attach
 
 RECEIVERS = 8
 SHARE_OF_ONE = 1.5
@@ -54,8 +54,8 @@ class Group:
 
     def _sender(self, count: int) -> Any:
         name = channel_of(count)
-        self._port.declare(name, Bytes, pattern="broadcast", klass="bulk")
-        return self._port.sender(name, Bytes)
+        self._port.declare(name, bytes, pattern="broadcast", klass="bulk")
+        return self._port.sender(name, bytes)
 
     def _wait_for_flows(self) -> None:
         """A broadcast goes to those that are there."""
@@ -89,7 +89,7 @@ class Group:
                 receiver.arm(channel_of(receivers))
             time.sleep(SETTLE_S)
             start = time.monotonic_ns()
-            send(Bytes(data=array))
+            send(array)
             time.sleep(PAUSE_S)
             answers = [receiver.answer() for receiver in chosen]
             sent = (int(array[0]), int(array[-1]), size)
@@ -194,8 +194,8 @@ def receive(socket: str, number: int) -> None:
         for count in (1, RECEIVERS):
             if number < count:
                 name = channel_of(count)
-                port.declare(name, Bytes, pattern="broadcast", klass="bulk")
-                ends[name] = port.receiver(name, Bytes)
+                port.declare(name, bytes, pattern="broadcast", klass="bulk")
+                ends[name] = port.receiver(name, bytes)
         while line := os.read(0, 64):
             what = line.decode().strip()
             os.write(1, b"armed\n")
@@ -205,7 +205,9 @@ def receive(socket: str, number: int) -> None:
                 continue
             message = ends[what].receive()
             moment = time.monotonic_ns()
-            data = message.data
+            if message is None:
+                raise TimeoutError(f"nothing came on {what}")
+            data = memoryview(message)
             os.write(1, b"%d %d %d %d\n" % (moment, data[0], data[-1], len(data)))
             del data
             message.release()

@@ -1,8 +1,8 @@
 """One half of the fabric as the bench drives it: its public calls, bound once, over one attached port.
 
-Near opens the sending ends ``X.out`` and the receiving ends ``X.back``, far the other ones. Small messages use the
-built-in bytes, large ones a message type of one tensor. Nothing here sets what a user would not set: the only option is
-`wait`, which `fabric.attach` takes.
+Near opens the sending ends ``X.out`` and the receiving ends ``X.back``, far the other ones. Messages are plain bytes,
+but for the typed ones. Nothing here sets what a user would not set: the only option is `wait`, which `fabric.attach`
+takes.
 """
 
 from __future__ import annotations
@@ -22,13 +22,6 @@ READY_FILE = "ready.json"
 CREDIT_BYTES = 1 << 30  # of the bulk channel: four of the largest arrays
 
 
-@fabric.message("bench.bytes", version=1)
-class Bytes:
-    """Some bytes."""
-
-    data: fabric.Tensor["n", "u8"]
-
-
 @fabric.message("bench.typed", version=1)
 class Typed:
     """Four scalars and a tensor, as a decode step sends them."""
@@ -46,45 +39,25 @@ class FabricEnd:
     def __init__(self, role: str, port: Any, *more: Any) -> None:
         self._port, self._more = port, more
         mine, theirs = ("out", "back") if role == "near" else ("back", "out")
-        for name, kind, klass in (("bytes", Bytes, "token"), ("typed", Typed, "token")):
-            for way in ("out", "back"):
-                port.declare(f"{name}.{way}", kind, klass=klass)
-        port.declare("bulk.out", Bytes, klass="bulk")
-        self._open_bytes(mine, theirs)
+        for way in ("out", "back"):
+            port.declare(f"bytes.{way}", bytes)
+            port.declare(f"typed.{way}", Typed)
+        port.declare("bulk.out", bytes, klass="bulk")
+        sender, receiver = (
+            port.sender(f"bytes.{mine}", bytes),
+            port.receiver(f"bytes.{theirs}", bytes),
+        )
+        self.send, self.send_many = sender.send, sender.send_many
+        self.receive, self.receive_many = receiver.receive_bytes, receiver.receive_many_bytes
         self._send = port.sender(f"typed.{mine}", Typed).send
         self._receive = port.receiver(f"typed.{theirs}", Typed).receive
         if role == "near":
-            self._bulk = port.sender("bulk.out", Bytes)
+            self._lend = port.sender("bulk.out", bytes)
+            self.send_array = self._lend.send
         else:
-            self._receive_bulk = port.receiver("bulk.out", Bytes, bytes=CREDIT_BYTES).receive
+            self._take = port.receiver("bulk.out", bytes, bytes=CREDIT_BYTES).receive
         self._held: Any = None
         self._loan: AbstractContextManager[Any] | None = None
-
-    # ---------------------------------------------------------------- bytes
-    def _open_bytes(self, mine: str, theirs: str) -> None:
-        sender = self._port.sender(f"bytes.{mine}", Bytes)
-        receiver = self._port.receiver(f"bytes.{theirs}", Bytes)
-        self._send_bytes, self._send_bytes_many = sender.send, sender.send_many
-        self._receive_bytes, self.receive_views = receiver.receive, receiver.receive_many
-
-    def send(self, data: Any) -> None:
-        """Send one message of bytes."""
-        self._send_bytes(Bytes(data=np.frombuffer(data, np.uint8)))
-
-    def receive(self) -> Any:
-        """Return the bytes of the next one."""
-        return self._receive_bytes().data
-
-    def send_many(self, batch: list[bytes]) -> None:
-        """Send a batch in as few crossings as room allows."""
-        messages = [Bytes(data=np.frombuffer(data, np.uint8)) for data in batch]
-        sent = self._send_bytes_many(messages)
-        while sent < len(messages):
-            sent += self._send_bytes_many(messages[sent:])
-
-    def receive_many(self, most: int) -> list[Any]:
-        """Return what is there, at least one."""
-        return [message.data for message in self.receive_views(most)]
 
     # ---------------------------------------------------------------- typed
     def send_typed(self, a: int, b: int, c: float, text: str, tensor: Any) -> None:
@@ -97,14 +70,10 @@ class FabricEnd:
         return message.a, message.b, message.c, message.text, message.tensor
 
     # ---------------------------------------------------------------- large arrays
-    def send_array(self, array: Any) -> None:
-        """Send one array: one copy, into shared memory."""
-        self._bulk.send(Bytes(data=array))
-
     def receive_array(self) -> Any:
-        """Return the next array, a view of that memory."""
-        self._held = self._receive_bulk()
-        return self._held.data
+        """Return the next array, a view of the memory in which it came."""
+        self._held = self._take()
+        return np.frombuffer(self._held, np.uint8)
 
     def release_array(self) -> None:
         """Give the memory back."""
@@ -113,8 +82,8 @@ class FabricEnd:
 
     def loan(self, size: int) -> Any:
         """Return memory to write in place."""
-        self._loan = self._bulk.loan(data=size)
-        return self._loan.__enter__().data
+        self._loan = self._lend.loan(size)
+        return np.frombuffer(self._loan.__enter__(), np.uint8)
 
     def send_loan(self) -> None:
         """Send it."""
