@@ -303,4 +303,58 @@ TCP = (
     ),
 )
 
-GROUPS: dict[str, tuple[Row, ...]] = {"latency": LATENCY, "rate": RATE, "bulk": BULK, "tcp": TCP}
+# ------------------------------------------------------------------ growth
+CONNECT = "multiprocessing connect"
+CALLS = Amount(seconds=0.5, least=10, most=200)
+
+
+def crowded(subject: s.Subject, alone: s.Subject, what: str) -> Row:
+    """Return a row of round trips beside much else that is open."""
+    return Row(
+        "growth",
+        f"64 B round trip, {what}",
+        TRIP,
+        Contender(subject),
+        (),
+        Contender(alone),
+        (Bar("p50_us", 1.3, "floor"), Bar("cpu_us", 1.3, "floor")),
+        TRIPS,
+        ("p50_us", "p99_us", "cpu_us"),
+    )
+
+
+GROWTH = (
+    *(
+        crowded(s.with_channels(count), s.with_channels(1), f"{count:,} channels")
+        for count in (100, 1_000)
+    ),
+    *(crowded(s.with_ports(count), s.with_ports(2), f"{count} ports") for count in (16, 64)),
+    Row(
+        "growth",
+        "attach",
+        {"run": "attach"},
+        Contender(s.ALONE),
+        (Contender(s.ALONE, {"run": "connect"}, CONNECT),),
+        None,
+        (Bar("p50_us", 20.0, f"peer:{CONNECT}", (CONNECT,)),),
+        CALLS,
+    ),
+    Row(
+        "growth",
+        "open an end of a channel",
+        {"run": "open"},
+        Contender(s.ALONE),
+        (Contender(s.GRPC_UNARY, TRIP),),
+        None,
+        (Bar("p50_us", 3.0, f"peer:{s.GRPC_UNARY.name}", names(s.GRPC_UNARY)),),
+        CALLS,
+    ),
+)
+
+GROUPS: dict[str, tuple[Row, ...]] = {
+    "latency": LATENCY,
+    "rate": RATE,
+    "bulk": BULK,
+    "tcp": TCP,
+    "growth": GROWTH,
+}

@@ -48,15 +48,16 @@ class Half(Protocol):
 
 @dataclass(frozen=True)
 class Contender:
-    """A subject and what it is asked to do where that differs from the row's order."""
+    """A subject, what it is asked to do where that differs from the row's order, and what it is called then."""
 
     subject: Subject
     order: Mapping[str, Any] = field(default_factory=dict)
+    title: str = ""
 
     @property
     def name(self) -> str:
-        """The subject's."""
-        return self.subject.name
+        """The subject's, unless it has another here."""
+        return self.title or self.subject.name
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,19 @@ DEFAULT = Subject("fabric", "bench.ours.lane")
 SLEEP = Subject("fabric sleeping", "bench.ours.lane", {"wait": "sleep"})
 NODES = Subject("fabric two nodes", "bench.ours.nodes", {"checksums": True})
 NODES_PLAIN = Subject("fabric two nodes, no checksums", "bench.ours.nodes", {"checksums": False})
+ALONE = Subject("fabric alone", "bench.ours.growth")
 BROADCAST = Subject("fabric broadcast", "bench.ours.broadcast")
+
+
+def with_channels(count: int) -> Subject:
+    """Return ours with so many channels open."""
+    return Subject(f"fabric, {count} channels", "bench.ours.growth", {"channels": count})
+
+
+def with_ports(count: int) -> Subject:
+    """Return ours with so many ports attached."""
+    return Subject(f"fabric, {count} ports", "bench.ours.growth", {"ports": count})
+
 
 UNIX_SOCKET = peer("unix socket", "unix_socket", "own")
 MULTIPROCESSING = peer("multiprocessing", "multiprocessing_pipe", "own")

@@ -13,7 +13,7 @@ from bench.rounds import Attempt
 OURS, FLOOR = "ours", "floor"
 BEST = "peer:best"
 HELD_OF_THREE = 2
-CONTENDER_RATIO = 3.0  # a peer that is this much worse than the best need not run again
+CONTENDER_RATIO = 1.5  # a peer that is this much worse than the best need not run again
 
 
 @dataclass(frozen=True)
@@ -173,9 +173,11 @@ def contenders(verdicts: Sequence[Verdict]) -> set[str]:
     """
     wanted = {OURS, FLOOR}
     for verdict in verdicts:
-        wanted.add(verdict.bar.against.removeprefix("peer:"))
-        medians = verdict.medians(verdict.attempts[0])
-        wanted |= near_best(medians, FIGURES[verdict.bar.figure].direction)
+        if verdict.bar.against == BEST:
+            medians = verdict.medians(verdict.attempts[0])
+            wanted |= near_best(medians, FIGURES[verdict.bar.figure].direction)
+        else:
+            wanted.add(verdict.bar.against.removeprefix("peer:"))
     return wanted
 
 
