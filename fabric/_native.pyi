@@ -130,6 +130,9 @@ class Port:
     def disarm(self) -> None:
         """Leave eventfd mode and read the eventfd down."""
 
+    def set_wait(self, policy: int) -> None:
+        """How threads wait from now on: 0 adaptive, 1 poll, 2 sleep."""
+
     def stats(self) -> dict[str, int]:
         """Sizes of tables and counters since open."""
 

@@ -32,10 +32,14 @@ R = TypeVar("R")
 
 @asynccontextmanager
 async def attach(
-    name: str, socket: str | os.PathLike[str] | None = None, *, token: str | None = None
+    name: str,
+    socket: str | os.PathLike[str] | None = None,
+    *,
+    token: str | None = None,
+    wait: str | None = None,
 ) -> AsyncIterator[Port]:
     """Attach this process to its node; ``async with fabric.aio.attach("me") as port``. Raises like `fabric.attach`."""
-    port = Port(await asyncio.to_thread(client.attach, name, socket, token=token))
+    port = Port(await asyncio.to_thread(client.attach, name, socket, token=token, wait=wait))
     try:
         yield port
     finally:

@@ -11,7 +11,7 @@ import os
 import platform
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from fabric import errors, limits
 from fabric.dataplane.channels import ChannelCalls
@@ -26,6 +26,7 @@ log = logging.getLogger("fabric.port")
 M = TypeVar("M")
 R = TypeVar("R")
 E = TypeVar("E")
+WAITS: Final = ("adaptive", "poll", "sleep")  # port.hpp WaitPolicy
 
 
 def default_socket() -> str:
@@ -38,8 +39,29 @@ def default_socket() -> str:
     return os.path.join(folder, "a.sock")
 
 
+def wait_policy(given: str | None) -> str:
+    """Return how threads of a port wait: `given`, else ``FABRIC_WAIT``, else ``adaptive``.
+
+    Raises
+    ------
+    ConfigError
+        It is none of `WAITS`.
+    """
+    named = os.environ.get("FABRIC_WAIT") or WAITS[0] if given is None else given
+    if named not in WAITS:
+        place = "FABRIC_WAIT" if given is None else "wait"
+        raise errors.ConfigError(
+            f"{place}={named!r:.100}: give one of {', '.join(WAITS)}", value=str(named)[:200]
+        )
+    return named
+
+
 def attach(
-    name: str, socket: str | os.PathLike[str] | None = None, *, token: str | None = None
+    name: str,
+    socket: str | os.PathLike[str] | None = None,
+    *,
+    token: str | None = None,
+    wait: str | None = None,
 ) -> Port:
     """Attach this process to its node.
 
@@ -51,6 +73,10 @@ def attach(
         The daemon's unix socket; default ``FABRIC_SOCKET`` or ``$XDG_RUNTIME_DIR/fabricd/a.sock``.
     token : str, optional
         Given to modules by the supervisor; default ``FABRIC_MODULE_TOKEN``.
+    wait : {"adaptive", "poll", "sleep"}, optional
+        How a thread waits in a call: ``adaptive`` spins for microseconds where that paid lately, then sleeps; ``poll``
+        spins as long as the call may wait (a whole core for the lowest latency), offering the core to others;
+        ``sleep`` never spins. Default ``FABRIC_WAIT``, else ``adaptive``. The asyncio face waits in its loop.
 
     Returns
     -------
@@ -69,7 +95,7 @@ def attach(
             f"port name {name!r}: give 1 to {limits.NAME_BYTES_MAX} bytes", value=str(name)[:200]
         )
     path = os.fspath(socket) if socket is not None else default_socket()
-    return Port(name, path, token or os.environ.get("FABRIC_MODULE_TOKEN"))
+    return Port(name, path, token or os.environ.get("FABRIC_MODULE_TOKEN"), wait_policy(wait))
 
 
 class Port(ChannelCalls):
@@ -82,16 +108,19 @@ class Port(ChannelCalls):
         Identity in the cluster.
     node : str
         Name of the node.
+    wait : str
+        How its threads wait; see `attach`.
     native
         The native port.
     """
 
-    def __init__(self, name: str, path: str, token: str | None) -> None:
+    def __init__(self, name: str, path: str, token: str | None, wait: str = "adaptive") -> None:
         from fabric import _native
 
         self._module = _native
         self.need_segment: type[Exception] = _native.NeedSegment
         self.name = name
+        self.wait = wait
         self.is_closed = False
         self._pid = os.getpid()
         self._lock = threading.RLock()
@@ -105,6 +134,7 @@ class Port(ChannelCalls):
             self.number, self.incarnation = int(answer["port"]), int(answer["incarnation"])
             self.node = str(answer.get("node", ""))
             self.native: Any = _native.Port(self.number, self.incarnation, *fds)
+            self.native.set_wait(WAITS.index(wait))
         finally:
             close_fds(fds)
         self.segments = Segments(self.native, self.connection)

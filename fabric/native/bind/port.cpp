@@ -175,6 +175,10 @@ void bind_port(nb::module_& module) {
         Status status = released([&] { return p.core->disarm(); });
         if (status.code != Code::closed) check(status);
       }, "Leave eventfd mode and read the eventfd down.")
+      .def("set_wait", [](PyPort& p, u32 policy) {
+        if (policy > static_cast<u32>(WaitPolicy::sleep)) throw nb::value_error("a wait policy is 0 .. 2");
+        check(released([&] { return p.core->set_wait(static_cast<WaitPolicy>(policy)); }));
+      }, "policy"_a, "How threads wait from now on: 0 adaptive, 1 poll, 2 sleep.")
       .def("stats", stats, nb::sig("def stats(self) -> dict[str, int]"), "Sizes of tables and counters since open.")
       .def("views", views, nb::sig("def views(self) -> list[dict[str, int]]"),
            "Messages handed over and not released, also those collected without an end: channel, flow, flow_seq,\n"

@@ -71,6 +71,11 @@ bool DoorbellRinger::runs_elsewhere(u32 here) const {
   return cpu != 0 && cpu != here + 1 && layout_->state.load(std::memory_order_relaxed) == static_cast<u32>(Wake::awake);
 }
 
+bool DoorbellRinger::wants_cpu(u32 here) const {
+  return layout_->cpu.load(std::memory_order_relaxed) == here + 1 &&
+         layout_->state.load(std::memory_order_relaxed) == static_cast<u32>(Wake::awake);
+}
+
 void DoorbellRinger::forget() { mapping_.forget(); layout_ = nullptr; event_.reset(); }
 
 Status Doorbell::attach(int doorbell_fd, int event_fd) {

@@ -17,6 +17,8 @@ class DoorbellRinger {
   void ring(u32 lane);                ///< mark and wake, for the price of one fence
   /// Does the owner run, awake, on another CPU than `here`? Only then may news come while one spins.
   bool runs_elsewhere(u32 here) const;
+  /// Is the owner awake, and did it run on `here` last? Then it waits for this CPU.
+  bool wants_cpu(u32 here) const;
   void forget();                      ///< forked child: drops the mapping without touching it
 
  private:

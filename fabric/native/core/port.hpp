@@ -31,6 +31,11 @@ inline constexpr u64 kServiceNs = 50'000'000;        ///< progress when no user 
 inline constexpr u64 kFreezeParkNsMax = 2'000'000'000;  ///< a living auditor thaws within 1.5 s
 inline constexpr u32 kWakesOwedMax = 64;
 inline constexpr u64 kBacklogMax = 65536;            ///< returns of one lane that wait for room: more is a liar's doing
+/// How a thread waits for news. adaptive: spins briefly where that paid lately; poll: spins until the deadline, and lets
+/// others run that need the CPU; sleep: never spins.
+enum class WaitPolicy : u8 { adaptive = 0, poll = 1, sleep = 2 };
+inline constexpr u64 kPollYieldNs = 50'000;          ///< a thread that polls gives way this often
+inline constexpr u64 kPollSignalNs = 50'000'000;     ///< and looks for signals this often
 inline constexpr u64 kSpinNs = 40'000;               ///< about what a sleep and a wake across CPUs cost
 inline constexpr u32 kSpinMissesMax = 10;            ///< back-off: 2^misses waits are not spun
 
@@ -91,6 +96,7 @@ class Port : public std::enable_shared_from_this<Port> {
   Status progress(u64& handled);
   Status arm(bool& armed);
   Status disarm();
+  Status set_wait(WaitPolicy policy);
   int event_fd() const { return doorbell_.event_fd(); }
   Status stats(PortStats& out);
   Status views(std::vector<HeldView>& out);  ///< costs a look at every held entry ever used
@@ -173,8 +179,11 @@ class Port : public std::enable_shared_from_this<Port> {
   void service_sleep(u64 until_ns);
   void kick_service();
   void hand_bell_over();
+  enum class Spun : u8 { nothing, news, stop };
   bool worth_spinning();
-  bool spin_for_news(Operation& operation, u64 deadline_ns);
+  bool look_for_news(u64 seen) const;
+  Spun poll_until(u64 deadline_ns, u64 seen, bool shares);
+  Spun spin_for_news(Operation& operation, u64 deadline_ns);
 
   u64 number_ = 0, incarnation_ = 0;
   Mapping state_mapping_;
@@ -213,7 +222,8 @@ class Port : public std::enable_shared_from_this<Port> {
   bool leader_ = false, leader_asleep_ = false, armed_ = false, news_ = false;
   bool service_leads_ = false;        ///< the leader is the service thread, which gives way to any other
   u32 followers_ = 0;
-  u64 news_count_ = 0;
+  std::atomic<u64> news_count_{0};    ///< written under the lock
+  WaitPolicy wait_ = WaitPolicy::adaptive;
   LaneLink* last_lane_ = nullptr;     ///< whose peer was heard of or written to last
   u32 spin_misses_ = 0, spin_skips_ = 0;
   std::atomic<u32> follow_word_{0};

@@ -11,6 +11,8 @@
 namespace fabric {
 namespace {
 
+constexpr int kSpinRounds = 64;       ///< looks between two looks at the clock
+
 void pause_cpu() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
@@ -21,10 +23,12 @@ void pause_cpu() {
 
 }  // namespace
 
-// Spinning pays only on a direct lane, while the peer is awake on another CPU, and as long as it paid lately.
+// Spinning pays only on a direct lane (a gateway never tells its CPU), while the peer is awake on another CPU, and as
+// long as it paid lately.
 bool Port::worth_spinning() {
   const u32 here = static_cast<u32>(sched_getcpu());
   doorbell_.tell_cpu(here);
+  if (wait_ != WaitPolicy::adaptive) return wait_ == WaitPolicy::poll;
   if (last_lane_ == nullptr || !last_lane_->peer.runs_elsewhere(here)) return false;
   if (spin_skips_ != 0) {
     --spin_skips_;
@@ -33,22 +37,65 @@ bool Port::worth_spinning() {
   return true;
 }
 
-// True when there is news or `operation` ended; else nothing came and the lock is held as before.
-bool Port::spin_for_news(Operation& operation, u64 deadline_ns) {
-  if (!worth_spinning()) return false;
-  const u64 seen = news_count_, until = std::min(monotonic_ns() + kSpinNs, deadline_ns);
+// Without the lock: something came, another thread of this process made news, or the port is closing.
+bool Port::look_for_news(u64 seen) const {
+  return doorbell_.any_ready() || news_count_.load(std::memory_order_relaxed) != seen || closed();
+}
+
+// Without the lock. Whoever else may wait for this CPU is offered it now and then, which costs next to nothing while
+// nobody does; a peer that does (`shares`) is offered it all the time.
+Port::Spun Port::poll_until(u64 deadline_ns, u64 seen, bool shares) {
+  u64 now = monotonic_ns(), yielded = now, asked = now;
+  while (now < deadline_ns) {
+    for (int i = 0; i < kSpinRounds; ++i) {
+      if (look_for_news(seen)) return Spun::news;
+      pause_cpu();
+    }
+    now = monotonic_ns();
+    if (shares || now - yielded >= kPollYieldNs) {
+      sched_yield();
+      doorbell_.tell_cpu(static_cast<u32>(sched_getcpu()));
+      yielded = now;
+    }
+    if (now - asked >= kPollSignalNs) {
+      if (interrupt_hook != nullptr && interrupt_hook()) return Spun::stop;
+      asked = now;
+    }
+  }
+  return Spun::nothing;
+}
+
+// The lock is given away and taken again. With `news` or `stop` the caller looks again or ends; else nothing came.
+Port::Spun Port::spin_for_news(Operation& operation, u64 deadline_ns) {
+  if (!worth_spinning()) return Spun::nothing;
+  const u64 seen = news_count_.load(std::memory_order_relaxed);
+  if (wait_ == WaitPolicy::poll) {
+    const bool shares = last_lane_ != nullptr && last_lane_->peer.wants_cpu(static_cast<u32>(sched_getcpu()));
+    operation.leave();
+    const Spun spun = poll_until(deadline_ns, seen, shares);
+    return operation.enter() ? spun : Spun::news;
+  }
+  const u64 until = std::min(monotonic_ns() + kSpinNs, deadline_ns);
   operation.leave();
   bool ready = false;
   do {
-    for (int i = 0; i < 64 && !ready; ++i) {
-      ready = doorbell_.any_ready();
+    for (int i = 0; i < kSpinRounds && !ready; ++i) {
+      ready = look_for_news(seen);
       if (!ready) pause_cpu();
     }
   } while (!ready && monotonic_ns() < until);
-  if (!operation.enter()) return true;
+  if (!operation.enter()) return Spun::news;
   spin_misses_ = ready ? 0 : std::min(spin_misses_ + 1, kSpinMissesMax);
   if (!ready) spin_skips_ = 1u << spin_misses_;
-  return ready || news_count_ != seen;
+  return ready || news_count_.load(std::memory_order_relaxed) != seen ? Spun::news : Spun::nothing;
+}
+
+Status Port::set_wait(WaitPolicy policy) {
+  Operation operation(*this);
+  if (!operation.ok()) return operation.status();
+  wait_ = policy;
+  notify_waiters();                   // a thread that polls begins anew
+  return Status::success();
 }
 
 // The caller made progress inside `operation` and found nothing. It re-checks after this returns.
@@ -66,11 +113,11 @@ void Port::wait_for_news(Operation& operation, u64 deadline_ns) {
     return;
   }
   leader_ = true;
-  bool stop = false;
-  const bool news = spin_for_news(operation, deadline_ns);
+  const Spun spun = spin_for_news(operation, deadline_ns);
   if (!operation.ok()) return;
-  if (!news) doorbell_.prepare(Wake::futex);
-  if (!news && !doorbell_.any_ready()) {
+  bool stop = spun == Spun::stop;
+  if (spun == Spun::nothing) doorbell_.prepare(Wake::futex);
+  if (spun == Spun::nothing && !doorbell_.any_ready()) {
     leader_asleep_ = true;
     operation.leave();
     stop = doorbell_.sleep_until(deadline_ns) && interrupt_hook != nullptr && interrupt_hook();
@@ -105,7 +152,7 @@ void Port::hand_bell_over() {
 // Something may have become possible for a thread that sleeps, or for the event loop.
 void Port::notify_waiters() {
   news_ = true;
-  ++news_count_;
+  news_count_.store(news_count_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
   if (leader_asleep_) doorbell_.wake_self();
   if (followers_ != 0) {
     follow_word_.fetch_add(1, std::memory_order_relaxed);
