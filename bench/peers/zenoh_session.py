@@ -1,8 +1,9 @@
 """zenoh: two sessions over tcp on loopback, a publisher and a subscriber each; with ``{"shm": true}`` arrays go
 through shared memory that the sender allocates from a provider.
 
-No scouting; full queues block. The Python API takes and gives `bytes`, so an array is copied on either side. Messages
-that are waited for go express (not held back for a batch), those of a rate do not.
+No scouting; full queues block. The Python API takes bytearrays and gives `bytes`, so an array is copied on either
+side. Messages that are waited for go express (not held back for a batch), those of a rate do not. The pool is no
+larger than a window needs: the provider collects garbage only when it is full, and fresh pages are slow.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import zenoh
 from bench.peers.rendezvous import OTHER, exchange
 
 QUEUED, QUEUED_ARRAYS = 1024, 8
-POOL_BYTES = 9 * (256 << 20)
+SLACK_BYTES = 1 << 20
 RECEIVE_BYTES = 2 << 20
 BLOCK_US = 60_000_000
 MATCH_S = 30.0
@@ -44,14 +45,13 @@ class ZenohEnd:
         self._express = self._publisher(f"bench/{role}/message", True)
         self._batching = self._publisher(f"bench/{role}/message", False)
         self._array_publisher = self._publisher(f"bench/{role}/array", True)
-        self._pool = (
-            zenoh.shm.ShmProvider.default_backend(POOL_BYTES)
-            if options["shm"] and role == "near"
-            else None
-        )
+        self._has_pool, self._pool_bytes = options["shm"] and role == "near", 0
+        self._pool: Any = None
+        self._segments: set[Path] = set()
         self._policy = zenoh.shm.BlockOn(zenoh.shm.GarbageCollect())
         self._match()
         exchange(folder, role, b"", "matched")
+        self._staging = bytearray()
         self.send = self._express.put
 
     def _publisher(self, key: str, is_express: bool) -> Any:
@@ -73,8 +73,21 @@ class ZenohEnd:
             time.sleep(0.01)
 
     def prepare(self, order: dict[str, Any]) -> None:
-        """Choose between latency and rate."""
+        """Choose between latency and rate, and make the pool for arrays."""
         self.send = (self._batching if order["run"] == "one_way" else self._express).put
+
+        if self._has_pool and (order["run"] == "bulk" or order.get("as_array")):
+            self._make_pool((order.get("window", 1) + 1) * order["size"] + SLACK_BYTES)
+
+    def _make_pool(self, size: int) -> None:
+        if size == self._pool_bytes:
+            return
+        self._pool = None
+        self._pool = zenoh.shm.ShmProvider.default_backend(size)
+        self._pool_bytes = size
+        self._segments.update(own_segments())
+        memory = self._pool.alloc(size - SLACK_BYTES, self._policy)
+        memory[:] = bytes(size - SLACK_BYTES)  # touched: fresh pages would be measured otherwise
 
     def receive(self) -> bytes:
         """Return the next message."""
@@ -82,11 +95,16 @@ class ZenohEnd:
 
     def send_array(self, array: Array) -> None:
         """Put the bytes, or put them into shared memory and that."""
+        if len(self._staging) != len(array):
+            self._staging = bytearray(len(array))
+        np.copyto(
+            np.frombuffer(self._staging, np.uint8), array
+        )  # into warm memory, unlike `tobytes`
         if self._pool is None:
-            self._array_publisher.put(array.tobytes())
+            self._array_publisher.put(self._staging)
             return
         memory = self._pool.alloc(len(array), self._policy)
-        memory[:] = array.tobytes()
+        memory[:] = self._staging
         self._array_publisher.put(zenoh.ZBytes(memory))
 
     def receive_array(self) -> Array:
@@ -98,7 +116,7 @@ class ZenohEnd:
 
     def close(self) -> None:
         """Close the session, then remove what zenoh leaves in /dev/shm even so."""
-        left = own_segments()
+        left = self._segments | own_segments()
         del self._pool
         self._session.close()
         for segment in left:
@@ -124,7 +142,7 @@ def configuration(role: str, port: int, has_shared_memory: bool) -> Any:
     return found
 
 
-def own_segments() -> list[Path]:
+def own_segments() -> set[Path]:
     """Return the files of zenoh's shared memory that this process has mapped."""
     lines = Path("/proc/self/maps").read_text().splitlines()
     found = {
@@ -132,7 +150,7 @@ def own_segments() -> list[Path]:
         for line in lines
         if "/dev/shm/" in line
     }
-    return [Path(name) for name in found if name.endswith(".zenoh")]
+    return {Path(name) for name in found if name.endswith(".zenoh")}
 
 
 def free_port() -> int:
