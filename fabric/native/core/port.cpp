@@ -303,6 +303,7 @@ Status Port::forget_sender(u64 endpoint) {
   }
   const std::vector<FlowOut*> flows = it->second->open_flows();
   for (const FlowOut* flow : flows) remove_flow_out(flow->id);
+  std::erase(stuck_, it->second.get());
   it->second->retire();               // a Python sender may still hold it
   senders_.erase(it);
   forgotten_.push_back(endpoint);

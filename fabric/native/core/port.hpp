@@ -127,6 +127,8 @@ class Port : public std::enable_shared_from_this<Port> {
   void fail_lane(LaneLink& lane, const char* why);
   bool is_lying(LaneLink& lane);      ///< its peer moved a cursor to where it cannot be; fails the lane
   void drop_message(MessageCore* message) { pool_.put(message); }
+  /// Every drain looks at it again until nothing of it waits for another flow.
+  void watch_stuck(SenderCore* sender);
   /// Takes a view's reference: any thread, no Operation, also after close.
   void collect(MessageCore* message);
   void remove_flow_out(u64 flow);
@@ -146,6 +148,7 @@ class Port : public std::enable_shared_from_this<Port> {
 
  private:
   friend class Operation;
+  void tell(FlowOut& flow);
   Port() = default;
   Status attach(int state_fd, int doorbell_fd, int event_fd);
   LaneLink* find_lane(u32 lane);
@@ -207,6 +210,8 @@ class Port : public std::enable_shared_from_this<Port> {
   std::vector<u64> closing_;          ///< incoming flows that go when drained
   std::unordered_map<u64, std::shared_ptr<SenderCore>> senders_;
   std::unordered_map<u64, std::shared_ptr<ReceiverCore>> receivers_;
+  std::vector<SenderCore*> told_;     ///< senders that the return entries of this drain were about, each once
+  std::vector<SenderCore*> stuck_;    ///< senders with messages that wait for another flow (or waited lately)
   std::vector<MessageCore*> collected_;  ///< views that went while an audit froze the port
   struct EarlyOut { u64 endpoint, flow; u32 lane; u64 target; u64 messages, bytes; u32 generation; bool after_drain; bool suspect; };
   std::vector<EarlyOut> early_out_;   ///< flows that came before their sender was opened

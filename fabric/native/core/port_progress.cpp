@@ -300,11 +300,26 @@ u64 Port::drain_returns(LaneLink& lane) {
   if (taken == 0) return 0;
   reader.release();
   counters_.returns_in += taken;
-  for (auto& [endpoint, sender] : senders_) {
-    sender->redeliver();
+  for (SenderCore* sender : told_) {
+    sender->told = false;
     sender->fold_some();
   }
+  told_.clear();
+  std::erase_if(stuck_, [](SenderCore* sender) {  // few: a consumer of theirs has gone
+    sender->redeliver();
+    return !sender->is_stuck();
+  });
   return taken;
+}
+
+void Port::tell(FlowOut& flow) {
+  if (flow.sender->told) return;
+  flow.sender->told = true;
+  told_.push_back(flow.sender);
+}
+
+void Port::watch_stuck(SenderCore* sender) {
+  if (std::find(stuck_.begin(), stuck_.end(), sender) == stuck_.end()) stuck_.push_back(sender);
 }
 
 // False when it cannot be true. A lane has a say in its own flows only; what it says of one that is gone is late.
@@ -348,6 +363,7 @@ bool Port::apply_end(LaneLink& lane, const ReturnEntry& entry) {
   }
   FlowOut& flow = *it->second;
   if (flow.lane != &lane || entry.b > flow.last_seq) return false;
+  tell(flow);
   for (u64 seq = std::max(entry.a, flow.sequences.low()); seq <= entry.b; ++seq) {
     flow.sender->end_entry(flow, seq, static_cast<End>(entry.end), static_cast<Reason>(entry.reason));
   }

@@ -68,6 +68,8 @@ class SenderCore {
   void fold_some() { fold(32); }
   bool idle() const { return final_ != nullptr || ledger_.ended_upto() == ledger_.accepted(); }
   bool is_closed() const { return closed_; }
+  bool is_stuck() const { return !waiting_.empty(); }
+  bool told = false;                  ///< the port's: it is in Port::told_
   SenderLedger* row() const { return ledger_.row(); }
   const std::vector<FlowOut*>& open_flows() const { return flows_; }
 

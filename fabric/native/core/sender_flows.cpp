@@ -211,6 +211,7 @@ void SenderCore::wait_again(u64 entry, bool handed) {
   ledger_.wait(entry);
   const auto at = std::upper_bound(waiting_.begin(), waiting_.end(), kept.number,
                                    [this](u64 number, u64 other) { return number < retained(other).number; });
+  if (waiting_.empty()) port_.watch_stuck(this);
   waiting_.insert(at, entry);
 }
 
