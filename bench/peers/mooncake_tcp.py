@@ -69,7 +69,7 @@ class MooncakeEnd:
 
     # ------------------------------------------------------------------ messages
     def prepare(self, order: Order) -> None:
-        """Learn the lengths; messages start in slots such that their number ends each."""
+        """Learn the lengths; a slot is a message, then its number."""
         size = self._message_bytes = order["message_bytes"]
         self._whole = size + NUMBER_BYTES
         self._slots_out = [slot[:size].data for slot in self._outgoing]
@@ -89,8 +89,39 @@ class MooncakeEnd:
         at = index * SLOT_BYTES
         self._put(self._outgoing.ctypes.data + at, self._their_ring + at, self._whole)
 
+    def send_many(self, batch: list[Any]) -> None:
+        """Copy into the next slots and write them in one call of the engine."""
+        first = self._sent
+        self._sent += len(batch)
+        while self._sent - int(self._taken_there[0]) > SLOTS:
+            os.sched_yield()
+        places = [number % SLOTS for number in range(first, self._sent)]
+        for number, (place, data) in enumerate(zip(places, batch, strict=True), first + 1):
+            self._slots_out[place][:] = data
+            self._numbers_out[place][0] = number
+        ours = [self._outgoing.ctypes.data + place * SLOT_BYTES for place in places]
+        theirs = [self._their_ring + place * SLOT_BYTES for place in places]
+        if self._engine.batch_transfer_sync_write(
+            self._peer, ours, theirs, [self._whole] * len(batch)
+        ):
+            raise ConnectionError(f"a write of {len(batch)} messages to {self._peer} failed")
+
+    def receive_many(self, most: int) -> list[memoryview]:
+        """Return the next slots, which hold until the next call."""
+        found = [self.receive()]
+        while len(found) < most and self._received % CREDIT:
+            place = self._received % SLOTS
+            if self._numbers_in[place][0] != self._received + 1:
+                break
+            found.append(self._slots_in[place])
+            self._received += 1
+        return found
+
     def receive(self) -> memoryview:
-        """Return the next slot once its number is there."""
+        """Return the next slot once its number is there; it holds until the next call."""
+        if self._received % CREDIT == 0 and self._received:
+            self._taken[0] = self._received
+            self._put(self._taken.ctypes.data, self._their_taken, NUMBER_BYTES)
         index = self._received % SLOTS
         self._received += 1
         number, expected, looks = self._numbers_in[index], self._received, 0
@@ -98,9 +129,6 @@ class MooncakeEnd:
             looks += 1
             if looks > YIELD_AFTER:
                 os.sched_yield()
-        if self._received % CREDIT == 0:
-            self._taken[0] = self._received
-            self._put(self._taken.ctypes.data, self._their_taken, NUMBER_BYTES)
         return self._slots_in[index]
 
     # ------------------------------------------------------------------ arrays

@@ -27,7 +27,7 @@ SLOTS, CREDIT = 128, 32
 SLOT_BYTES = 2048
 LARGEST = 256 << 20
 BACKEND_S = 20.0  # creation fails for a few seconds after a link came up
-MESSAGE, TAKEN, ARRAY = b"m", b"t", b"a"
+MESSAGE, BATCH, TAKEN, ARRAY = b"m", b"b", b"t", b"a"
 
 
 def flushed(name: str) -> Callable[[NixlEnd, str, Order], Order]:
@@ -57,7 +57,7 @@ class NixlEnd:
         arrays = 1 if self._is_read and role == "far" else SOURCES
         self._arrays = [np.ones(LARGEST, np.uint8) for _ in range(arrays)]
         self._register()
-        self._sent = self._taken_there = self._received = 0
+        self._sent = self._taken_there = self._received = self._granted = 0
         self._messages, self._arrived, self._open = 0, deque[int](), deque[Any]()
         self.prepare({"message_bytes": 8})
 
@@ -83,21 +83,36 @@ class NixlEnd:
         size = self._message_bytes = order["message_bytes"]
         starts = range(0, SLOTS * SLOT_BYTES, SLOT_BYTES)
         ring, theirs = self._outgoing.ctypes.data, self._their_ring
-        self._handles = self._make(
-            "WRITE", [(ring + at, size) for at in starts], [(theirs + at, size) for at in starts]
+        self._batches: dict[tuple[int, int], Any] = {}
+        self._here, self._there = self._prepare_lists(
+            [(ring + at, size) for at in starts], [(theirs + at, size) for at in starts]
         )
+        self._handles = [
+            self._agent.make_prepped_xfer("WRITE", self._here, [i], self._there, [i])
+            for i in range(SLOTS)
+        ]
         self._outgoing_slots = [self._outgoing[at : at + size].data for at in starts]
         self._incoming_slots = [self._incoming[at : at + size].data for at in starts]
+
+    def _prepare_lists(
+        self, local: list[tuple[int, int]], remote: list[tuple[int, int]]
+    ) -> tuple[Any, Any]:
+        """Return what handles are made of, from (address, bytes) on either side."""
+        here = self._agent.prep_xfer_dlist(
+            "NIXL_INIT_AGENT", [(*place, 0) for place in local], "DRAM"
+        )
+        return here, self._agent.prep_xfer_dlist(
+            self._peer, [(*place, 0) for place in remote], "DRAM"
+        )
 
     def _make(
         self, operation: str, local: list[tuple[int, int]], remote: list[tuple[int, int]]
     ) -> list[Any]:
         """Return a handle for each pair of (address, bytes)."""
-        agent = self._agent
-        here = agent.prep_xfer_dlist("NIXL_INIT_AGENT", [(*place, 0) for place in local], "DRAM")
-        there = agent.prep_xfer_dlist(self._peer, [(*place, 0) for place in remote], "DRAM")
+        here, there = self._prepare_lists(local, remote)
         return [
-            agent.make_prepped_xfer(operation, here, [i], there, [i]) for i in range(len(local))
+            self._agent.make_prepped_xfer(operation, here, [i], there, [i])
+            for i in range(len(local))
         ]
 
     def _finish(self, handle: Any, state: str) -> None:
@@ -114,8 +129,10 @@ class NixlEnd:
             for notice in notices:
                 if notice == MESSAGE:
                     self._messages += 1
-                elif notice == TAKEN:
-                    self._taken_there += CREDIT
+                elif notice[:1] == TAKEN:
+                    self._taken_there += CREDIT * notice[1]
+                elif notice[:1] == BATCH:
+                    self._messages += notice[1]
                 else:
                     self._arrived.append(notice[1])
 
@@ -138,15 +155,50 @@ class NixlEnd:
         self._sent += 1
 
     def receive(self) -> memoryview:
-        """Return the next slot."""
+        """Return the next slot, which holds until the next call."""
+        if self._received // CREDIT != self._granted:
+            self._grant()
         while not self._messages:
             self._poll()
         self._messages -= 1
-        view = self._incoming_slots[self._received % SLOTS]
+        place = self._received % SLOTS
         self._received += 1
-        if self._received % CREDIT == 0:
-            self._agent.send_notif(self._peer, TAKEN)
-        return view
+        return self._incoming_slots[place]
+
+    def _grant(self) -> None:
+        """Say how many more have been taken."""
+        credits = self._received // CREDIT - self._granted
+        self._agent.send_notif(self._peer, TAKEN + bytes([credits]))
+        self._granted += credits
+
+    def send_many(self, batch: list[Any]) -> None:
+        """Copy into the next slots and write them all in one transfer with one notification."""
+        first, count = self._sent % SLOTS, len(batch)
+        if self._open:
+            self._poll()
+        while self._sent + count - self._taken_there > SLOTS:
+            self._poll()
+        places = [(first + i) % SLOTS for i in range(count)]
+        for place, data in zip(places, batch, strict=True):
+            self._outgoing_slots[place][:] = data
+        handle = self._batches.get((first, count))
+        if handle is None:
+            handle = self._agent.make_prepped_xfer("WRITE", self._here, places, self._there, places)
+            self._batches[first, count] = handle
+        if self._agent.transfer(handle, BATCH + bytes([count])) != "DONE":
+            self._open.append(handle)
+        self._sent += count
+
+    def receive_many(self, most: int) -> list[memoryview]:
+        """Return the next slots, which hold until the next call."""
+        if self._received // CREDIT != self._granted:
+            self._grant()
+        while not self._messages:
+            self._poll()
+        count, first = min(most, self._messages), self._received
+        self._messages -= count
+        self._received += count
+        return [self._incoming_slots[place % SLOTS] for place in range(first, first + count)]
 
     round_trips = flushed("round_trips")
     one_way = flushed("one_way")
@@ -246,7 +298,7 @@ class NixlEnd:
         What then remains is a library beside NIXL (libnl-route) whose own end of process crashes: that is left out.
         """
         self.flush()
-        del self._handles
+        del self._handles, self._batches, self._here, self._there
         self._agent.remove_remote_agent(self._peer)
         del self._agent
         atexit.register(os._exit, 0)
