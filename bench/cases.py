@@ -305,6 +305,9 @@ TCP = (
 
 # ------------------------------------------------------------------ growth
 CONNECT = "multiprocessing connect"
+IDLE_BYTES_MAX = 16.0 * KIB
+NODES_MAX = 16
+SAME = 1.1  # two measurements of the same memory differ by some pages
 CALLS = Amount(seconds=0.5, least=10, most=200)
 
 
@@ -348,6 +351,50 @@ GROWTH = (
         None,
         (Bar("p50_us", 3.0, f"peer:{s.GRPC_UNARY.name}", names(s.GRPC_UNARY)),),
         CALLS,
+    ),
+)
+
+
+def idle(what: str, count: int) -> Row:
+    """Return a row of what one more idle thing costs in memory: measured, and as the node says."""
+    return Row(
+        "growth",
+        f"idle {what.removesuffix('s')}",
+        {"run": what, "count": count},
+        Contender(s.FOOTPRINT),
+        (),
+        IDLE_BYTES_MAX,
+        (Bar("bytes", 1.0, "floor"), Bar("stated_bytes", 1.0, "floor")),
+        None,
+        ("bytes", "stated_bytes"),
+    )
+
+
+GROWTH = (
+    *GROWTH,
+    Row(
+        "growth",
+        "node ready, against interpreter, imports and 150 ms",
+        {"run": "ready"},
+        Contender(s.FOOTPRINT),
+        (),
+        Contender(s.FOOTPRINT, {"run": "ready_allowance"}, "interpreter, imports, 150 ms"),
+        (Bar("ms", 1.0, "floor"),),
+        None,
+        ("ms",),
+    ),
+    idle("channels", 500),
+    idle("ports", 60),
+    Row(
+        "growth",
+        f"memory of node {NODES_MAX}, against that of node 2",
+        {"run": "node"},
+        Contender(s.with_nodes(NODES_MAX - 1)),
+        (),
+        Contender(s.with_nodes(1)),
+        (Bar("bytes", SAME, "floor"),),
+        None,
+        ("bytes", "ms"),
     ),
 )
 

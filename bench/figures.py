@@ -29,6 +29,7 @@ FIGURES: Mapping[str, Figure] = {
     "idle_percent": Figure("CPU of an idle receiver", "% of a core", LOWER),
     "ms": Figure("time", "ms", LOWER),
     "bytes": Figure("memory", "B", LOWER),
+    "stated_bytes": Figure("memory as stated", "B", LOWER),
 }
 
 

@@ -26,6 +26,7 @@ SLEEP = Subject("fabric sleeping", "bench.ours.lane", {"wait": "sleep"})
 NODES = Subject("fabric two nodes", "bench.ours.nodes", {"checksums": True})
 NODES_PLAIN = Subject("fabric two nodes, no checksums", "bench.ours.nodes", {"checksums": False})
 ALONE = Subject("fabric alone", "bench.ours.growth")
+FOOTPRINT = Subject("fabric footprint", "bench.ours.footprint")
 BROADCAST = Subject("fabric broadcast", "bench.ours.broadcast")
 
 
@@ -37,6 +38,11 @@ def with_channels(count: int) -> Subject:
 def with_ports(count: int) -> Subject:
     """Return ours with so many ports attached."""
     return Subject(f"fabric, {count} ports", "bench.ours.growth", {"ports": count})
+
+
+def with_nodes(count: int) -> Subject:
+    """Return ours with so many nodes joined."""
+    return Subject(f"fabric, {count} nodes", "bench.ours.footprint", {"nodes": count})
 
 
 UNIX_SOCKET = peer("unix socket", "unix_socket", "own")
