@@ -11,6 +11,7 @@ from pathlib import Path
 
 START_S = 20.0
 STOP_S = 10.0
+POLL_S = 0.005
 
 
 class BenchNode:
@@ -65,7 +66,7 @@ class BenchNode:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
                 raise RuntimeError(f"the node did not come up:\n{log.read_text()[-4000:]}")
-            time.sleep(0.02)
+            time.sleep(POLL_S)
 
     def _answers(self) -> bool:
         with socket.socket(socket.AF_UNIX) as probe:
