@@ -1,5 +1,6 @@
 #!/bin/sh
-# Make or complete build/bench-venv, where the peers of the bench live, from bench/requirements-peers.txt.
+# Make or complete build/bench-venv, where the peers of the bench live, from bench/requirements-peers.txt and, without
+# what they depend on, bench/requirements-peers-bare.txt.
 #
 # torch is installed first, by itself: packages that ask for it unpinned would choose a CUDA build of several gigabytes.
 # Then each line on its own, so that a peer which cannot be installed here is a missing peer and no more. What is there
@@ -7,6 +8,7 @@
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 list=$root/bench/requirements-peers.txt
+bare=$root/bench/requirements-peers-bare.txt
 folder=$root/build/bench-venv
 mkdir -p "$root/build"
 exec 9>"$folder.lock"
@@ -27,11 +29,16 @@ sys.exit(bool(version) and found != version)
 PY
 }
 
+install() {
+  "$folder/bin/pip" install --quiet --disable-pip-version-check "$@" >"$folder/install.log" 2>&1
+}
+
 missing=
-for package in $(grep -E '^torch==' "$list") $(grep -Ev '^(torch==|#|$)' "$list"); do
+for package in $(grep -E '^torch==' "$list") $(grep -Ev '^(torch==|#|$)' "$list" "$bare" -h); do
   is_there "$package" && continue
   echo "bench peers: installing $package"
-  if ! "$folder/bin/pip" install --quiet --disable-pip-version-check -c "$list" "$package" >"$folder/install.log" 2>&1; then
+  if grep -qx "$package" "$bare"; then alone=--no-deps; else alone=; fi
+  if ! install $alone -c "$list" "$package"; then
     echo "bench peers: $package cannot be installed here:" >&2
     tail -n 3 "$folder/install.log" >&2
     missing="$missing $package"
