@@ -91,9 +91,9 @@ class Footprint:
 
     def ports(self, role: str, order: dict[str, Any]) -> dict[str, Any]:
         """Serve the workload of this name."""
-        return self._grown(lambda count: self._attach(count) and None, order["count"], "port")
+        return self._grown(self._attach, order["count"], "port")
 
-    def _grown(self, add: Callable[[int], None], count: int, what: str) -> dict[str, Any]:
+    def _grown(self, add: Callable[[int], object], count: int, what: str) -> dict[str, Any]:
         """Return what `count` more of something cost, each; everything is closed afterwards."""
         add(WARM)
         before = memory_bytes([os.getpid(), *self._pids()])

@@ -13,7 +13,8 @@ import pytest
 
 from bench import __main__ as command
 from bench import plot, report
-from bench.cases import GROUPS, SAMPLES
+from bench.cases import GROUPS
+from bench.cases.orders import SAMPLES
 from bench.figures import FIGURES
 from bench.match import Line, play
 from bench.rounds import ROUNDS, ROUNDS_AGAIN, Amount, Contender, Pairs
