@@ -183,9 +183,15 @@ void arena_generations_fence_a_reader() {
 }
 
 void checksum_paths_agree() {
-  std::vector<u8> bytes(1000);
-  for (std::size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<u8>(i * 31);
-  for (std::size_t n = 0; n < bytes.size(); n += 7) CHECK(crc32c(bytes.data(), n) == crc32c_table(bytes.data(), n));
+  std::vector<u8> bytes(20'000);
+  for (std::size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<u8>(i * 31 ^ i >> 7);
+  for (Crc32cWay way : {Crc32cWay::three, Crc32cWay::wide}) {
+    if (!crc32c_can(way)) continue;
+    for (std::size_t n = 0; n < bytes.size() - 64; n += 1 + n / 16)
+      for (std::size_t from : {std::size_t{0}, n % 64})
+        CHECK(crc32c_by(way, bytes.data() + from, n, u32(n)) == crc32c_by(Crc32cWay::table, bytes.data() + from, n, u32(n)));
+  }
+  CHECK(crc32c(bytes.data() + 999, 9'001, crc32c(bytes.data(), 999)) == crc32c(bytes.data(), 10'000));
   CHECK(crc32c("123456789", 9) == 0xe3069283);
 }
 
