@@ -125,7 +125,9 @@ bool Engine::step(u64 now) {
   expire(now);
   if (watch_ns_ != 0 && now >= watch_ns_) watch_links(now);
   if (blocked_retry_ || !ready.empty()) retry_blocked(now);
+  ring_dirty();  // who waits for a message goes first: what peers are told takes kernel calls
   bool more = false;
+  acks_due_ns_ = ~u64{0};
   for (auto& [id, session] : sessions_) {
     pump_session(*session, now);
     more |= session->connection[0].more || session->connection[1].more;
@@ -231,6 +233,7 @@ int Engine::wait_timeout_ms(u64 now) const {
   int timeout = blocked_retry_ ? kBlockedRetryMs : -1;
   u64 first = timers_.empty() ? ~u64{0} : timers_.begin()->first;
   if (watch_ns_ != 0) first = std::min(first, watch_ns_);
+  first = std::min(first, acks_due_ns_);
   if (first != ~u64{0}) {
     const u64 left_ms = first > now ? std::min<u64>((first - now) / 1'000'000 + 1, 60'000) : 0;
     if (timeout < 0 || left_ms < static_cast<u64>(timeout)) timeout = static_cast<int>(left_ms);

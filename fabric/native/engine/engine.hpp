@@ -171,7 +171,8 @@ class Engine {
   void deliver_report(Session& session, u64 number, const ReturnEntry& entry);
   void flush_backlog(EngineLane& lane);
   void acknowledge_report(u64 session, u64 number);
-  void send_acks(Session& session);
+  void send_acks(Session& session, u64 now);
+  bool acks_may_wait(Session& session, u64 now);
   void send_reports(Session& session);
   void on_refuse(Session& session, const wire::FrameHeader& header);
   void on_resume(Session& session, const wire::FrameHeader& header, u64 now);
@@ -226,6 +227,7 @@ class Engine {
   std::vector<u32> gone_due_;                         // foreign segments that will not come
   std::vector<std::pair<u32, u64>> rereads_due_;      // lane, flow: its return entries have a session now
   std::vector<std::pair<u32, Holder>> former_;        // segment, slot named by a record of a former life
+  u64 acks_due_ns_ = ~u64{0};           // when the acknowledgements that wait for company go alone
   u64 watch_ns_ = 0;                    // when watch_links is due; 0: no connection
   std::shared_ptr<LinkFaults> link_faults_ = std::make_shared<LinkFaults>();
   SessionCounters closed_;

@@ -80,6 +80,7 @@ bool Engine::on_record(Session& session, const wire::FrameHeader& header, std::s
   const bool announce = header.type == u8(wire::FrameType::announce);
   if (seq <= flow.last) {
     ++session.count.repeats;
+    session.acks_pressing = true;  // the peer does not know
     if (seq <= flow.published) {
       if (!flow.ack_due) session.ack_due.push_back(flow.id);
       flow.ack_due = true;
@@ -283,9 +284,11 @@ void Engine::truncate_incoming(Deliver& flow) {
 
 void Engine::publish_flow(Deliver& flow) {
   if (flow.lane == nullptr) return;
-  bool any = false;
+  bool any = false, pressing = false;
+  u64 bytes = 0;
   while (!flow.pending.empty() && flow.pending.front().ready) {
     Incoming& entry = flow.pending.front();
+    const bool has_slot = entry.transfer != nullptr;
     if (!publish_entry(flow, entry)) {
       if (!flow.lane_blocked) {
         flow.lane->blocked_flows.push_back(flow.id);
@@ -297,6 +300,8 @@ void Engine::publish_flow(Deliver& flow) {
     }
     flow.published = entry.flow_seq;
     flow.pending_bytes -= entry.record.size();
+    bytes += entry.record.size();
+    pressing |= has_slot;
     any = true;
     flow.pending.pop_front();
   }
@@ -306,6 +311,8 @@ void Engine::publish_flow(Deliver& flow) {
   if (session == nullptr) return;
   if (!flow.ack_due) session->ack_due.push_back(flow.id);
   flow.ack_due = true;
+  session->acks_bytes += bytes;
+  session->acks_pressing |= pressing;
 }
 
 bool Engine::publish_entry(Deliver& flow, Incoming& entry) {

@@ -16,6 +16,10 @@ inline constexpr u64 kRecordBacklogBytes = 256 * 1024;  // records wait in the l
 inline constexpr u64 kBulkBacklogBytes = 512 * 1024;    // chunks wait with their sender beyond this
 inline constexpr u64 kReadBudgetBytes = 2 * 1024 * 1024;  // one connection, one step
 inline constexpr std::size_t kWindowAfterLoss = 2;      // so that a connection which breaks often still gets the first one through
+inline constexpr u64 kAcksWaitNs = 1'000'000;           // acknowledgements alone wait so long for a frame to go with
+inline constexpr u64 kAcksPromptNs = 1'000'000'000;     // after a connection came up
+inline constexpr u64 kAcksWaitBytes = 16 * 1024;        // of records: a lane holds 16 times that
+inline constexpr u64 kAcksWaitReports = 64;
 inline constexpr u32 kLowerClassEvery = 8;              // chunks of a higher class between two of a lower one
 
 struct Connection {
@@ -65,7 +69,11 @@ struct Session {
   u64 report_seen = 0;
   std::set<u64> report_blocked;         // taken, but not yet in a return ring
   bool report_ack_due = false;
+  u64 report_acked = 0;                 // said to the peer
   std::vector<u64> ack_due;             // flows to acknowledge
+  u64 acks_since_ns = 0, acks_bytes = 0;  // the oldest one that waits, and what lies in lanes unacknowledged
+  bool acks_pressing = false;           // one of them frees a slot
+  u64 acks_prompt_ns = 0;               // until then none waits: a connection is new, its peer's window small
   std::vector<wire::ChunkAck> chunk_acks;
   std::unordered_map<u64, std::shared_ptr<OutTransfer>> out_transfers;
   std::deque<std::shared_ptr<OutTransfer>> bulk[4];   // by class

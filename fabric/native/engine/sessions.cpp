@@ -98,6 +98,7 @@ void Engine::connection_up(Session& session, u32 group, u64 now) {
   Connection& connection = session.connection[group];
   connection.heard_ns = connection.alive_ns = connection.acked_ns = now;
   connection.acked = 0;
+  session.acks_prompt_ns = now + kAcksPromptNs;
   ask_peer(session, group, now);
   watch_ns_ = now;  // the thread finds out when it is due
   for (auto& [id, flow] : flows_out_)
@@ -339,7 +340,21 @@ void Engine::acknowledge_report(u64 session_id, u64 number) {
   session->report_ack_due = true;
 }
 
-void Engine::send_acks(Session& session) {
+/// An acknowledgement frees room in a ring of which little is used, and wakes a peer for nothing else: it waits for a frame
+/// that goes there anyway, the answer most often. What frees a slot, and much of anything, does not wait.
+bool Engine::acks_may_wait(Session& session, u64 now) {
+  const Connection& connection = session.connection[0];
+  if (session.acks_pressing || now < session.acks_prompt_ns || connection.link == nullptr) return false;
+  if (session.acks_bytes > kAcksWaitBytes) return false;
+  if (session.report_seen - session.report_acked > kAcksWaitReports || connection.link->backlog() > 0) return false;
+  if (session.acks_since_ns == 0) session.acks_since_ns = now;
+  const u64 due = session.acks_since_ns + kAcksWaitNs;
+  if (now >= due) return false;
+  acks_due_ns_ = std::min(acks_due_ns_, due);
+  return true;
+}
+
+void Engine::send_acks(Session& session, u64 now) {
   while (!session.chunk_acks.empty()) {
     const std::size_t count =
         std::min<std::size_t>(session.chunk_acks.size(), wire::kControlBodyBytesMax / sizeof(wire::ChunkAck));
@@ -349,7 +364,10 @@ void Engine::send_acks(Session& session) {
     post_control(session, header, {from, from + count * sizeof(wire::ChunkAck)});
     session.chunk_acks.erase(session.chunk_acks.begin(), session.chunk_acks.begin() + std::ptrdiff_t(count));
   }
-  if (session.ack_due.empty() && !session.report_ack_due) return;
+  if ((session.ack_due.empty() && !session.report_ack_due) || acks_may_wait(session, now)) return;
+  session.acks_since_ns = session.acks_bytes = 0;
+  session.acks_pressing = false;
+  session.report_acked = session.report_seen;
   wire::FrameHeader header{};
   header.type = u8(wire::FrameType::hop_ack);
   header.a = session.report_blocked.empty() ? session.report_seen : *session.report_blocked.begin() - 1;
@@ -401,8 +419,8 @@ void Engine::pump_session(Session& session, u64 now) {
     }
   }
   pump_bulk(session, now);
-  send_acks(session);
   send_reports(session);
+  send_acks(session, now);  // last: they may go with the rest
   // Control first; a connection that waits for room is written when epoll says so.
   for (u32 group = 0; group < 2; ++group) {
     Connection& connection = session.connection[group];

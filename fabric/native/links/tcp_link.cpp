@@ -15,6 +15,7 @@ namespace fabric {
 namespace {
 
 constexpr std::size_t kBufferBytes = 2 * (wire::kControlBodyBytesMax + wire::kFrameHeaderBytesMax);
+constexpr std::size_t kBehindChunkBytes = 4096;
 constexpr int kGatherMax = 64;
 
 std::string system_reason(const char* what) { return std::string(what) + ": " + std::strerror(errno); }
@@ -79,6 +80,7 @@ bool TcpLink::progress(Sink& sink, u64 budget) {
   while (step == Step::again && !out_.empty()) step = write_some(sink);
   if (step == Step::broken) return false;
   step = Step::again;
+  drained_ = false;
   while (step == Step::again && budget > 0) step = read_some(sink, budget);
   return step == Step::again;
 }
@@ -135,13 +137,13 @@ TcpLink::Step TcpLink::account_written(Sink& sink, u64 bytes) {
 }
 
 TcpLink::Step TcpLink::read_some(Sink& sink, u64& budget) {
-  if (in_body_ && begin_ == end_) return fill_body(sink, budget);
+  if (in_body_ && begin_ == end_) return drained_ ? Step::idle : fill_body(sink, budget);
   Step step = in_body_ ? take_body_from_buffer(sink) : parse_buffer(sink);
-  if (step != Step::idle) return step;
+  if (step != Step::idle || drained_) return step;
   return fill_buffer(sink, budget);  // idle: the buffer holds no whole header or small frame
 }
 
-TcpLink::Step TcpLink::received(Sink& sink, long count, u64& budget) {
+TcpLink::Step TcpLink::received(Sink& sink, long count, u64 asked, u64& budget) {
   if (count == 0) return fail(sink, "closed by peer");
   if (count < 0) {
     if (errno == EINTR) return Step::again;
@@ -149,6 +151,7 @@ TcpLink::Step TcpLink::received(Sink& sink, long count, u64& budget) {
     return fail(sink, system_reason("recv"));
   }
   counters_.bytes_in += static_cast<u64>(count);
+  drained_ = static_cast<u64>(count) < asked;  // what comes now is told by the descriptor
   budget -= std::min(budget, static_cast<u64>(count));
   return Step::again;
 }
@@ -159,8 +162,9 @@ TcpLink::Step TcpLink::fill_buffer(Sink& sink, u64& budget) {
     end_ -= begin_;
     begin_ = 0;
   }
-  const ssize_t count = ::recv(fd_.get(), buffer_.data() + end_, buffer_.size() - end_, MSG_DONTWAIT);
-  const Step step = received(sink, count, budget);
+  const std::size_t room = buffer_.size() - end_;
+  const ssize_t count = ::recv(fd_.get(), buffer_.data() + end_, room, MSG_DONTWAIT);
+  const Step step = received(sink, count, room, budget);
   if (step == Step::again && count > 0) end_ += static_cast<std::size_t>(count);
   return step;
 }
@@ -172,15 +176,17 @@ TcpLink::Step TcpLink::fill_body(Sink& sink, u64& budget) {
   const u64 want = current_.body_len - body_done_;
   if (target == nullptr) {
     scattered_ = true;
-    const ssize_t count = ::recv(fd_.get(), buffer_.data(), std::min<u64>(want, buffer_.size()), MSG_DONTWAIT);
-    const Step step = received(sink, count, budget);
+    const u64 asked = std::min<u64>(want, buffer_.size());
+    const ssize_t count = ::recv(fd_.get(), buffer_.data(), asked, MSG_DONTWAIT);
+    const Step step = received(sink, count, asked, budget);
     if (step == Step::again && count > 0) body_done_ += static_cast<u64>(count);
     if (step == Step::again && body_done_ == current_.body_len) return finish_chunk(sink);
     return step;
   }
-  iovec parts[2] = {{target + body_done_, std::size_t(want)}, {buffer_.data(), buffer_.size()}};
+  // Behind the chunk comes the next one's header; more of it would be copied once too often.
+  iovec parts[2] = {{target + body_done_, std::size_t(want)}, {buffer_.data(), kBehindChunkBytes}};
   const ssize_t count = ::readv(fd_.get(), parts, 2);
-  const Step step = received(sink, count, budget);
+  const Step step = received(sink, count, want + kBehindChunkBytes, budget);
   if (step != Step::again || count <= 0) return step;
   const u64 mine = std::min(want, static_cast<u64>(count));
   body_done_ += mine;

@@ -39,7 +39,7 @@ class TcpLink final : public Link {
   Step take_body_from_buffer(Sink& sink);
   Step finish_chunk(Sink& sink);
   Step fail(Sink& sink, std::string reason);
-  Step received(Sink& sink, long count, u64& budget);
+  Step received(Sink& sink, long count, u64 asked, u64& budget);
 
   Fd fd_;
   u64 session_, seq_in_ = 0, seq_out_ = 0, backlog_ = 0, acked_before_ = 0;
@@ -48,6 +48,7 @@ class TcpLink final : public Link {
   std::size_t begin_ = 0, end_ = 0;      // unread bytes of buffer_
   wire::FrameHeader current_{};          // the chunk being received
   bool in_body_ = false, scattered_ = false, broken_ = false;
+  bool drained_ = false;                 // the last read took all there was
   u64 body_done_ = 0;
   LinkSample counters_{};
 };
