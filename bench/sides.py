@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.peers.rendezvous import sweep
+
 ROOT = Path(__file__).resolve().parent.parent
 PEERS_PYTHON = ROOT / "build" / "bench-venv" / "bin" / "python"
 FLOOR = ROOT / "build" / "bench" / "floor" / "floor"
@@ -198,6 +200,7 @@ class Pair:
         """Kill both halves and whatever they started that still runs in their sessions. Safe to repeat."""
         for half in self._halves.values():
             half.kill()
+        sweep(self.folder)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

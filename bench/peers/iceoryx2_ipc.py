@@ -14,13 +14,12 @@ from typing import Any
 import iceoryx2 as iox2
 import numpy as np
 
-from bench.peers.rendezvous import OTHER, exchange
+from bench.peers.rendezvous import OTHER, exchange, segment_prefix, sweep
 
 SLOT_BYTES = 2048
 LARGEST = 256 << 20
 QUEUED, QUEUED_ARRAYS = 256, 8
 WAIT_S = 60
-SHARED = Path("/dev/shm")
 Bytes = iox2.Slice[ctypes.c_uint8]
 Array = np.ndarray[Any, Any]
 
@@ -65,12 +64,8 @@ class Iceoryx2End:
 
     def __init__(self, role: str, folder: Path, options: dict[str, Any]) -> None:
         iox2.set_log_level(iox2.LogLevel.Error)
-        self._prefix = f"bench-{folder.name}-"
-        self._node = (
-            iox2.NodeBuilder.new()
-            .config(own_place(folder, self._prefix))
-            .create(iox2.ServiceType.Ipc)
-        )
+        self._folder = folder
+        self._node = iox2.NodeBuilder.new().config(own_place(folder)).create(iox2.ServiceType.Ipc)
         is_waking = options["wait"] == "event"
 
         def lane(kind: str, by: str, queued: int) -> Lane:
@@ -137,20 +132,19 @@ class Iceoryx2End:
 
     def close(self) -> None:
         """Drop samples, then ports, then the node; then what a node leaves behind, or a half that was killed."""
-        prefix = self._prefix
+        folder = self._folder
         for sample in (self._sample, self._array_sample, self._loaned):
             if sample is not None:
                 sample.delete()
         self.__dict__.clear()
-        for left in SHARED.glob(f"{prefix}*"):
-            left.unlink(missing_ok=True)
+        sweep(folder)
 
 
-def own_place(folder: Path, prefix: str) -> Any:
+def own_place(folder: Path) -> Any:
     """Return a configuration that keeps files in the folder, and segments under a prefix of this pair alone."""
     found = iox2.config.default()
     found.global_cfg.root_path = iox2.Path.new(str(folder / "iceoryx2"))
-    found.global_cfg.prefix = iox2.FileName.new(prefix)
+    found.global_cfg.prefix = iox2.FileName.new(segment_prefix(folder))
     return found
 
 

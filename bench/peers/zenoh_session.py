@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import zenoh
 
-from bench.peers.rendezvous import OTHER, exchange
+from bench.peers.rendezvous import OTHER, exchange, note_segments, sweep
 
 QUEUED, QUEUED_ARRAYS = 1024, 8
 SLACK_BYTES = 1 << 20
@@ -31,6 +31,7 @@ class ZenohEnd:
     """One half: a session."""
 
     def __init__(self, role: str, folder: Path, options: dict[str, Any]) -> None:
+        self._folder, self._role = folder, role
         own = free_port()
         theirs = int(exchange(folder, role, str(own).encode(), "port"))
         self._session = zenoh.open(
@@ -51,6 +52,7 @@ class ZenohEnd:
         self._policy = zenoh.shm.BlockOn(zenoh.shm.GarbageCollect())
         self._match()
         exchange(folder, role, b"", "matched")
+        note_segments(folder, role, own_segments())
         self._staging = bytearray()
         self.send = self._express.put
 
@@ -85,9 +87,10 @@ class ZenohEnd:
         self._pool = None
         self._pool = zenoh.shm.ShmProvider.default_backend(size)
         self._pool_bytes = size
-        self._segments.update(own_segments())
         memory = self._pool.alloc(size - SLACK_BYTES, self._policy)
         memory[:] = bytes(size - SLACK_BYTES)  # touched: fresh pages would be measured otherwise
+        self._segments.update(own_segments())
+        note_segments(self._folder, "near", self._segments)
 
     def receive(self) -> bytes:
         """Return the next message."""
@@ -116,11 +119,10 @@ class ZenohEnd:
 
     def close(self) -> None:
         """Close the session, then remove what zenoh leaves in /dev/shm even so."""
-        left = self._segments | own_segments()
+        note_segments(self._folder, self._role, self._segments | own_segments())
         del self._pool
         self._session.close()
-        for segment in left:
-            segment.unlink(missing_ok=True)
+        sweep(self._folder)
 
 
 def configuration(role: str, port: int, has_shared_memory: bool) -> Any:
