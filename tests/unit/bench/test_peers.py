@@ -26,13 +26,6 @@ ORDER_S = 60.0
 SHARED = Path("/dev/shm")
 SMALL, LARGE = 64, (1 << 20) + 4096
 WINDOW, COUNT = 8, 21
-
-
-def source(subject: Subject) -> Path:
-    """Return the file of a subject."""
-    return ROOT / (subject.module.replace(".", "/") + ".py")
-
-
 PEERS = [
     each
     for each in vars(subjects).values()
@@ -43,7 +36,8 @@ PEERS = [
 def libraries(peer: Subject) -> set[str]:
     """Return what the file of a peer imports beside the standard library and the bench."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(source(peer).read_text())):
+    source = ROOT / (peer.module.replace(".", "/") + ".py")
+    for node in ast.walk(ast.parse(source.read_text())):
         if isinstance(node, ast.Import):
             found.update(alias.name.split(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -74,7 +68,7 @@ def left_behind(before: set[Path]) -> set[Path]:
 
 
 @pytest.fixture(
-    params=filter(lambda peer: source(peer).exists(), PEERS),
+    params=PEERS,
     ids=lambda peer: peer.name.replace(" ", "-"),
 )
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
