@@ -9,7 +9,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from bench import isolation, plot, report
+from bench import iperf, isolation, plot, report
 from bench.cases import GROUPS
 from bench.match import Line, play
 from bench.rounds import Amount
@@ -79,6 +79,8 @@ def measure(groups: dict[str, list[Row]], is_quick: bool) -> int:
         began = time.monotonic()
         print(f"\n== {name}: {len(rows)} rows ==", flush=True)
         lines = play(rows, progress, show, again=not is_quick)
+        if name == "tcp":
+            print(f"\n{iperf.sentence()}")
         verdicts += [verdict for line in lines for verdict in line.verdicts]
         drawn = plot.save(name, lines, report.RESULTS)
         print(f"\n{name}: {time.monotonic() - began:.0f} s; drawn in {drawn}", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -60,8 +61,8 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def ratio_of(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Return the median of the ratios of each round."""
-    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+    """Return the median of the ratios of each round; what cost nothing that could be measured is beyond any ratio."""
+    return statistics.median(a / b if b else math.inf for a, b in zip(ours, theirs, strict=True))
 
 
 def holds(direction: str, ratio: float, bar: float) -> bool:

@@ -47,6 +47,7 @@ def test_a_ratio_is_the_median_of_the_ratios_of_each_round() -> None:
     assert ratio_of([1.0, 8.0, 1.0], [4.0, 8.0, 2.0]) == 0.5
     assert ratio_of([1.0, 10.0, 3.0], [2.0, 5.0, 30.0]) == 0.5
     assert ratio_of([3.0, 1.0, 4.0], [1.0, 2.0, 2.0]) == 2.0
+    assert ratio_of([1.0], [0.0]) == float("inf")
 
 
 def test_the_better_side_of_a_bar_depends_on_the_direction() -> None:
