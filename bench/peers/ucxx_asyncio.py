@@ -2,8 +2,8 @@
 
 Connected by worker address without error handling, which keeps UCX on shared memory; options: ``{"tls": "shm" |
 "tcp", "progress": "blocking" | "polling" | "thread"}``. An event loop entered once a call would be measured instead,
-so this end brings whole workloads. Except with "thread" a coroutine that waits spins in its event loop: an idle half
-keeps a core busy. The ucxx peer that sleeps is ucxx_core with blocking progress.
+so this end brings whole workloads. A coroutine that waits spins in its event loop whatever the mode: an idle half keeps
+a core busy. The ucxx peer that sleeps is ucxx_core with blocking progress.
 """
 
 from __future__ import annotations
