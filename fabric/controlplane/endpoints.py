@@ -92,9 +92,11 @@ class EndpointTable:
 
     def take_credit(self, view: View, change: ViewChange) -> None:
         """Grant new flows what the channels say now; flows that are open keep what they were granted."""
-        channels = {c.number: c for c in view.channels if change.concerns(c.number)}
-        for record in [e for e in self._endpoints.values() if e.channel in channels]:
-            channel = channels[record.channel]
+        channels = {c.number: c for c in change.among(view.channels)}
+        for record in change.ends_among(self._endpoints.values()):
+            channel = channels.get(record.channel)
+            if channel is None:
+                continue
             credit = (channel.messages or record.messages, channel.bytes or record.bytes)
             if credit != (record.messages, record.bytes):
                 self._endpoints[record.endpoint] = changed = msgspec.structs.replace(

@@ -19,7 +19,7 @@ from fabric import errors, limits, steps
 from fabric.controlplane import descriptors
 from fabric.controlplane.calls import ControlConnection
 from fabric.controlplane.context import Context
-from fabric.controlplane.incarnations import next_incarnation
+from fabric.controlplane.incarnations import Reserved
 
 log = logging.getLogger("fabricd.ports")
 
@@ -117,6 +117,7 @@ class PortTable:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._ports: dict[int, Port] = {}
+        self._incarnations = Reserved(context.state_dir)
         self.on_death: Callable[[Port], None] = lambda port: None
 
     def __iter__(self) -> Any:
@@ -138,7 +139,7 @@ class PortTable:
             )
         native = self._context.native
         number = self._context.take_port()
-        incarnation = next_incarnation(self._context.state_dir)
+        incarnation = self._incarnations.take()
         port = Port(number, incarnation, name, pid, tenant, kind, owner, pid_fd=pid_fd)
         port.state_fd, port.doorbell_fd, port.event_fd = descriptors.make(
             f"a port for {name!r}",

@@ -46,8 +46,9 @@ class Reconciler:
 
     def look(self, change: ViewChange | None = None) -> None:
         """Compare the local senders that a change concerns with the view, soon; without one, all of them."""
-        for record in self._endpoints.all():
-            if record.role == "sender" and (change is None or change.concerns(record.channel)):
+        ends = self._endpoints.all()
+        for record in ends if change is None else change.ends_among(ends):
+            if record.role == "sender":
                 self.look_at(record.endpoint)
 
     def look_at(self, endpoint: int) -> None:

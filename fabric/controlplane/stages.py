@@ -179,8 +179,7 @@ class StageTable:
             if process is not None and process.ready.is_set():
                 self._background(self._run_all(plugin, process))
         known = {name for plugin in self._plugins.values() for name in plugin.exported("transform")}
-        concerned = [c for c in view.channels if change is None or change.concerns(c.number)]
-        for channel in concerned:
+        for channel in view.channels if change is None else change.among(view.channels):
             for name in (*channel.transforms, *([channel.route] if channel.route else ())):
                 if name not in known and name not in self._installed_asked and self._uses(channel):
                     self._installed_asked.add(name)

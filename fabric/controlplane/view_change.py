@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from fabric.registry.records import View
+from fabric.registry.records import ChannelRecord, EndpointRecord, View
 
 R = TypeVar("R")
 
@@ -29,9 +29,13 @@ class ViewChange:
     has_records: bool
     channels: frozenset[int]
 
-    def concerns(self, channel: int) -> bool:
-        """Tell whether flows of a channel may have to change."""
-        return self.is_general or channel in self.channels
+    def among(self, channels: Iterable[ChannelRecord]) -> list[ChannelRecord]:
+        """Return the channels that may be concerned."""
+        return [c for c in channels if self.is_general or c.number in self.channels]
+
+    def ends_among(self, ends: Iterable[EndpointRecord]) -> list[EndpointRecord]:
+        """Return the endpoints of channels that may be concerned."""
+        return [e for e in ends if self.is_general or e.channel in self.channels]
 
 
 def compare(old: View, new: View) -> ViewChange:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fabric import limits
-from fabric.controlplane.incarnations import next_incarnation
+from fabric.controlplane.incarnations import STEP_NS, Reserved, next_incarnation
 from fabric.registry.cluster import Registry
 from fabric.registry.records import NodeRecord
 from fabric.registry.store import RegistryStore
@@ -23,6 +23,25 @@ def test_incarnation_after_a_clock_jump_is_new_and_fits_its_field(tmp_path, jump
 
 def test_many_incarnations_of_a_clock_that_stands_still_differ(tmp_path):
     assert len({next_incarnation(tmp_path, lambda: NOW_NS) for _ in range(100)}) == 100
+
+
+@pytest.mark.parametrize("jump_ns", [-HOUR_NS, 0, 1])
+def test_reserved_incarnations_differ_from_all_others_and_from_those_of_the_next_daemon(
+    tmp_path, jump_ns
+):
+    reserved = Reserved(tmp_path, lambda: NOW_NS)
+    mine = [reserved.take() for _ in range(100)]
+    own = [next_incarnation(tmp_path, lambda: NOW_NS + jump_ns) for _ in range(3)]
+    successor = Reserved(tmp_path, lambda: NOW_NS + jump_ns)
+    found = [*mine, *own, *(successor.take() for _ in range(100))]
+    assert sorted(set(found)) == found
+
+
+def test_reserved_incarnations_go_on_behind_the_end_of_a_block(tmp_path):
+    reserved = Reserved(tmp_path, lambda: NOW_NS)
+    first = reserved.take()
+    reserved._next = reserved._until
+    assert reserved.take() > first + STEP_NS - 1
 
 
 def test_damaged_or_unwritable_file_is_no_reason_not_to_live(tmp_path):

@@ -50,7 +50,8 @@ def test_channels_that_differ_are_named_and_no_others(changed, channels):
     assert change.channels == channels
     assert not change.is_general
     assert change.has_records is ("channels" in changed)
-    assert {n for n in (1, 2, 3, 4) if change.concerns(n)} == channels
+    assert {c.number for c in change.among(CHANNELS)} == channels
+    assert {e.channel for e in change.ends_among(ENDS)} == channels
 
 
 @pytest.mark.parametrize(
@@ -64,4 +65,5 @@ def test_channels_that_differ_are_named_and_no_others(changed, channels):
 def test_a_change_of_nodes_or_of_the_plan_concerns_every_channel(changed):
     change = compare(OLD, after(**changed))
     assert change.is_general
-    assert change.concerns(1) and change.concerns(4711)
+    assert change.among(CHANNELS) == list(CHANNELS)
+    assert change.ends_among(ENDS) == list(ENDS)
