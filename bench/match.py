@@ -75,7 +75,8 @@ def run(row: Row, contest: Contest, labels: set[str], rounds: int) -> Attempt:
     entries += [(peer.name, peer) for peer in row.peers]
     if isinstance(row.floor, Contender):
         entries.insert(min(2, len(entries)), (FLOOR, row.floor))
-    attempt = contest.attempt([e for e in entries if not labels or e[0] in labels], rounds)
+    chosen = [entry for entry in entries if not labels or entry[0] in labels]
+    attempt = contest.attempt(chosen, rounds, OURS if labels else "")
     if isinstance(row.floor, int | float):
         given = {bar.figure: float(row.floor) for bar in row.bars}
         attempt.values[FLOOR] = [given] * rounds

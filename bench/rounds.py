@@ -162,13 +162,20 @@ class Contest:
     ) -> None:
         self._pairs, self._order, self._amount, self._report = pairs, order, amount, report
 
-    def attempt(self, contenders: list[tuple[str, Contender]], rounds: int) -> Attempt:
-        """Warm up, then run all contenders, given by a label, for a number of rounds."""
+    def attempt(
+        self, contenders: list[tuple[str, Contender]], rounds: int, essential: str = ""
+    ) -> Attempt:
+        """Warm up, then run all contenders, given by a label, for a number of rounds.
+
+        Where the `essential` one does not get through its warm-up, nothing is left to be measured.
+        """
         found = Attempt(rounds)
         orders: dict[str, dict[str, Any]] = {}
         for label, contender in contenders:
             self._report(f"warm-up of {label}")
             self._guard(found, label, partial(self._prepare, contender), orders)
+            if label == essential and label in found.failed:
+                return found
         for number in range(rounds):
             self._report(f"round {number + 1} of {rounds}")
             for label, contender in contenders if number % 2 == 0 else contenders[::-1]:

@@ -103,6 +103,13 @@ def test_a_contender_that_fails_is_out_and_the_others_go_on() -> None:
     assert attempt.series("failing", "p50_us") is None
 
 
+def test_without_the_essential_one_nothing_runs() -> None:
+    log: list[Any] = []
+    attempt = contest(log).attempt(contenders("absent", "a"), 3, essential="absent")
+    assert attempt.failed == {"absent": "absent: not installed"} and "a" not in log
+    assert sorted(contest([]).attempt(contenders("a", "absent"), 1, essential="a").values) == ["a"]
+
+
 def test_wrong_contents_put_a_contender_out_before_anything_is_timed() -> None:
     log: list[Any] = []
     attempt = contest(log).attempt(contenders("corrupt", "a"), 2)
