@@ -182,8 +182,7 @@ class Wiring:
         steps.at("flow.retired")
         self._flows.forget_out(out.flow)
         self._remove_from_gateway(out.flow)
-        if out.reply_flow:
-            await self.serve_flow_in_close({"flow": out.reply_flow})
+        # The way back is the responder's to retire: ends of its last replies may still be on their way to it.
 
     async def lose(self, flow: int, handed_upto: int, reason: int) -> None:
         """Settle a flow whose consumer or path is gone: tell the living sender, who redelivers or fails."""
