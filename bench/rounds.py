@@ -119,8 +119,8 @@ class Pairs:
         if subject.name not in self._alive:
             try:
                 self._alive[subject.name] = self._start(subject, self.placement)
-            except SubjectFailed as error:  # what does not start will not start a minute later
-                self._failures[subject.name] = [str(error)] * FAILURES_MAX
+            except SubjectFailed as error:
+                self.failed(subject, str(error))
                 raise
         return self._alive[subject.name]
 
@@ -237,8 +237,9 @@ class Contest:
         return figures(order, near, far, wall_ns), spent_ns(near, wall_ns)
 
     def _ask(self, contender: Contender, order: Mapping[str, Any]) -> tuple[Any, Any]:
+        pair = self._pairs.get(contender.subject)
         try:
-            return self._pairs.get(contender.subject).order(order, ORDER_S)
+            return pair.order(order, ORDER_S)
         except SubjectFailed as error:
             self._pairs.failed(contender.subject, str(error))
             raise

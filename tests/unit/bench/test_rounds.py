@@ -117,13 +117,13 @@ def test_wrong_contents_put_a_contender_out_before_anything_is_timed() -> None:
     assert "corrupt" not in log and ("stop", "corrupt") in log
 
 
-def test_what_does_not_start_is_not_started_again() -> None:
+def test_what_does_not_start_is_tried_once_more_and_then_given_up() -> None:
     log: list[Any] = []
     pairs = pairs_of(log)
-    for _ in range(3):
+    for _ in range(FAILURES_MAX + 2):
         attempt = Contest(pairs, TRIP, Amount(1.0, 1, 1)).attempt(contenders("absent", "a"), 1)
         assert attempt.failed == {"absent": "absent: not installed"}
-    assert log.count("start absent") == 1
+    assert log.count("start absent") == FAILURES_MAX
 
 
 def test_what_fails_again_and_again_is_given_up() -> None:
