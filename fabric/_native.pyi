@@ -387,6 +387,11 @@ def inspect_state(fd: int) -> dict[str, Any]:
     (pending, accepted, ended, waiting). Raises InternalError for what cannot be true.
     """
 
+def inspect_ledgers(fd: int, endpoints: Sequence[int]) -> list[dict[str, Any]]:
+    """
+    The ledgers of some endpoints, as `inspect_state` gives them; those that there are.
+    """
+
 def inspect_lane(fd: int, direction: int) -> dict[str, Any]:
     """
     records [(flow, flow_seq, sequence, channel)], returns [(kind, flow, a, b, end, reason)] and cursors of

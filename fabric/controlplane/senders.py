@@ -118,8 +118,8 @@ class SenderRetirer:
     async def _retire_once(self, port: Port, closed: set[int]) -> set[int]:
         """Archive and forget the closed senders with nothing outstanding; returns those that are gone."""
         with_flows = {out.endpoint for out in self._flows.outs.values()}
-        state = self._context.native.inspect_state(port.state_fd)
-        rows = {row["endpoint"]: row for row in state["ledgers"] if row["endpoint"] in closed}
+        found = self._context.native.inspect_ledgers(port.state_fd, list(closed))
+        rows = {row["endpoint"]: row for row in found}
         gone = closed - rows.keys() - with_flows
         ready = [e for e, row in rows.items() if e not in with_flows and _is_over(row)]
         if ready:

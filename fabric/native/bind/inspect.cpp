@@ -2,6 +2,7 @@
 #include "core/inspect.hpp"
 
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/vector.h>
 
 #include "bind/endpoints.hpp"
 #include "bind/ends.hpp"
@@ -100,6 +101,14 @@ nb::dict state_dict(int fd) {
   return out;
 }
 
+nb::list ledger_list(int fd, const std::vector<u64>& endpoints) {
+  std::vector<InspectedLedger> seen;
+  check(released([&] { return inspect_ledgers(fd, endpoints, seen); }));
+  nb::list out;
+  for (const auto& ledger : seen) out.append(ledger_row(ledger));
+  return out;
+}
+
 nb::dict lane_dict(int fd, int direction) {
   InspectedLane seen{};
   check(released([&] { return inspect_lane(fd, direction, seen); }));
@@ -133,6 +142,9 @@ void bind_inspect(nb::module_& module) {
              "What a state segment says: port, incarnation, tenant, heartbeat_ns, busy, flows, held, ledgers.\n\n"
              "Ledger `counts` are the folded ones; `outstanding` lists every entry behind the tail, states as words\n"
              "(pending, accepted, ended, waiting). Raises InternalError for what cannot be true.");
+  module.def("inspect_ledgers", ledger_list, "fd"_a, "endpoints"_a,
+             nb::sig("def inspect_ledgers(fd: int, endpoints: collections.abc.Sequence[int]) -> list[dict[str, typing.Any]]"),
+             "The ledgers of some endpoints, as `inspect_state` gives them; those that there are.");
   module.def("inspect_lane", lane_dict, "fd"_a, "direction"_a,
              nb::sig("def inspect_lane(fd: int, direction: int) -> dict[str, typing.Any]"),
              "records [(flow, flow_seq, sequence, channel)], returns [(kind, flow, a, b, end, reason)] and cursors of\n"

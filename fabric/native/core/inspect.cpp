@@ -11,6 +11,13 @@ std::string text(u64 value) { return std::to_string(value); }
 u8* bytes_of(StateLayout* state) { return reinterpret_cast<u8*>(state); }
 Status impossible(std::string what) { return Status::fail(Code::internal, "corrupt: " + std::move(what)); }
 
+Status map_state(int fd, Mapping& out) {
+  Status status = Mapping::map(fd, sizeof(StateLayout), false, out);
+  if (!status.ok()) return status;
+  const StateHead& head = out.as<StateLayout>()->head;
+  return head.magic == kStateMagic && head.version == 1 ? status : impossible("not a state segment");
+}
+
 Status read_flows(StateLayout* state, Written& written, InspectedState& out) {
   Status status = Status::success();
   visit_written<FlowIn>(written, bytes_of(state), offsetof(StateLayout, flows), kFlowsInPerPortMax, [&](const FlowIn& row) {
@@ -55,7 +62,14 @@ Status read_outstanding(StateLayout* state, Written& written, const Ledger& ledg
   for (u64 sequence = out.tail + 1; sequence <= last; ++sequence) {
     const OutEntry& place = ledger.entry(sequence);
     const auto at = static_cast<u64>(reinterpret_cast<const u8*>(&place) - bytes_of(state));
-    const OutEntry& entry = written.at(at) && written.at(at + sizeof place - 1) ? place : nobody_wrote;
+    const bool is_written = written.at(at) && written.at(at + sizeof place - 1);
+    if (!is_written && sequence > out.accepted) {  // nor the others of this page: 2,048 looks a ledger are many
+      const u64 ring_end = at + (kOutstandingPerEndpoint - (sequence & (kOutstandingPerEndpoint - 1))) * sizeof place;
+      const u64 skipped = (written.next(at + sizeof place - 1, ring_end) - at) / sizeof place;
+      sequence += std::max<u64>(skipped, 1) - 1;
+      continue;
+    }
+    const OutEntry& entry = is_written ? place : nobody_wrote;
     const u32 word = entry.word.load(std::memory_order_acquire);
     const u64 found = entry.sequence.load(std::memory_order_acquire);
     const OutState state = out_state(word);
@@ -118,13 +132,14 @@ Status read_ledger(StateLayout* state, Written& written, SenderLedger& row, Insp
   return status;
 }
 
-Status read_ledgers(StateLayout* state, Written& written, InspectedState& out) {
+template <class Wanted>
+Status read_ledgers(StateLayout* state, Written& written, std::vector<InspectedLedger>& out, Wanted&& is_wanted) {
   Status status = Status::success();
   const auto read = [&](SenderLedger& row) {
-    if (row.endpoint == 0) return true;
+    if (row.endpoint == 0 || !is_wanted(row.endpoint)) return true;
     InspectedLedger seen{};
     status = read_ledger(state, written, row, seen);
-    if (status.ok()) out.ledgers.push_back(std::move(seen));
+    if (status.ok()) out.push_back(std::move(seen));
     return status.ok();
   };
   visit_written<SenderLedger>(written, bytes_of(state), offsetof(StateLayout, ledger), kEndpointsPerPortMax, read);
@@ -135,10 +150,9 @@ Status read_ledgers(StateLayout* state, Written& written, InspectedState& out) {
 
 Status inspect_state(int fd, InspectedState& out) {
   Mapping mapping;
-  Status status = Mapping::map(fd, sizeof(StateLayout), false, mapping);
+  Status status = map_state(fd, mapping);
   if (!status.ok()) return status;
   auto* state = mapping.as<StateLayout>();
-  if (state->head.magic != kStateMagic || state->head.version != 1) return impossible("not a state segment");
   out.port = state->head.port;
   out.incarnation = state->head.incarnation;
   out.heartbeat_ns = state->head.heartbeat_ns.load();
@@ -147,8 +161,18 @@ Status inspect_state(int fd, InspectedState& out) {
   Written written(fd);
   status = read_flows(state, written, out);
   if (status.ok()) status = read_held(state, out);
-  if (status.ok()) status = read_ledgers(state, written, out);
+  if (status.ok()) status = read_ledgers(state, written, out.ledgers, [](u64) { return true; });
   return status;
+}
+
+Status inspect_ledgers(int fd, std::span<const u64> endpoints, std::vector<InspectedLedger>& out) {
+  Mapping mapping;
+  const Status status = map_state(fd, mapping);
+  if (!status.ok()) return status;
+  Written written(fd);
+  return read_ledgers(mapping.as<StateLayout>(), written, out, [&](u64 endpoint) {
+    return std::find(endpoints.begin(), endpoints.end(), endpoint) != endpoints.end();
+  });
 }
 
 Status inspect_lane(int fd, int direction, InspectedLane& out) {

@@ -4,6 +4,7 @@
 // states, records) is an error and not a value, so that an audit over it cannot pass by accident.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include "core/ledger.hpp"
@@ -37,6 +38,8 @@ struct InspectedLane {
 };
 
 Status inspect_state(int fd, InspectedState& out);
+/// Only these ledgers, those of them that there are: what one costs does not grow with how many others there are.
+Status inspect_ledgers(int fd, std::span<const u64> endpoints, std::vector<InspectedLedger>& out);
 Status inspect_lane(int fd, int direction, InspectedLane& out);
 
 }  // namespace fabric

@@ -74,6 +74,8 @@ def test_looking_at_a_port_takes_no_memory_for_what_nobody_used(joined: Pair) ->
     assert sampler.sample()["ledgers"][0]["accepted"] == 1
     (row,) = _native.inspect_state(joined.a.state)["ledgers"]
     assert row["accepted"] == 1
+    assert _native.inspect_ledgers(joined.a.state, [row["endpoint"], 4711]) == [row]
+    assert _native.inspect_ledgers(joined.a.state, [4711]) == []
     assert bytes_of(joined.a.state) == used
 
 
