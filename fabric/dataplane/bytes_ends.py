@@ -1,41 +1,24 @@
-"""The two ends of a channel of plain bytes: their calls go straight to the native core.
-
-`_native.SendingEnd` and `_native.ReceivingEnd` stand first among the bases, so that ``send`` and ``receive`` run no
-Python. What they cannot do themselves they leave to the methods of the general ends, which do the same with more words.
-"""
+"""The two ends of a channel of plain bytes: any buffer goes in, views or bytes come out; no Python runs between."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any
 
 from fabric import _native, limits
-from fabric.dataplane.deadlines import DEFAULT_NS, absolute_ns
-from fabric.dataplane.naming import Named, name_channel
-from fabric.dataplane.receiver import Receiver
-from fabric.dataplane.sender import Sender, as_key
-from fabric.errors import ClosedError, EndOfChannel, FabricError, LoanLimitError, TypeMismatchError
+from fabric.dataplane.deadlines import absolute_ns
+from fabric.dataplane.direct_ends import DirectReceiver, DirectSender
+from fabric.dataplane.naming import Named
+from fabric.dataplane.sender import as_key
+from fabric.errors import ClosedError, LoanLimitError, TypeMismatchError
 from fabric.messages.raw import BYTES, TAG
 
 _native.BytesMessage.__fabric_type__ = BYTES  # type: ignore[attr-defined]  # may be sent on as it is
-_ITERATE_S: Final = 1.0  # iteration looks this often whether the port was closed
 
 
-class BytesSender(_native.SendingEnd, Sender[Any]):
-    """Sends any contiguous buffer on a channel of bytes; every call of `fabric.Sender`, `loan` excepted."""
-
-    def __init__(
-        self, port: Any, channel: str, type_: Any, native: Any, answer: dict[str, Any]
-    ) -> None:
-        Sender.__init__(self, port, channel, type_, native, answer)
-        self._bind(native, DEFAULT_NS, limits.DEADLINE_S_MAX)
-        self._set_direct(not self.has_policy and self.deadline_s is None)
-
-    def set_route(self, route: str | None) -> None:
-        """Let another policy choose from the next message on."""
-        Sender.set_route(self, route)
-        self._set_direct(not self.has_policy and self.deadline_s is None)
+class BytesSender(DirectSender[Any]):
+    """Sends any contiguous buffer on a channel of bytes; every call of `fabric.Sender`; `loan` is by size."""
 
     @contextmanager
     def loan(  # type: ignore[override]
@@ -80,45 +63,6 @@ class BytesSender(_native.SendingEnd, Sender[Any]):
             except self.need_segment as need:
                 self.provide(need, deadline_ns)
 
-    # ---- for the native base
 
-    _send = Sender.send
-    _send_many = Sender.send_many
-
-    def name_error(self, error: FabricError) -> None:
-        """Let an error of a native call name the channel."""
-        name_channel(error, self.channel)
-
-
-class BytesReceiver(_native.ReceivingEnd, Receiver[Any]):
+class BytesReceiver(_native.BytesReceivingEnd, DirectReceiver[Any]):
     """Receives from a channel of bytes: views by `receive`, plain bytes by `receive_bytes`."""
-
-    def __init__(
-        self, port: Any, channel: str, type_: Any, native: Any, answer: dict[str, Any]
-    ) -> None:
-        Receiver.__init__(self, port, channel, type_, native, answer)
-        self._bind(native, DEFAULT_NS, limits.DEADLINE_S_MAX)
-
-    def __next__(self) -> Any:
-        while True:
-            if self.is_closed or self._port.is_closed:
-                raise StopIteration
-            try:
-                message = self.receive(_ITERATE_S)
-            except EndOfChannel as end:
-                raise StopIteration from end
-            except ClosedError as closed:
-                if self.is_closed or self._port.is_closed:
-                    raise StopIteration from closed
-                raise
-            if message is not None:
-                return message
-
-    # ---- for the native base
-
-    _receive = Receiver.receive
-    _receive_many = Receiver.receive_many
-
-    def name_error(self, error: FabricError) -> None:
-        """Let an error of a native call name the channel."""
-        name_channel(error, self.channel)

@@ -57,12 +57,14 @@ def _way_back(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ends(found: MessageType) -> tuple[type[Sender[Any]], type[Receiver[Any]]]:
-    """Return the classes of the ends for a type: plain bytes have their own."""
-    if found is not message_type(bytes):
-        return Sender, Receiver
-    from fabric.dataplane.bytes_ends import BytesReceiver, BytesSender
+    """Return the classes of the ends for a type: plain bytes have their own. They need the native core."""
+    if found is message_type(bytes):
+        from fabric.dataplane.bytes_ends import BytesReceiver, BytesSender
 
-    return BytesSender, BytesReceiver
+        return BytesSender, BytesReceiver
+    from fabric.dataplane.direct_ends import DirectReceiver, DirectSender
+
+    return DirectSender, DirectReceiver
 
 
 class ChannelCalls:

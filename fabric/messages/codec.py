@@ -17,6 +17,7 @@ import msgspec
 
 from fabric import limits
 from fabric.errors import CapacityError, PeerProtocolError, TypeMismatchError
+from fabric.messages.native_plan import NativePlan, native_plan
 from fabric.messages.tensor import DTYPE_CODES, DTYPES, FP8, TensorSpec, numpy_codes, to_array
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 Encode = Callable[[Any], tuple[bytes, list[Any]]]
 Decode = Callable[[Any, Any], Any]
+Unpack = Callable[[bytes], Any]
 
 _LENGTHS = (str, bytes)
 _SCALARS_LOOKED_AT_MAX = 3
@@ -78,6 +80,11 @@ def _bytes_as(spec: TensorSpec) -> int:
     return fp8[0] if len(fp8) == 1 else 0
 
 
+def is_plainly_checked(field: TensorField) -> bool:
+    """Tell whether dtype and shape say all about an array for this field."""
+    return not (field.is_byte or field.spec.is_list or field.spec.optional)
+
+
 def shared_axes(fields: list[TensorField]) -> list[tuple[str, TensorField, int, TensorField, int]]:
     """Return the pairs of axes that bear the same name and so must be equal within a message."""
     first: dict[str, tuple[TensorField, int]] = {}  # lists name no axes: theirs are their own
@@ -102,8 +109,10 @@ _UNPACKABLE = (msgspec.MsgspecError, TypeError, OverflowError, RecursionError, U
 _pack = msgspec.msgpack.Encoder(enc_hook=_plain_number).encode
 
 
-def make_encode(names: Sequence[str], specs: dict[str, TensorSpec], view: type) -> Encode:
-    """Return `encode(message) -> (meta, buffers)` for a type whose view class is `view`."""
+def make_encode(
+    names: Sequence[str], specs: dict[str, TensorSpec], view: type
+) -> tuple[Encode, NativePlan | None]:
+    """Return `encode(message) -> (meta, buffers)` for a type with this view class, and the native encoder's plan."""
     read = attrgetter(*names) if len(names) > 1 else None
     only = names[0]
     fields = tensor_fields(names, specs)
@@ -160,7 +169,8 @@ def make_encode(names: Sequence[str], specs: dict[str, TensorSpec], view: type) 
             raise _too_large(meta)
         return meta, buffers
 
-    return encode
+    known = {f.name: seen for _, seen, _, f in plan if is_plainly_checked(f)}
+    return encode, None if shared else native_plan(names, view, known)
 
 
 def _too_large(meta: bytes) -> CapacityError:
@@ -353,7 +363,7 @@ def check_shared(
 
 def make_decode(type_: MessageType) -> Decode:
     """Return `decode(native_message, endpoint) -> view`; `PeerProtocolError` on bytes that are not this type."""
-    unpack: Callable[[bytes], Any] = msgspec.msgpack.Decoder(type_.view).decode
+    unpack = type_.unpack
     label = type_.schema.label
     names = type_.names
 
@@ -383,12 +393,6 @@ def _name_field(names: Sequence[str], values: list[Any], error: Exception) -> Ty
     for name, value in zip(names, values, strict=True):
         try:
             _pack(value)
-        except (
-            msgspec.MsgspecError,
-            TypeError,
-            OverflowError,
-            RecursionError,
-            UnicodeError,
-        ) as cause:
+        except _UNPACKABLE as cause:
             return TypeMismatchError(f"field {name!r}: {cause}", field=name)
     return TypeMismatchError(f"the message does not encode: {text}")

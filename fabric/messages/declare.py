@@ -74,8 +74,12 @@ class MessageType:
         self.tensors = codec.tensor_fields(names, specs)
         self.names = names
         self.scalar_names = [name for name in names if name not in specs]
-        self.encode = codec.make_encode(names, specs, view)
+        self.encode, self.native_plan = codec.make_encode(names, specs, view)
+        self.unpack: codec.Unpack = msgspec.msgpack.Decoder(view).decode
         self.decode = codec.make_decode(self)
+        #: what native ends call per message; None where there is nothing to encode
+        self.native_encode: codec.Encode | None = self.encode
+        self.native_unpack: codec.Unpack | None = self.unpack
         self.draft = type(
             f"{cls.__name__}Draft",
             (),

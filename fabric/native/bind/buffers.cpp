@@ -37,7 +37,20 @@ struct DType {
   u64 item_bytes;
 };
 
-// Descriptors live as long as the interpreter; the table is bounded by numpy's names.
+// Descriptors live as long as the interpreter; the table is bounded by numpy's names. The name that was asked for last is
+// told by its address: most messages of a process are of one type.
+const DType& find_dtype(nb::handle name);
+
+const DType& last_dtype(nb::handle name) {
+  static PyObject* last = nullptr;    // held, so that no other text can lie there
+  static const DType* found = nullptr;
+  if (name.ptr() == last) return *found;
+  found = &find_dtype(name);
+  Py_XDECREF(last);
+  last = Py_NewRef(name.ptr());
+  return *found;
+}
+
 const DType& find_dtype(nb::handle name) {
   static auto* known = new std::unordered_map<std::string, DType>;
   Py_ssize_t length = 0;
@@ -52,12 +65,12 @@ const DType& find_dtype(nb::handle name) {
   return known->emplace(std::move(key), DType{dtype.release().ptr(), item}).first->second;
 }
 
+}  // namespace
+
 PyObject* ndarray_type() {
   static PyObject* type = nb::object(nb::module_::import_("numpy").attr("ndarray")).release().ptr();
   return type;
 }
-
-}  // namespace
 
 void Buffers::add(nb::handle object) {
   Py_buffer* view = nullptr;
@@ -71,8 +84,14 @@ void Buffers::add(nb::handle object) {
     if (used_ >= kFast) more_.pop_back();
     throw nb::python_error();
   }
+  const Piece piece{static_cast<const u8*>(view->buf), static_cast<u64>(view->len)};
+  if (used_ < kFast) {
+    few_[used_] = piece;
+  } else {
+    if (used_ == kFast) many_.assign(few_, few_ + kFast);
+    many_.push_back(piece);
+  }
   ++used_;
-  pieces_.push_back({static_cast<const u8*>(view->buf), static_cast<u64>(view->len)});
 }
 
 void Buffers::add_all(nb::handle sequence) {
@@ -87,7 +106,7 @@ void Buffers::clear() {
   for (std::size_t i = 0; i < used_ && i < kFast; ++i) PyBuffer_Release(&fast_[i]);
   for (auto& view : more_) PyBuffer_Release(view.get());
   more_.clear();
-  pieces_.clear();
+  many_.clear();
   used_ = 0;
 }
 
@@ -99,7 +118,7 @@ nb::object memory_view(nb::handle owner, u8* data, u64 bytes, bool writable) {
 }
 
 nb::object array_over(nb::handle owner, Piece& exported, const Piece& piece, nb::handle dtype, nb::handle shape) {
-  const DType& type = find_dtype(dtype);
+  const DType& type = last_dtype(dtype);
   u64 need = type.item_bytes;
   PyObject* sizes = PySequence_Tuple(shape.ptr());
   if (sizes == nullptr) throw nb::python_error();

@@ -18,8 +18,11 @@ class Buffers {
   /// Adds every item of `sequence`; raises what the buffer protocol raises.
   void add_all(nanobind::handle sequence);
   void add(nanobind::handle object);
-  std::span<const Piece> pieces(std::size_t from = 0) const { return std::span(pieces_).subspan(from); }
-  std::size_t size() const { return pieces_.size(); }
+  /// Of what was added so far; good until the next.
+  std::span<const Piece> pieces(std::size_t from = 0) const {
+    return std::span(used_ <= kFast ? few_ : many_.data(), used_).subspan(from);
+  }
+  std::size_t size() const { return used_; }
   void clear();
 
  private:
@@ -27,7 +30,8 @@ class Buffers {
   Py_buffer fast_[kFast];
   std::vector<std::unique_ptr<Py_buffer>> more_;
   std::size_t used_ = 0;
-  std::vector<Piece> pieces_;
+  Piece few_[kFast];
+  std::vector<Piece> many_;           // all of them, when they are more than few
 };
 
 /// Memory that `owner` keeps alive, through the buffer protocol.
@@ -43,6 +47,7 @@ nanobind::object memory_view(nanobind::handle owner, u8* data, u64 bytes, bool w
 /// raises PeerProtocolError unless shape and dtype need just its bytes.
 nanobind::object array_over(nanobind::handle owner, Piece& exported, const Piece& piece, nanobind::handle dtype,
                             nanobind::handle shape);
+PyObject* ndarray_type();             ///< numpy's; a reference that stays
 void bind_buffers(nanobind::module_& module);
 
 }  // namespace fabric

@@ -3,7 +3,6 @@
 
 #include <cstring>
 
-#include "bind/bytes.hpp"
 #include "bind/endpoints.hpp"
 
 namespace nb = nanobind;

@@ -22,6 +22,8 @@ PyObject* make_bytes_message(PyObject* owner, ReceiverCore& receiver, MessageCor
 /// Lets Python map the segment that `status` (need_segment) asks for: provide(NeedSegment). Throws what that raises.
 void provide_segment(PyObject* provide, const Status& status);
 void bind_bytes_message(nanobind::module_& module);
+void bind_sending_end(nanobind::module_& module);
+void bind_receiving_end(nanobind::module_& module);
 
 /// Runs `call` as nanobind would: what C++ throws becomes the Python exception, and the answer nullptr.
 template <class Call>

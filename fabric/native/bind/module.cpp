@@ -1,7 +1,7 @@
 // The extension module: declares the binders, nothing else.
 #include <nanobind/nanobind.h>
 
-#include "bind/bytes.hpp"
+#include "bind/bytes_message.hpp"
 #include "bind/endpoints.hpp"
 
 namespace nb = nanobind;
@@ -22,7 +22,9 @@ NB_MODULE(_native, module) {
   fabric::bind_port(module);
   fabric::bind_sender(module);
   fabric::bind_receiver(module);
-  fabric::bind_bytes(module);
+  fabric::bind_bytes_message(module);
+  fabric::bind_sending_end(module);
+  fabric::bind_receiving_end(module);
   if (fabric::bind_inspect != nullptr) fabric::bind_inspect(module);
   fabric::bind_sample(module);
   if (fabric::bind_engine != nullptr) fabric::bind_engine(module);
