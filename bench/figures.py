@@ -31,6 +31,7 @@ FIGURES: Mapping[str, Figure] = {
     "ms": Figure("time", "ms", LOWER),
     "bytes": Figure("memory", "B", LOWER),
     "stated_bytes": Figure("memory as stated", "B", LOWER),
+    "client_bytes": Figure("in the process itself", "B", LOWER),
 }
 
 

@@ -41,7 +41,7 @@ def idle(what: str, count: int) -> Row:
         IDLE_BYTES_MAX,
         (Bar("bytes", 1.0, "floor"), Bar("stated_bytes", 1.0, "floor")),
         None,
-        ("bytes", "stated_bytes"),
+        ("bytes", "stated_bytes", "client_bytes"),
     )
 
 

@@ -5,8 +5,9 @@ nodes that are there before anything is asked (1). Workloads:
 
 - ``ready``: ``figures {"ms"}``, from the start of a node's first process to the return of the first attach.
 - ``ready_allowance``: what that may be held against, the interpreter with what a daemon imports and `MARGIN_S`.
-- ``channels`` and ``ports``, with ``count``: ``figures {"bytes", "stated_bytes"}``, what one more of them costs: the
-  growth of node and clients, and what the node itself says.
+- ``channels`` and ``ports``, with ``count``: ``figures {"bytes", "stated_bytes", "client_bytes"}``, what one more of
+  them costs: the growth of what the node holds for it, shared memory and its own; what the node itself says; and what
+  the attached process adds for itself (the stacks of a port's two threads, for the most part).
 - ``node``: ``figures {"bytes", "ms"}``, what one more node costs all nodes together, and until it has joined.
 
 Memory is anonymous and shared memory, each page divided by those that map it; code is not in it.
@@ -32,7 +33,7 @@ IMPORTS = "import fabric.controlplane.daemon"
 WARM = 64  # channels and ports that are there before: pages come in fours and more
 WAIT_S = 60.0
 SETTLE_S = 0.5
-COUNTED = ("Pss_Anon:", "Pss_Shmem:")
+PRIVATE, SHARED = ("Pss_Anon:",), ("Pss_Shmem:",)
 
 
 class Footprint:
@@ -96,15 +97,20 @@ class Footprint:
     def _grown(self, add: Callable[[int], object], count: int, what: str) -> dict[str, Any]:
         """Return what `count` more of something cost, each; everything is closed afterwards."""
         add(WARM)
-        before = memory_bytes([os.getpid(), *self._pids()])
+        before, own = self._held(), memory_bytes([os.getpid()], PRIVATE)
         add(count)
-        after = memory_bytes([os.getpid(), *self._pids()])
+        after, own = self._held(), memory_bytes([os.getpid()], PRIVATE) - own
         with self._control() as control:
             stated = control.status()["memory"][f"{what}_bytes"]
         for port in self._ports:
             port.close()
         self._ports.clear()
-        return {"figures": {"bytes": (after - before) / count, "stated_bytes": stated}}
+        each = {"bytes": (after - before) / count, "client_bytes": own / count}
+        return {"figures": {**each, "stated_bytes": stated}}
+
+    def _held(self) -> int:
+        """Return what the nodes hold, with the pages that this process shares with them."""
+        return memory_bytes(self._pids()) + memory_bytes([os.getpid()], SHARED)
 
     def _attach(self, count: int) -> list[Any]:
         socket, first = str(self._nodes[0].socket), len(self._ports)
@@ -186,12 +192,12 @@ def connect(role: str, folder: Path, options: dict[str, Any]) -> Footprint | Nob
     return Footprint(folder, options) if role == "near" else Nobody()
 
 
-def memory_bytes(pids: Iterable[int]) -> int:
-    """Return the anonymous and shared memory of some processes."""
+def memory_bytes(pids: Iterable[int], kinds: tuple[str, ...] = PRIVATE + SHARED) -> int:
+    """Return the anonymous and shared memory of some processes, or one of the two."""
     found = 0
     for pid in pids:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             words = line.split()
-            if words[0] in COUNTED:
+            if words[0] in kinds:
                 found += int(words[1]) * 1024
     return found
