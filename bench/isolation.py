@@ -28,7 +28,7 @@ def run() -> int:
     results: dict[str, object] = {}
     failed = []
     with tempfile.TemporaryDirectory(prefix="fab-iso-", dir="/tmp") as name:
-        node = BenchNode(Path(name))
+        node = BenchNode(Path(name), "bench")  # the name in its plan
         node.start()
         try:
             trips = RoundTrips(str(node.socket))
