@@ -2,7 +2,8 @@
 
 Subject ``bench.ours.growth``. Options: ``{"channels": n}`` opens n channels between near and far, the measured one
 last; ``{"ports": n}`` attaches n ports to the node, those beside near and far in a third process, in pairs that share
-a channel. Workloads beside those of `bench.loops`, each with ``figures {"p50_us"}``:
+a channel. Near and far are on a CPU each, wherever the driver puts them. Workloads beside those of `bench.loops`, each
+with ``figures {"p50_us"}``:
 
 - ``{"run": "attach", "count": …}``: `fabric.attach`, until it returned.
 - ``{"run": "open", "count": …}``: `Port.receiver` and `Port.sender` in turn, until each returned.
@@ -12,6 +13,7 @@ a channel. Workloads beside those of `bench.loops`, each with ``figures {"p50_us
 
 from __future__ import annotations
 
+import os
 import secrets
 import statistics
 import subprocess
@@ -152,11 +154,19 @@ def timed(call: Callable[[int], None], count: int, undo: Callable[[], None]) -> 
     return {"figures": {"p50_us": statistics.median(times) / 1e3}}
 
 
+def stand_apart(role: str) -> None:
+    """Take a CPU of one's own: whether the halves happen to share one decides more than what else is open."""
+    cpus = sorted(os.sched_getaffinity(0))
+    if len(cpus) > 1:
+        os.sched_setaffinity(0, {cpus[0 if role == "near" else 1]})
+
+
 def connect(role: str, folder: Path, options: dict[str, Any]) -> Crowded:
     """Near brings up the node and the other ports, far waits for it; both attach."""
     channels = int(options.get("channels", 1))
     if role == "far":
         places = wait_for(folder)
+        stand_apart(role)
         return Crowded(role, attach(role, places["far"], options), channels, places)
     node = BenchNode(folder)
     node.start()
@@ -166,6 +176,7 @@ def connect(role: str, folder: Path, options: dict[str, Any]) -> Crowded:
             more.insert(0, Others(str(node.socket), options["ports"] - 2))
         places = {"near": str(node.socket), "far": str(node.socket)}
         places |= {"listener": str(folder / "listener"), "key": secrets.token_hex(KEY_BYTES)}
+        stand_apart(role)  # the node and the others go where they like
         port = attach(role, str(node.socket), options)
         tell(folder, places)
         return Crowded(role, port, channels, places, *more)

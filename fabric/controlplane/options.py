@@ -53,8 +53,7 @@ def default_state(name: str) -> Path:
     return Path(home) / "fabricd" / name
 
 
-def parse(argv: list[str] | None = None) -> Options:
-    """Read the command line; raises `ConfigError` on a bad address."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fabricd", description="The fabric daemon of one node (keeper and daemon)."
     )
@@ -100,7 +99,12 @@ def parse(argv: list[str] | None = None) -> Options:
         default=f"{METRICS_DEFAULT[0]}:{METRICS_DEFAULT[1]}",
         help="where Prometheus reads /metrics, on loopback; port 0 takes a free one (fabricctl status says which)",
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+def parse(argv: list[str] | None = None) -> Options:
+    """Read the command line; raises `ConfigError` on a bad address."""
+    args = _parser().parse_args(argv)
     if not args.name or len(args.name.encode()) > limits.NAME_BYTES_MAX or "/" in args.name:
         raise ConfigError(
             f"--name {args.name!r}: use 1 to {limits.NAME_BYTES_MAX} bytes without '/'",
