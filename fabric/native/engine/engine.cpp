@@ -130,7 +130,7 @@ bool Engine::step(u64 now) {
   acks_due_ns_ = ~u64{0};
   for (auto& [id, session] : sessions_) {
     pump_session(*session, now);
-    more |= session->connection[0].more || session->connection[1].more;
+    more |= session->connection[0].more || session->connection[1].more || has_room_unused(*session);
   }
   ring_dirty();
   return more;

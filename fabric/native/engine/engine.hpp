@@ -103,6 +103,7 @@ class Engine {
   bool take_record(EngineLane& lane, const RecordSpan& span, u64 now);
   Forward& flow_out(u64 flow);
   void pump_flow(Forward& flow, u64 now);
+  static bool comes_too_early(const Forward& flow);
   void post_entry(Session& session, Forward& flow, Outgoing& entry, u64 now);
   void post_record(Session& session, Forward& flow, Outgoing& entry, wire::FrameType type, u64 now);
   void start_transfer(Session& session, Outgoing& entry);
@@ -177,6 +178,7 @@ class Engine {
   void on_refuse(Session& session, const wire::FrameHeader& header);
   void on_resume(Session& session, const wire::FrameHeader& header, u64 now);
   void pump_session(Session& session, u64 now);
+  static bool has_room_unused(const Session& session);
 
   // silence.cpp — peers that say nothing, transfers that do not move
   void watch_links(u64 now);

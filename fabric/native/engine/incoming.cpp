@@ -80,10 +80,9 @@ bool Engine::on_record(Session& session, const wire::FrameHeader& header, std::s
   const bool announce = header.type == u8(wire::FrameType::announce);
   if (seq <= flow.last) {
     ++session.count.repeats;
-    session.acks_pressing = true;  // the peer does not know
     if (seq <= flow.published) {
       if (!flow.ack_due) session.ack_due.push_back(flow.id);
-      flow.ack_due = true;
+      flow.ack_due = session.acks_pressing = true;
       return true;
     }
     Incoming& pending = flow.pending[seq - flow.pending.front().flow_seq];

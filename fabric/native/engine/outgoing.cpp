@@ -126,9 +126,26 @@ void Engine::pump_flow(Forward& flow, u64 now) {
       flow.blocked = true;
       return;
     }
+    if (comes_too_early(flow)) return;  // the acknowledgement of one before it goes on
     Outgoing& entry = *flow.unacked[flow.next++];
     post_entry(*session, flow, entry, now);
   }
+}
+
+/// A few large transfers keep a link busy. The peer takes memory for each that is announced, and memory that is used in turn
+/// stays in the cache.
+bool Engine::comes_too_early(const Forward& flow) {
+  const Outgoing& entry = *flow.unacked[flow.next];
+  if (entry.end != End::none || header_of(entry).payload_bytes < kLargeTransferBytes) return false;
+  u64 under_way = 0;
+  u32 transfers = 0;
+  for (std::size_t i = 0; i < flow.next; ++i) {
+    const OutTransfer* transfer = flow.unacked[i]->transfer.get();
+    if (transfer == nullptr) continue;
+    under_way += transfer->total;
+    if (++transfers >= kTransfersOfFlow && under_way >= kTransferBytesOfFlow) return true;
+  }
+  return false;
 }
 
 void Engine::post_entry(Session& session, Forward& flow, Outgoing& entry, u64 now) {
@@ -169,6 +186,8 @@ void Engine::start_transfer(Session&, Outgoing& entry) {
   auto transfer = std::make_shared<OutTransfer>();
   transfer->id = next_transfer_++;
   transfer->owner = &entry;
+  transfer->flow = entry.flow_id;
+  transfer->flow_seq = entry.flow_seq;
   transfer->klass = view.head.klass;
   for (u32 i = 0; i < view.head.segment_count; ++i) transfer->pieces.push_back(wire::segment_at(view, i));
   lay_out(*transfer);
@@ -307,10 +326,36 @@ void Engine::release_front(EngineLane& lane) {
   if (gave || was_tight) mark_dirty(lane);
 }
 
+void BulkQueue::put(const std::shared_ptr<OutTransfer>& transfer) {
+  auto& waiting = flows[transfer->flow];
+  if (waiting.empty()) turns.push_back(transfer->flow);
+  auto at = waiting.end();
+  while (at != waiting.begin() && (*std::prev(at))->flow_seq > transfer->flow_seq) --at;
+  waiting.insert(at, transfer);
+  transfer->queued = true;
+}
+
+std::shared_ptr<OutTransfer> BulkQueue::take() {
+  const auto found = flows.find(turns.front());
+  turns.pop_front();
+  std::shared_ptr<OutTransfer> transfer = std::move(found->second.front());
+  found->second.pop_front();
+  transfer->queued = false;
+  if (found->second.empty()) flows.erase(found);
+  else turns.push_back(found->first);
+  return transfer;
+}
+
+void BulkQueue::clear() {
+  for (auto& [flow, waiting] : flows)
+    for (const auto& transfer : waiting) transfer->queued = false;
+  flows.clear();
+  turns.clear();
+}
+
 void Engine::queue_bulk(Session& session, const std::shared_ptr<OutTransfer>& transfer) {
   if (transfer->queued || transfer->pending.empty()) return;
-  transfer->queued = true;
-  session.bulk[transfer->klass].push_back(transfer);
+  session.bulk[transfer->klass].put(transfer);
 }
 
 void Engine::on_grant(Session& session, const wire::FrameHeader& header, std::span<const u8> body, u64 now) {
@@ -337,22 +382,18 @@ void Engine::on_grant(Session& session, const wire::FrameHeader& header, std::sp
   pump_bulk(session, now);
 }
 
-/// Round robin within a class, one chunk each: a large transfer delays a small one by one chunk. A higher class
-/// goes first; a lower one has every `kLowerClassEvery`-th turn, so that it is late and never stuck.
+/// Round robin over the flows of a class, one chunk each: a large transfer delays one of another flow by one chunk. A
+/// higher class goes first; a lower one has every `kLowerClassEvery`-th turn, so that it is late and never stuck.
 std::shared_ptr<OutTransfer> Engine::next_bulk(Session& session) {
-  std::deque<std::shared_ptr<OutTransfer>>*high = nullptr, *low = nullptr;
-  for (auto& waiting : session.bulk) {
-    if (waiting.empty()) continue;
+  BulkQueue *high = nullptr, *low = nullptr;
+  for (BulkQueue& waiting : session.bulk) {
+    if (waiting.turns.empty()) continue;
     if (high == nullptr) high = &waiting;
     low = &waiting;
   }
   if (high == nullptr) return nullptr;
   const bool lower = high != low && ++session.bulk_turn % kLowerClassEvery == 0;
-  auto& from = lower ? *low : *high;
-  std::shared_ptr<OutTransfer> transfer = std::move(from.front());
-  from.pop_front();
-  transfer->queued = false;
-  return transfer;
+  return (lower ? low : high)->take();
 }
 
 void Engine::pump_bulk(Session& session, u64 now) {

@@ -9,6 +9,7 @@
 #include <map>
 #include <memory>
 #include <set>
+#include <unordered_map>
 #include <vector>
 
 #include "core/arena.hpp"
@@ -24,7 +25,7 @@ struct Session;
 struct Chunk { u32 piece; u32 length; u64 source_offset; u64 target_offset; };
 
 struct OutTransfer {
-  u64 id = 0;
+  u64 id = 0, flow = 0, flow_seq = 0;
   Outgoing* owner = nullptr;
   std::vector<SegmentEntry> pieces;
   std::vector<Chunk> chunks;
@@ -35,6 +36,16 @@ struct OutTransfer {
   u32 klass = 3, stalls = 0;           // stalls: in a row
   u64 moved_ns = 0;                    // granted, posted or acknowledged last
   bool granted = false, queued = false;
+};
+
+/// Transfers of a class that have chunks to post. Those of one flow go in its order: they are published in it, and what is
+/// under way at once at the peer takes memory there. Flows take turns.
+struct BulkQueue {
+  std::deque<u64> turns;               // flows that have transfers here, each once
+  std::unordered_map<u64, std::deque<std::shared_ptr<OutTransfer>>> flows;
+  void put(const std::shared_ptr<OutTransfer>& transfer);
+  std::shared_ptr<OutTransfer> take();  ///< not when `turns` is empty
+  void clear();
 };
 
 struct Forward;

@@ -16,6 +16,9 @@ inline constexpr u64 kRecordBacklogBytes = 256 * 1024;  // records wait in the l
 inline constexpr u64 kBulkBacklogBytes = 512 * 1024;    // chunks wait with their sender beyond this
 inline constexpr u64 kReadBudgetBytes = 2 * 1024 * 1024;  // one connection, one step
 inline constexpr std::size_t kWindowAfterLoss = 2;      // so that a connection which breaks often still gets the first one through
+inline constexpr u64 kLargeTransferBytes = 1024 * 1024;
+inline constexpr u32 kTransfersOfFlow = 2;              // announced and not acknowledged; fewer never wait
+inline constexpr u64 kTransferBytesOfFlow = 32 * 1024 * 1024;  // nor do fewer bytes
 inline constexpr u64 kAcksWaitNs = 1'000'000;           // acknowledgements alone wait so long for a frame to go with
 inline constexpr u64 kAcksPromptNs = 1'000'000'000;     // after a connection came up
 inline constexpr u64 kAcksWaitBytes = 16 * 1024;        // of records: a lane holds 16 times that
@@ -76,7 +79,7 @@ struct Session {
   u64 acks_prompt_ns = 0;               // until then none waits: a connection is new, its peer's window small
   std::vector<wire::ChunkAck> chunk_acks;
   std::unordered_map<u64, std::shared_ptr<OutTransfer>> out_transfers;
-  std::deque<std::shared_ptr<OutTransfer>> bulk[4];   // by class
+  BulkQueue bulk[4];                    // by class
   u32 bulk_turn = 0;                    // chunks posted since a lower class had its turn
   std::deque<u64> blocked[4];           // by class: flows waiting for their group's backlog to shrink
   std::unordered_map<u64, u64> in_transfers;   // transfer → flow

@@ -87,10 +87,7 @@ void Engine::connection_up(Session& session, u32 group, u64 now) {
       if (const auto flow = flows_out_.find(id); flow != flows_out_.end()) flow->second.blocked = false;
     blocked.clear();
   }
-  for (auto& bulk : session.bulk) {
-    for (const auto& transfer : bulk) transfer->queued = false;
-    bulk.clear();
-  }
+  for (BulkQueue& bulk : session.bulk) bulk.clear();
   if (group == 0) {
     session.reports_sent = 0;
     answer_again(session);
@@ -267,9 +264,8 @@ void Engine::on_hop_ack(Session& session, const wire::FrameHeader& header, std::
       ++session.count.foreign;
       continue;
     }
-    const bool was_limited = flow->second.window != ~std::size_t{0};  // many acknowledged at once may lift the limit
     acknowledge(flow->second, ack.flow_seq);
-    if (was_limited) pumps_due_.push_back(ack.flow);
+    if (flow->second.next < flow->second.unacked.size()) pumps_due_.push_back(ack.flow);  // what waited for room may go
   }
   while (!session.reports.empty() && session.reports.front().number <= header.a) {
     finish_reading(session.reports.front().lane, session.reports.front().reading);
@@ -403,6 +399,19 @@ void Engine::send_reports(Session& session) {
     }
     post_control(session, header, std::move(body));
   }
+}
+
+/// Something waits for a connection that took all it was given: no event will tell that it could go on.
+bool Engine::has_room_unused(const Session& session) {
+  for (u32 klass = 0; klass < 4; ++klass) {
+    const auto is_free = [&](u32 group) {
+      const Connection& connection = session.connection[group];
+      return connection.link != nullptr && !connection.down && connection.link->backlog() == 0;
+    };
+    if (!session.blocked[klass].empty() && is_free(klass <= u32(Class::token) ? 0 : 1)) return true;
+    if (!session.bulk[klass].turns.empty() && is_free(1)) return true;
+  }
+  return false;
 }
 
 void Engine::pump_session(Session& session, u64 now) {
