@@ -57,7 +57,7 @@ bool Operation::enter() {
     lock_.lock();
     port_.auditor_gone_ = port_.auditor_gone_ || monotonic_ns() >= until;  // its cut is not worth a hang
   }
-  status_ = {};
+  if (!status_.ok()) status_ = {};
   inside_ = true;
   return true;
 }

@@ -324,8 +324,11 @@ Status SenderCore::send_many(std::span<const SendRequest> requests, u64 deadline
   Batch batch;
   Status status;
   for (const SendRequest& request : requests) {
-    status = send_one(operation, request, batch, deadline_ns, may_wait, accepted == 0);
-    if (!status.ok()) break;
+    Status sent = send_one(operation, request, batch, deadline_ns, may_wait, accepted == 0);
+    if (!sent.ok()) [[unlikely]] {
+      status = std::move(sent);
+      break;
+    }
     ++accepted;
   }
   if (operation.ok()) seal(batch);

@@ -161,6 +161,7 @@ port.add_lane(1025, lane, 1, 2, 100, 1, peer_doorbell, peer_event)
 inn, back = port.open_receiver(21, 7, 99, 0, 0), port.open_sender(12, 8, 99, 0, 0, 1)
 port.add_flow_in(21, 1, 1025, 100, 256, 1 << 24)
 port.add_flow_out(12, 2, 1025, 22, 256, 1 << 24, 1, False)
+print("ready", flush=True)  # what came before its flow would be a stray
 held = []
 for _ in range(100):
     message = inn.receive(soon())
@@ -182,8 +183,14 @@ def test_second_process_answers_and_leaves_with_live_views(joined: Pair) -> None
     out, inn = joined.sender(), a.port.open_receiver(22, 8, 99, 0, 0)
     a.port.add_flow_in(22, 2, 1025, 200, 256, 1 << 24)
     a.port.add_flow_out(11, 1, 1025, 21, 256, 1 << 24, 1, False)
-    other = subprocess.Popen([sys.executable, "-c", OTHER, *map(str, fds)], pass_fds=fds, cwd=ROOT)
+    other = subprocess.Popen(
+        [sys.executable, "-c", OTHER, *map(str, fds)],
+        pass_fds=fds,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+    )
     try:
+        assert other.stdout is not None and other.stdout.readline() == b"ready\n"
         for i in range(100):
             out.send(b"%d" % i, [bytes([i]) * 64], None, soon(20))
             answer = inn.receive(soon(20))
@@ -192,5 +199,5 @@ def test_second_process_answers_and_leaves_with_live_views(joined: Pair) -> None
         assert other.wait(20) == 0
     finally:
         other.kill()
-        other.wait()
+        other.communicate()
         joined.a.fds += [state, doorbell, event, lane]
