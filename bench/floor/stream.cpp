@@ -108,7 +108,7 @@ std::span<const u8> StreamEnd::receive_array() {
 BulkEnd::BulkEnd(Role role, const std::string& folder, const Order& options)
     : meeting_(role, folder), fd_(meeting_.connect_tcp()), checks_(options.flag("crc")) {
   set_option(fd_, IPPROTO_TCP, TCP_NODELAY, 1, "TCP_NODELAY");
-  set_option(fd_, IPPROTO_TCP, TCP_NOTSENT_LOWAT, fabric::kTcpNotSentLowatBytes, "TCP_NOTSENT_LOWAT");
+  set_option(fd_, IPPROTO_TCP, TCP_NOTSENT_LOWAT, fabric::kTcpNotSentLowatBulkBytes, "TCP_NOTSENT_LOWAT");
   const std::string congestion = options.text("congestion");
   if (!congestion.empty()) {
     check(::setsockopt(fd_.get(), IPPROTO_TCP, TCP_CONGESTION, congestion.data(),

@@ -148,7 +148,8 @@ Status Engine::open_session(u64 session, u32 peer_node, u64 peer_incarnation) {
 }
 
 Status Engine::add_connection(u64 session, int fd, u32 group, u32 features) {
-  std::unique_ptr<Link> link = std::make_unique<TcpLink>(fd, session);
+  std::unique_ptr<Link> link = std::make_unique<TcpLink>(
+      fd, session, group == 1 ? kTcpNotSentLowatBulkBytes : kTcpNotSentLowatBytes);
   Access access(*this, true);
   return attach_link(session, std::move(link), group, features & wire::kFeaturesKnown);
 }

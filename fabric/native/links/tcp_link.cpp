@@ -22,10 +22,10 @@ std::string system_reason(const char* what) { return std::string(what) + ": " + 
 
 }  // namespace
 
-TcpLink::TcpLink(int fd, u64 session) : fd_(fd), session_(session), buffer_(kBufferBytes) {
+TcpLink::TcpLink(int fd, u64 session, u32 notsent_lowat_bytes) : fd_(fd), session_(session), buffer_(kBufferBytes) {
   ::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) | O_NONBLOCK);
   // Both fail harmlessly on a socket pair, which tests use.
-  const int one = 1, lowat = kTcpNotSentLowatBytes;
+  const int one = 1, lowat = static_cast<int>(notsent_lowat_bytes);
   ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
   ::setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &lowat, sizeof lowat);
   tcp_info info{};

@@ -12,10 +12,11 @@
 namespace fabric {
 
 inline constexpr u32 kTcpNotSentLowatBytes = 128 * 1024;
+inline constexpr u32 kTcpNotSentLowatBulkBytes = 1024 * 1024;  // a writer that is woken for every 128 KiB takes twice the time
 
 class TcpLink final : public Link {
  public:
-  TcpLink(int fd, u64 session);
+  TcpLink(int fd, u64 session, u32 notsent_lowat_bytes = kTcpNotSentLowatBytes);
   ~TcpLink() override { close(); }
   void post(OutFrame frame) override;
   bool progress(Sink& sink, u64 budget) override;
