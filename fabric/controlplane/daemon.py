@@ -153,6 +153,7 @@ class Daemon:
         self.wiring.closed_out = self.retiring.soon
         self.endpoints.transform_of = self.stages.transform_of
         self.endpoints.generation_of = self.stages.generation_of
+        self.gateway.is_flow = lambda flow: flow in self.flows.outs or flow in self.flows.ins
         self.context.keeper.on_exit = self.modules.on_exit
         self.context.keeper.on_lost = self._on_keeper_lost
 

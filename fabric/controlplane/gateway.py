@@ -22,6 +22,10 @@ from fabric.dataplane.segments import plan_segment
 log = logging.getLogger("fabricd.gateway")
 
 
+# What an engine keeps in a ring, or unacknowledged, until it knows the flow.
+_HELD_FOR_A_FLOW = ("return entry", "lane record", "report")
+
+
 class NodeGateway:
     """Belongs to the daemon's loop. `on_link_down(node, group, reason)` asks for a new data connection."""
 
@@ -40,6 +44,7 @@ class NodeGateway:
         self._looking: asyncio.TimerHandle | None = None
         self.up: set[tuple[int, int]] = set()  #: (node, group) with a data connection
         self.on_link_down: Callable[[int, int, str], None] = lambda node, group, reason: None
+        self.is_flow: Callable[[int], bool] = lambda flow: True
 
     @property
     def engine(self) -> Any:
@@ -248,6 +253,16 @@ class NodeGateway:
             self._context.events.add(
                 f"engine {kind}", **{k: v for k, v in event.items() if k != "event"}
             )
+            if kind == "flow_unknown" and event["reason"] in _HELD_FOR_A_FLOW:
+                self._give_up(event["flow"])
+
+    def _give_up(self, flow: int) -> None:
+        """Have the engine forget a flow that nobody knows any more: what it keeps for it holds up all behind it.
+
+        It was settled under an earlier daemon, or is of a former life of this node or of a peer.
+        """
+        if not self.is_flow(flow):
+            self._engine.remove_flow(flow)
 
     def _reclaim(self, port: Port) -> None:
         """Free the slots of a former engine that no held table and (the engine looks) no record in a lane names.

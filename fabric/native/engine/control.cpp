@@ -277,18 +277,24 @@ void Engine::forget_flow(u64 flow_id) {
     orphan_returns_.erase(orphans);
   }
   const auto in = flows_in_.find(flow_id);
-  if (in == flows_in_.end()) return;
+  if (in == flows_in_.end()) {  // an earlier engine's, perhaps: what was read of it must not hold up what came behind
+    for (auto& [number, lane] : lanes_) forget_readings(*lane, flow_id);
+    return;
+  }
   EngineLane* lane = in->second.lane;
   for (Incoming& entry : in->second.pending) forget_transfer(entry);
   flows_in_.erase(in);
   if (lane != nullptr) forget_reader(*lane, flow_id);
-  for (u64 i = 0; lane != nullptr && i < lane->readings.size(); ++i) {
-    // Ends that a session still carries are acknowledged there; the rest goes nowhere any more.
-    if (lane->readings[i].entry.flow == flow_id && !reported(lane->number, lane->readings_base + i))
-      lane->readings[i].done = true;
-  }
-  if (lane != nullptr) pop_readings(*lane);
+  if (lane != nullptr) forget_readings(*lane, flow_id);
   retry_slots();
+}
+
+/// Ends that a session still carries are acknowledged there; the rest goes nowhere any more.
+void Engine::forget_readings(EngineLane& lane, u64 flow_id) {
+  for (u64 i = 0; i < lane.readings.size(); ++i)
+    if (lane.readings[i].entry.flow == flow_id && !reported(lane.number, lane.readings_base + i))
+      lane.readings[i].done = true;
+  pop_readings(lane);
 }
 
 bool Engine::reported(u32 lane, u64 reading) const {

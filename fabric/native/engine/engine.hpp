@@ -148,6 +148,7 @@ class Engine {
   void free_slot(EngineLane& lane, const ReturnEntry& entry);
   void apply_removals();
   void forget_flow(u64 flow);
+  void forget_readings(EngineLane& lane, u64 flow);
   void forget_reader(EngineLane& lane, u64 flow);
   bool reported(u32 lane, u64 reading) const;
   u64 last_in_lane(EngineLane& lane, u64 flow) const;

@@ -200,6 +200,31 @@ void an_unknown_flow_is_kept_until_it_is_known() {
   CHECK(got.flow == late && got.payload == pattern(64, 9));
 }
 
+/// An end of a flow that nobody knows keeps its place in the ring, and so everything behind it, until it is given up.
+void what_is_kept_for_a_flow_that_is_given_up_holds_up_nothing() {
+  Pair pair(Transport::inproc);
+  pair.connect();
+  CHECK(pair.a.send(kFlow, 1, pattern(64, 9), false));
+  Got got;
+  CHECK(eventually([&] { return pair.b.receive(got); }));
+  Got stale = got;
+  stale.flow = kFlow + 7;
+  pair.b.finish(stale);
+  pair.b.finish(got);
+  CHECK(eventually([&] {
+    pair.serve();
+    for (const EngineEvent& event : pair.b.seen)
+      if (event.kind == EngineEvent::Kind::flow_unknown && event.a == stale.flow) return true;
+    return false;
+  }));
+  CHECK(!pair.b.engine.drained(1));
+  pair.b.engine.remove_flow(stale.flow);
+  CHECK(eventually([&] {
+    pair.serve();
+    return pair.b.engine.drained(1);
+  }));
+}
+
 void a_lost_and_a_repeated_record_are_visible() {
   Pair pair(Transport::inproc);
   pair.connect();
@@ -323,6 +348,7 @@ int main() {
   answers_dropped_without_a_control_connection_come_again();
   a_full_lane_of_one_flow_waits_without_loss();
   an_unknown_flow_is_kept_until_it_is_known();
+  what_is_kept_for_a_flow_that_is_given_up_holds_up_nothing();
   a_lost_and_a_repeated_record_are_visible();
   a_new_peer_incarnation_gets_what_was_not_taken_over();
   a_killed_sender_engine_is_continued_from_the_lane();

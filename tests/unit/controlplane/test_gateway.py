@@ -81,6 +81,21 @@ def test_flow_that_cannot_be_carried_keeps_no_other_from_its_session():
     assert [(e.kind, e.more["flow"]) for e in events._kept] == [("flow not carried", 2)]
 
 
+@pytest.mark.promise("P4")
+@pytest.mark.parametrize(
+    ("reason", "given_up"),
+    [("return entry", [5]), ("report", [5]), ("lane record", [5]), ("frame", [])],
+)
+def test_what_an_engine_keeps_for_a_flow_that_nobody_knows_is_given_up(reason, given_up):
+    engine = Engine()
+    made, events = gateway(engine)
+    made.is_flow = lambda flow: flow == 4
+    for flow in (4, 5):
+        made._on_event({"event": "flow_unknown", "flow": flow, "reason": reason})
+    assert engine.removed == given_up
+    assert [e.kind for e in events._kept] == ["engine flow_unknown"] * 2
+
+
 @pytest.mark.promise("P1")
 def test_lane_that_is_dropped_takes_its_flows_with_it():
     engine = Engine()

@@ -40,7 +40,9 @@ def daemon(monkeypatch):
     monkeypatch.setattr("fabric.controlplane.observer.time.monotonic_ns", lambda: NOW_NS)
     view = View(channels=(ChannelRecord(number=7, name="kv", type_name="t"),))
     made = SimpleNamespace(
-        context=SimpleNamespace(name="a", native=Native(), events=EventLog()),
+        context=SimpleNamespace(
+            name="a", native=Native(), events=EventLog(), keeper=SimpleNamespace()
+        ),
         ports=[],
         lanes=SimpleNamespace(all=list),
         segments=SimpleNamespace(all=list),
