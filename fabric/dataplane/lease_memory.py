@@ -173,10 +173,13 @@ class LeaseMemory:
         try:
             yield
         finally:
-            with self._using:
-                self._users -= 1
-                if self._is_closed and not self._users:
-                    self._shut()
+            self._leave()
+
+    def _leave(self) -> None:
+        with self._using:
+            self._users -= 1
+            if self._is_closed and not self._users:
+                self._shut()
 
     # ---- locks
 
