@@ -45,11 +45,14 @@ def regions(fd: int, joined: Pair) -> list[tuple[int, int]]:
     """Where in a segment something is written at all: (offset, length)."""
     if fd == joined.lane_fd:
         return [(0, 64), (4096, 512), (8192, 2048), (8192 + 2 * 256 * 1024, 1024)]
-    size = os.fstat(fd).st_size
-    found = []
-    for page in range(0, size, 4096):
-        if any(os.pread(fd, 4096, page)):
-            found.append((page, 4096))
+    size, at, found = os.fstat(fd).st_size, 0, []
+    while at < size:
+        try:
+            start = os.lseek(fd, at, os.SEEK_DATA)  # most of a state was never written
+        except OSError:
+            break
+        at = os.lseek(fd, start, os.SEEK_HOLE)
+        found += [(page, 4096) for page in range(start, at, 4096) if any(os.pread(fd, 4096, page))]
     return found
 
 
