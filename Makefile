@@ -81,7 +81,7 @@ test: setup ## the Python test suite (PYTEST_ARGS=…); `make sweep` has the man
 sweep: setup ## kill, stop and end every process at every named step of every protocol (about 8 minutes)
 	$(PY) -m pytest tests/integration -m sweep $(PYTEST_ARGS)
 
-bench: build bench-peers bench-floor ## measure beside every peer (GROUP=latency …, isolation, all); fails where a bar does not hold
+bench: build $(if $(filter-out isolation,$(or $(GROUP),every)),bench-peers bench-floor) ## measure beside every peer (GROUP=latency …, isolation, all); fails where a bar does not hold
 	$(PY) -m bench $(GROUP) $(BENCH_ARGS)
 
 bench-peers: $(DEPS) ## make build/bench-venv with the peers of the bench; what cannot be installed is a missing peer
