@@ -5,6 +5,7 @@ Everything lives in one short folder per test and ends with it. Waits have a dea
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -121,7 +122,8 @@ class Node:
     def kill_daemon(self) -> int:
         """kill -9 the daemon, wait until the keeper's new one serves; returns its pid."""
         old = self.daemon_pid
-        os.kill(old, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # its keeper may be replacing it already
+            os.kill(old, signal.SIGKILL)
 
         def is_new() -> bool:
             try:

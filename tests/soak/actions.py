@@ -5,6 +5,7 @@ Every choice is drawn from the rig's seeded generator, so a seed repeats the cho
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -99,6 +100,19 @@ def stop(rig: Rig) -> str:
 
 
 # ------------------------------------------------------------------ nodes and what they run
+def daemon_of(rig: Rig, name: str) -> int:
+    """Return the process id of a node's daemon; waits while its keeper replaces it."""
+    found: list[int] = []
+
+    def is_there() -> bool:
+        with contextlib.suppress(errors.FabricError):
+            found.append(rig.nodes[name].daemon_pid)
+        return bool(found)
+
+    wait_for(f"the daemon of {name}", is_there, 20.0)
+    return found[-1]
+
+
 def kill_daemon(rig: Rig) -> str:
     """kill -9 of a daemon; its keeper starts the next."""
     name = rig.chance.choice(sorted(rig.nodes))
@@ -108,13 +122,17 @@ def kill_daemon(rig: Rig) -> str:
 
 
 def stop_daemon(rig: Rig) -> str:
-    """SIGSTOP of a daemon for less than its lease, then SIGCONT."""
+    """SIGSTOP of a daemon for less than its lease, then SIGCONT.
+
+    Two in a row can leave its keeper without a sign for the whole lease: it is then replaced meanwhile.
+    """
     name, seconds = rig.chance.choice(sorted(rig.nodes)), rig.chance.choice([0.3, 1.5])
-    pid = rig.nodes[name].daemon_pid
-    os.kill(pid, signal.SIGSTOP)
     started = time.monotonic()
-    time.sleep(seconds)
-    os.kill(pid, signal.SIGCONT)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        daemon = psutil.Process(daemon_of(rig, name))
+        daemon.suspend()
+        time.sleep(seconds)
+        daemon.resume()
     for actor in rig.everybody():  # what they asked the daemon meanwhile had to wait
         actor.stops.append((started, time.monotonic()))
     wait_joined(rig)
@@ -132,7 +150,9 @@ def kill_keeper(rig: Rig) -> str:
 def cut(rig: Rig) -> str:
     """Shut down the TCP connections between the nodes."""
     name, data_only = rig.chance.choice(sorted(rig.nodes)), rig.chance.random() < 0.5
-    count = cut_connections(rig.nodes[name].daemon_pid, data_only)
+    count = 0
+    with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+        count = cut_connections(daemon_of(rig, name), data_only)
     wait_joined(rig)
     return f"{count} connections of {name} cut{' (data)' if data_only else ''}"
 
@@ -209,8 +229,9 @@ def restart_daemon(rig: Rig) -> str:
     """SIGTERM to a daemon: it leaves in good order, and its keeper starts the next."""
     name = rig.chance.choice(sorted(rig.nodes))
     node = rig.nodes[name]
-    old = node.daemon_pid
-    os.kill(old, signal.SIGTERM)
+    old = daemon_of(rig, name)
+    with contextlib.suppress(ProcessLookupError):  # its keeper may be replacing it already
+        os.kill(old, signal.SIGTERM)
 
     def is_new() -> bool:
         try:
