@@ -17,10 +17,10 @@ void wake_owner(DoorbellLayout* layout, int event_fd) {
   u32 expected = layout->state.load(std::memory_order_relaxed);
   if (expected == static_cast<u32>(Wake::awake)) return;
   const u32 former = layout->state.exchange(static_cast<u32>(Wake::awake), std::memory_order_acq_rel);
-  if (former == static_cast<u32>(Wake::futex)) {
-    futex_wake(&layout->state, INT_MAX, true);
-  } else if (former == static_cast<u32>(Wake::eventfd)) {
+  if (former == static_cast<u32>(Wake::eventfd)) {
     ring_event(event_fd);
+  } else if (former != static_cast<u32>(Wake::awake)) {
+    futex_wake(&layout->state, INT_MAX, true);
   }
 }
 
@@ -53,6 +53,14 @@ void DoorbellRinger::wake() {
   // seq_cst: either the owner sees our record when it looks again, or we see that it sleeps.
   std::atomic_thread_fence(std::memory_order_seq_cst);
   wake_owner(layout_, event_.get());
+}
+
+// The ready bit stays: whoever comes next, a message or the owner's service thread, brings what is marked along.
+bool DoorbellRinger::wake_for_returns() {
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  if (layout_->state.load(std::memory_order_relaxed) == static_cast<u32>(Wake::messages)) return false;
+  wake_owner(layout_, event_.get());
+  return true;
 }
 
 // A bit that is still set after the fence will be taken by an owner that then sees our record, too:
@@ -92,8 +100,8 @@ void Doorbell::prepare(Wake mode) {
   std::atomic_thread_fence(std::memory_order_seq_cst);
 }
 
-bool Doorbell::sleep_until(u64 deadline_ns) {
-  return futex_wait(&layout_->state, static_cast<u32>(Wake::futex), deadline_ns, true);
+bool Doorbell::sleep_until(Wake mode, u64 deadline_ns) {
+  return futex_wait(&layout_->state, static_cast<u32>(mode), deadline_ns, true);
 }
 
 void Doorbell::cancel() { layout_->state.store(static_cast<u32>(Wake::awake), std::memory_order_release); }

@@ -14,6 +14,7 @@ class DoorbellRinger {
   Status attach(int doorbell_fd, int event_fd);  ///< fds are duplicated
   void mark(u32 lane);                ///< sets the lane's ready bit
   void wake();                        ///< wakes the owner if it sleeps; call after mark()
+  bool wake_for_returns();            ///< the same, unless it sleeps for messages only: then false
   void ring(u32 lane);                ///< mark and wake, for the price of one fence
   /// Does the owner run, awake, on another CPU than `here`? Only then may news come while one spins.
   bool runs_elsewhere(u32 here) const;
@@ -34,9 +35,9 @@ class Doorbell {
   Status attach(int doorbell_fd, int event_fd);  ///< fds are duplicated
   /// Announces sleep in `mode` and fences. Look for work afterwards, then sleep or cancel().
   void prepare(Wake mode);
-  /// Sleeps on the futex until woken or `deadline_ns` (absolute). prepare(Wake::futex) came before.
+  /// Sleeps on the futex until woken or `deadline_ns` (absolute). prepare(mode), futex or messages, came before.
   /// @return true when a signal ended the sleep.
-  bool sleep_until(u64 deadline_ns);
+  bool sleep_until(Wake mode, u64 deadline_ns);
   void cancel();                      ///< back to awake
   void wake_self();                   ///< another thread of the owner ends the sleep
   void wake_sleepers();               ///< every thread on the futex looks at the word again

@@ -187,7 +187,8 @@ struct LanePairLayout {
 };
 
 // ------------------------------------------------------------------ doorbell segment (peers write)
-enum class Wake : u32 { awake = 0, futex = 1, eventfd = 2 };
+/// messages: on the futex, too, but what its own messages came to is not what the owner waits for.
+enum class Wake : u32 { awake = 0, futex = 1, eventfd = 2, messages = 3 };
 struct DoorbellLayout {
   alignas(kCacheLine) std::atomic<u32> state;   ///< Wake; also the futex word
   alignas(kCacheLine) std::atomic<u64> ready[kLanesPerPortMax / 64];  ///< bit = lane number mod kLanesPerPortMax

@@ -111,8 +111,10 @@ class Port : public std::enable_shared_from_this<Port> {
   // ---- inside an Operation
   /// Drains ready lanes and return rings; `all` looks at every lane.
   u64 progress_locked(bool all = false);
+  /// What a thread waits for: a message, or also what its own messages came to (room, ends, slots).
+  enum class News : u8 { messages, all };
   /// Sleeps until something arrives or the deadline; leaves and enters `operation`.
-  void wait_for_news(Operation& operation, u64 deadline_ns);
+  void wait_for_news(Operation& operation, u64 deadline_ns, News awaited);
   void notify_waiters();
   void push_return(LaneLink& lane, const ReturnEntry& entry, u32 held, bool free_held);
   void wake_owed(LaneLink& lane, bool now);
@@ -170,6 +172,7 @@ class Port : public std::enable_shared_from_this<Port> {
     retry_[bit / 64] |= u64{1} << (bit % 64);
   }
   void publish_returns();
+  void wake_for_returns(LaneLink& lane);
   void flush_backlog(LaneLink& lane);
   FlowIn* free_flow_row();
   void drop_early_messages(const FlowInState& flow);
@@ -182,6 +185,9 @@ class Port : public std::enable_shared_from_this<Port> {
   void service_sleep(u64 until_ns);
   void kick_service();
   void hand_bell_over();
+  Wake sleeping_mode() const;
+  void follow(Operation& operation, u64 deadline_ns, bool& stop);
+  void lead(Operation& operation, u64 deadline_ns, bool& stop);
   enum class Spun : u8 { nothing, news, stop };
   bool worth_spinning();
   bool look_for_news(u64 seen) const;
@@ -227,6 +233,8 @@ class Port : public std::enable_shared_from_this<Port> {
   bool leader_ = false, leader_asleep_ = false, armed_ = false, news_ = false;
   bool service_leads_ = false;        ///< the leader is the service thread, which gives way to any other
   u32 followers_ = 0;
+  u32 await_returns_ = 0;             ///< waiting threads that want more than messages
+  Wake asleep_as_ = Wake::futex;      ///< with leader_asleep_
   std::atomic<u64> news_count_{0};    ///< written under the lock
   WaitPolicy wait_ = WaitPolicy::adaptive;
   LaneLink* last_lane_ = nullptr;     ///< whose peer was heard of or written to last

@@ -254,13 +254,21 @@ void Port::publish_returns() {
     lane->dirty = false;
     lane->end.returns_out.publish();
     lane->peer.mark(lane->number);
-    if (lane->wake_now || lane->wakes_owed >= kWakesOwedMax) {
-      lane->wake_now = false;
-      lane->wakes_owed = 0;
-      lane->peer.wake();
-    }
+    if (lane->wake_now || lane->wakes_owed >= kWakesOwedMax) wake_for_returns(*lane);
   }
   dirty_.clear();
+}
+
+// A peer that sleeps for messages only learns of ends when one comes, or at its next service tick; not so where many
+// have gathered.
+void Port::wake_for_returns(LaneLink& lane) {
+  lane.wake_now = false;
+  if (lane.wakes_owed >= kWakesOwedMax) {
+    lane.peer.wake();
+  } else if (!lane.peer.wake_for_returns()) {
+    return;                           // still owed
+  }
+  lane.wakes_owed = 0;
 }
 
 // A sender that sleeps for credit need not wake for every end: only when it can go on, when this
@@ -278,9 +286,7 @@ void Port::flush_wakes() {
   publish_returns();
   for (LaneLink* lane : owing_) {
     lane->owing = false;
-    if (lane->wakes_owed == 0) continue;
-    lane->wakes_owed = 0;
-    lane->peer.wake();
+    if (lane->wakes_owed != 0) wake_for_returns(*lane);
   }
   owing_.clear();
 }

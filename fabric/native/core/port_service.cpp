@@ -107,7 +107,7 @@ void Port::service_sleep(u64 until_ns) {
   doorbell_.prepare(Wake::futex);
   const bool idle = !doorbell_.any_ready();
   operation.leave();
-  if (idle) doorbell_.sleep_until(until_ns);
+  if (idle) doorbell_.sleep_until(Wake::futex, until_ns);
   {
     std::lock_guard lock(mutex_);     // not an operation: an audit that froze the port meanwhile is no reason to lead on
     if (!service_leads_) return;      // a user thread took over

@@ -98,29 +98,48 @@ Status Port::set_wait(WaitPolicy policy) {
   return Status::success();
 }
 
+// Whoever waits for a message of others needs no wake for the end of its own; unless something here moves on with it.
+Wake Port::sleeping_mode() const {
+  return await_returns_ == 0 && stuck_.empty() && !armed_ ? Wake::messages : Wake::futex;
+}
+
 // The caller made progress inside `operation` and found nothing. It re-checks after this returns.
-void Port::wait_for_news(Operation& operation, u64 deadline_ns) {
+void Port::wait_for_news(Operation& operation, u64 deadline_ns, News awaited) {
   flush_wakes();
   if (service_leads_) leader_ = service_leads_ = false;
+  if (awaited == News::all) ++await_returns_;
+  bool stop = false;
   if (leader_) {
-    const u32 seen = follow_word_.load(std::memory_order_relaxed);
-    ++followers_;
-    operation.leave();
-    const bool stop = futex_wait(&follow_word_, seen, deadline_ns, false) && interrupt_hook != nullptr && interrupt_hook();
-    if (!operation.enter()) return;
-    --followers_;
-    if (stop) operation.interrupt();
-    return;
+    follow(operation, deadline_ns, stop);
+  } else {
+    lead(operation, deadline_ns, stop);
   }
+  if (!operation.ok()) return;        // the port is gone, and with it who waits
+  if (awaited == News::all) --await_returns_;
+  if (stop) operation.interrupt();
+}
+
+void Port::follow(Operation& operation, u64 deadline_ns, bool& stop) {
+  if (leader_asleep_ && asleep_as_ != sleeping_mode()) doorbell_.wake_self();  // it sleeps again, for more
+  const u32 seen = follow_word_.load(std::memory_order_relaxed);
+  ++followers_;
+  operation.leave();
+  stop = futex_wait(&follow_word_, seen, deadline_ns, false) && interrupt_hook != nullptr && interrupt_hook();
+  if (operation.enter()) --followers_;
+}
+
+void Port::lead(Operation& operation, u64 deadline_ns, bool& stop) {
   leader_ = true;
   const Spun spun = spin_for_news(operation, deadline_ns);
   if (!operation.ok()) return;
-  bool stop = spun == Spun::stop;
-  if (spun == Spun::nothing) doorbell_.prepare(Wake::futex);
+  stop = spun == Spun::stop;
+  const Wake mode = sleeping_mode();
+  if (spun == Spun::nothing) doorbell_.prepare(mode);
   if (spun == Spun::nothing && !doorbell_.any_ready()) {
     leader_asleep_ = true;
+    asleep_as_ = mode;
     operation.leave();
-    stop = doorbell_.sleep_until(deadline_ns) && interrupt_hook != nullptr && interrupt_hook();
+    stop = doorbell_.sleep_until(mode, deadline_ns) && interrupt_hook != nullptr && interrupt_hook();
     if (!operation.enter()) return;
     leader_asleep_ = false;
   }
@@ -132,7 +151,6 @@ void Port::wait_for_news(Operation& operation, u64 deadline_ns) {
     kick_service();
     doorbell_.wake_sleepers();
   }
-  if (stop) operation.interrupt();
 }
 
 // Nobody leads any more: a follower does next, or the event loop is told.
@@ -175,7 +193,10 @@ Status Port::arm(bool& armed) {
     return Status::success();
   }
   armed_ = armed = true;
-  if (leader_) return Status::success();  // the leader hands the bell over when it goes
+  if (leader_) {                      // the leader hands the bell over when it goes
+    if (leader_asleep_ && asleep_as_ != sleeping_mode()) doorbell_.wake_self();
+    return Status::success();
+  }
   doorbell_.prepare(Wake::eventfd);
   if (doorbell_.any_ready()) {
     doorbell_.cancel();

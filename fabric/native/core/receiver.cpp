@@ -174,7 +174,7 @@ Status ReceiverCore::next(Operation& operation, u64 deadline_ns, bool may_wait, 
     }
     if (!may_wait) return Status::fail(Code::would_block, {});
     if (monotonic_ns() >= deadline_ns) return Status::success();
-    port_.wait_for_news(operation, deadline_ns);
+    port_.wait_for_news(operation, deadline_ns, Port::News::messages);
     if (!operation.ok()) return operation.status();
   }
 }

@@ -172,7 +172,7 @@ Status SenderCore::wait_or_fail(Operation& operation, Full full, FlowOut* blocke
   if (deadline_ns == 0) return explain(full, blocked, Code::would_block);
   if (!may_wait) return Status::fail(Code::would_block, {});
   if (monotonic_ns() >= deadline_ns) return explain(full, blocked, Code::deadline);
-  port_.wait_for_news(operation, deadline_ns);
+  port_.wait_for_news(operation, deadline_ns, Port::News::all);
   if (!operation.ok()) return operation.status();
   return closed_ ? Status::fail(Code::closed, "sender of channel " + text(channel_) + " was closed") : Status::success();
 }
@@ -378,7 +378,7 @@ Status SenderCore::flush(u64 deadline_ns, bool may_wait, bool& flushed) {
     flushed = idle();
     if (flushed || monotonic_ns() >= deadline_ns) return Status::success();
     if (!may_wait) return Status::fail(Code::would_block, {});
-    port_.wait_for_news(operation, deadline_ns);
+    port_.wait_for_news(operation, deadline_ns, Port::News::all);
     if (!operation.ok()) return operation.status();
   }
 }
