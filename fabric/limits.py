@@ -179,6 +179,15 @@ METRICS_FRESH_S: Final = 0.25  # scrapes closer than this to a look share it
 LOG_BYTES_MAX: Final = 4 << 20  # of the daemon, a module, a plugin; rotated once
 DRAIN_S: Final = 5.0  # modules and stage hosts may take this long to leave when the node stops
 
+# ---- measurements on a live deployment (fabricctl bench)
+BENCH_SECONDS: Final = (0.5, 60.0)  # a budget of time: least, most
+BENCH_BYTES: Final = (1 << 20, 64 << 30)  # of payload: least, most
+BENCH_MEMORY_BYTES: Final = (4 << 20, 4 << 30)  # of arenas and buffers on each node: least, most
+BENCH_START_S: Final = 20.0  # both ends of an edge are ready and have met within this
+PROBES_MAX: Final = 8  # ends of measurements on one node
+PROBE_SETTLE_S: Final = 5.0  # a probe's port may take this long to be settled once it has left
+TRANSIENT_IDLE_S: Final = 30.0  # a transient channel without ends is gone after this
+
 # ---- plans and generations
 PLAN_BYTES_MAX: Final = (
     768 << 10

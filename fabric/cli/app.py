@@ -12,6 +12,7 @@ import typer
 
 from fabric.cli import (
     audit,
+    bench,
     channel_io,
     doctor,
     events,
@@ -70,6 +71,7 @@ app.add_typer(
 app.add_typer(
     workers.plugin_app, name="plugin", help="List, show and load plugins; read their logs."
 )
+app.add_typer(bench.bench_app, name="bench")
 
 
 @app.callback()

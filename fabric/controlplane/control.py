@@ -25,6 +25,7 @@ from fabric.controlplane.apply import (
 )
 from fabric.controlplane.auditor import Auditor
 from fabric.controlplane.describer import module_problems, refuse
+from fabric.controlplane.edge_bench import EdgeBench
 from fabric.controlplane.listing import (
     channel_rows,
     channel_view,
@@ -37,6 +38,7 @@ from fabric.controlplane.node_memory import memory
 from fabric.controlplane.observed_events import find_events
 from fabric.controlplane.observer import observed
 from fabric.registry.declare import unknown_channel
+from fabric.worker.probe_plan import Budget
 
 if TYPE_CHECKING:
     from fabric.controlplane.daemon import Daemon
@@ -52,6 +54,7 @@ class Control:
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
         self.auditor = Auditor(daemon)
+        self._edge_bench = EdgeBench(daemon)
 
     async def status(self) -> dict[str, Any]:
         """Say who this node is and how much it carries."""
@@ -258,6 +261,10 @@ class Control:
         """Compare ledgers with what is found at one consistent cut of all nodes."""
         return await self.auditor.run()
 
+    async def bench_edge(self, source: str, target: str, budget: Budget) -> dict[str, Any]:
+        """Measure what the edge from node `source` to `target` delivers now; leaves nothing behind."""
+        return await self._edge_bench.run(source, target, budget)
+
     async def events(self, after: Mapping[str, int] | None = None, **query: Any) -> dict[str, Any]:
         """Return the events of all nodes that a query takes; see `fabric.telemetry.events.Query`."""
         return await find_events(self._daemon, after or {}, query)
@@ -270,7 +277,8 @@ class Control:
         """End this node in order; answers first, with every process that will end."""
         daemon = self._daemon
         pids = [os.getpid(), daemon.keeper_pid]
-        pids += [p.pid for kind in ("module", "stage") for p in daemon.modules.all(kind) if p.pid]
+        kinds = ("probe", "module", "stage")
+        pids += [p.pid for kind in kinds for p in daemon.modules.all(kind) if p.pid]
         asyncio.get_running_loop().call_later(0.1, daemon.context.keeper.stop)
         return {"pids": pids}
 

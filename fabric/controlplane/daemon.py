@@ -41,6 +41,7 @@ from fabric.controlplane.options import Options, parse
 from fabric.controlplane.plan_apply import PlanApplier
 from fabric.controlplane.plan_node import PlanNode
 from fabric.controlplane.ports import Port, PortTable
+from fabric.controlplane.probes import Probes
 from fabric.controlplane.reconcile import Reconciler
 from fabric.controlplane.retiring import FlowRetirer
 from fabric.controlplane.scaling import Scaling
@@ -100,6 +101,7 @@ class Daemon:
         )
         self.modules = ModuleTable(self.context, self.ports)
         self.scaling = Scaling(self.context, self.modules)
+        self.probes = Probes(self)
         self.stages = StageTable(
             self.context, self.ports, self.flows, self.endpoints, self.registry, self.modules
         )
@@ -179,6 +181,7 @@ class Daemon:
         await self.modules.restore(self.loaded)
         self.scaling.restore(self.loaded.items)
         self.stages.restore(self.loaded)
+        self.probes.resume()
         self._settle_restored()
         steps.at("daemon.settling")
         self.plan_node.resume()

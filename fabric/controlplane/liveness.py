@@ -27,6 +27,7 @@ OWN_PAUSE_MS = 500  #: a look that comes this much late means that this daemon i
 SUPERVISED = (
     "module",
     "stage",
+    "probe",
 )  #: kinds that the daemon kills when they stay silent; clients never
 
 

@@ -33,7 +33,7 @@ log = logging.getLogger("fabricd.modules")
 
 @dataclass(eq=False)
 class Process:
-    """One supervised process. `kind`: module or stage; `about`: the module's spec or the plugin's record."""
+    """One supervised process. `kind`: module, stage or probe; `about`: the module's spec or the plugin's record."""
 
     tag: str
     kind: str
@@ -88,6 +88,17 @@ class ModuleTable:
         about = msgspec.to_builtins(spec)
         return self._add("module", name, argv, env, about, spec.restart.backoff_s)
 
+    def start_probe(self, name: str, class_path: str, config: dict[str, Any]) -> Process:
+        """Start one end of a measurement: a module of no plan. Who asked for it ends it, also when it fails."""
+        env = {
+            "FABRIC_MODULE": class_path,
+            "FABRIC_MODULE_NAME": name,
+            "FABRIC_MODULE_CONFIG": json.dumps(config),
+        }
+        argv = [sys.executable, "-m", "fabric.worker.host"]
+        pause_s = limits.BENCH_START_S  # it is taken away before it could come back
+        return self._add("probe", name, argv, env, {"name": name}, (pause_s, pause_s))
+
     def start_stage_host(self, name: str, about: dict[str, Any]) -> Process:
         """Start the stage host of one plugin."""
         argv = [sys.executable, "-m", "fabric.worker.stage_host"]
@@ -110,9 +121,10 @@ class ModuleTable:
             self._context.keeper.drop(f"process/{process.tag}")
 
     async def stop_all(self, grace_s: float) -> None:
-        """Stop everything, modules first; bounded."""
-        for kind in ("module", "stage"):
-            await asyncio.gather(*(self.stop(p, grace_s) for p in self.all(kind)))
+        """Stop everything, stage hosts last; bounded."""
+        for kinds in (("probe", "module"), ("stage",)):
+            leaving = [p for kind in kinds for p in self.all(kind)]
+            await asyncio.gather(*(self.stop(p, grace_s) for p in leaving))
 
     async def restore(self, loaded: Loaded) -> None:
         """Go on supervising what the keeper still runs; what ended meanwhile comes back as after any exit."""
@@ -125,7 +137,7 @@ class ModuleTable:
         return (
             self._context.state_dir
             / "logs"
-            / f"{name if kind == 'module' else f'plugin-{name}'}.log"
+            / f"{f'plugin-{name}' if kind == 'stage' else name}.log"
         )
 
     def log_lines(self, kind: str, name: str, lines: int) -> list[str]:

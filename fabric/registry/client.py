@@ -65,6 +65,10 @@ class RegistryClient:
         )
         return msgspec.convert(answer["channel"], ChannelRecord)
 
+    async def release(self, names: Iterable[str]) -> None:
+        """Let transient channels go, at once or with their last end."""
+        await self.call("release", names=list(names))
+
     async def open(self, endpoint: EndpointRecord) -> None:
         """Report an endpoint."""
         await self.call("open", endpoint=endpoint)
@@ -106,6 +110,9 @@ def serve_registry(registry: Registry, op: str, fields: dict[str, Any]) -> dict[
             delivers=fields["delivers"],
         )
         return {"channel": msgspec.to_builtins(changed)}
+    if op == "release":
+        registry.release(fields["names"])
+        return {}
     if op == "open":
         registry.open(msgspec.convert(fields["endpoint"], EndpointRecord))
         return {}
@@ -120,4 +127,6 @@ def serve_registry(registry: Registry, op: str, fields: dict[str, Any]) -> dict[
     raise KeyError(op)
 
 
-REGISTRY_CALLS = frozenset({"declare", "settle", "change", "open", "close", "archive", "archived"})
+REGISTRY_CALLS = frozenset(
+    {"declare", "settle", "change", "release", "open", "close", "archive", "archived"}
+)

@@ -9,6 +9,7 @@ ends, so a restart alone closes no flow.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable
 
 import msgspec
@@ -42,6 +43,9 @@ class Registry:
         self._endpoints: dict[int, EndpointRecord] = {}
         self._leases: dict[int, float] = {}
         self._joined: set[int] = set()  # in this life of the registry
+        self._unused_since: dict[
+            int, float
+        ] = {}  # transient channel → when it was first seen without ends
         for number, node in self._nodes.items():
             if node.state != "dead":
                 self._nodes[number] = msgspec.structs.replace(node, state="silent")
@@ -120,6 +124,7 @@ class Registry:
                 self._end(number)
             elif now_s >= until - suspect_s:
                 self._become(self._nodes[number], "silent")
+        self._sweep(now_s)
 
     def pardon(self, now_s: float) -> None:
         """Begin every lease anew: the registry itself did not listen for a while."""
@@ -265,6 +270,37 @@ class Registry:
         for record in drops:
             self._channels.pop(record.number, None)
         self._changed()
+
+    def release(self, names: Iterable[str]) -> None:
+        """Let transient channels go: at once, or with their last end. Others and unknown ones are left alone."""
+        wanted = set(names)
+        numbers = [c.number for c in self._channels.values() if c.is_transient and c.name in wanted]
+        self._unused_since.update(dict.fromkeys(numbers, -math.inf))
+        self._drop_unused(n for n in numbers if not self.is_used(n))
+
+    def _sweep(self, now_s: float) -> None:
+        """Drop the transient channels that have no end and were released, or that nobody has used for a while."""
+        transient = [c.number for c in self._channels.values() if c.is_transient]
+        if not transient:
+            return
+        since = {n: self._unused_since.get(n, now_s) for n in transient}
+        used = {e.channel for e in self._endpoints.values()}
+        self._unused_since = {n: s for n, s in since.items() if n not in used or s == -math.inf}
+        idle = [n for n in transient if n not in used]
+        self._drop_unused(n for n in idle if now_s - since[n] >= limits.TRANSIENT_IDLE_S)
+
+    def _drop_unused(self, numbers: Iterable[int]) -> None:
+        drops = [self._channels[number] for number in numbers]
+        for channel in drops:
+            try:
+                self._store.drop_channel(channel.number, with_counts=True)
+            except StorageError as error:  # the next look tries again
+                log.warning(
+                    "channel not dropped", extra={"channel": channel.name, "reason": str(error)}
+                )
+                return
+            self._unused_since.pop(channel.number, None)
+            self.replace((), (channel,))
 
     def open(self, endpoint: EndpointRecord) -> None:
         """Add an endpoint; a repeat replaces it."""

@@ -39,6 +39,7 @@ class ChannelRecord(msgspec.Struct, frozen=True, kw_only=True):
     endpoint brings it. `delivers` names the type after the last transform (empty: the same). `messages` and `bytes` are
     the credit a receiver grants (0: its own choice). `generation` is the plan that last changed how its messages go;
     `older` the graphs before it that still carry some. `is_planned`: a plan brought it in, so a plan may take it away.
+    `is_transient`: it belongs to one measurement and goes with its ends, its counts too.
     """
 
     number: int = 0
@@ -61,6 +62,7 @@ class ChannelRecord(msgspec.Struct, frozen=True, kw_only=True):
     generation: int = 0
     older: tuple[Graph, ...] = ()
     is_planned: bool = False
+    is_transient: bool = False
 
     def graph(self, generation: int) -> tuple[str, ...] | None:
         """Return the transforms of a generation of this channel; None when it is not live."""

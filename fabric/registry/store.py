@@ -136,12 +136,15 @@ class RegistryStore:
         row = self._db.execute("SELECT value FROM meta WHERE key = 'channel'").fetchone()
         return max(int(highest), int(row[0]) if row else 0) + 1
 
-    def drop_channel(self, number: int) -> None:
-        """Forget a channel; its number is never used again."""
+    def drop_channel(self, number: int, *, with_counts: bool = False) -> None:
+        """Forget a channel, and what was archived of it where asked; its number is never used again."""
         with self.transaction() as db:
             last = self.next_channel_number() - 1
             db.execute("INSERT OR REPLACE INTO meta VALUES ('channel', ?)", (last,))
             db.execute("DELETE FROM channels WHERE number = ?", (number,))
+            if with_counts:
+                gone = [(f.endpoint,) for f in self.archived() if f.channel == number]
+                db.executemany("DELETE FROM archived WHERE endpoint = ?", gone)
 
     def plans(self) -> list[Plan]:
         """Return the generations that are kept, oldest first."""

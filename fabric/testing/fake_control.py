@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine
+from dataclasses import asdict
 from typing import Any
 
 from fabric import config, errors
 from fabric.controlplane.api import server
+from fabric.worker.probe_plan import Budget
 
 STATUS = {
     "node": "a", "number": 1, "incarnation": 1_763_000_000_000_000_001, "state": "serving", "version": "0.1.0",
@@ -74,6 +76,21 @@ ROWS: dict[str, list[dict[str, Any]]] = {
 AUDIT = {
     "verdict": "balanced", "duration_ms": 12.5, "differences": [],
     "channels": [{"name": "kv", "accepted": 60, "delivered": 58, "dropped": 0, "failed": 0, "in_flight": 2}],
+}  # fmt: skip
+BENCH = {
+    "used": {"seconds": 4.2, "bytes": 900 << 20},
+    "steps": [
+        {"group": "tcp", "name": "64 B round trip, default wait", "p50_us": 25.5, "p99_us": 80.25, "messages": 40_000,
+         "cpu_us": 20.5, "daemons_cpu_us": 14.5},
+        {"group": "tcp", "name": "16 MiB loaned, window 8", "left_out": "needs 176.0 MiB of --memory"},
+    ],
+    "path": [
+        {"channel": "bulk", "source": "a", "target": "b", "path": "tcp", "path_preferred": "ucx",
+         "path_reason": "ucx is not there on node 'b'", "checksums": True, "rtt_us": 180},
+    ],
+    "load": [
+        {"node": "a", "end": "near", "cores": 2, "load_1m": 0.5, "busy_percent": 12.5, "daemon_percent": 1.5},
+    ],
 }  # fmt: skip
 CHANGE = {
     "kind": "channel",
@@ -187,6 +204,10 @@ class FakeControl:
         self._note("module_add", spec)
         changes = [{"kind": "module", "name": name, "action": "added"} for name in spec.modules]
         return {"changes": changes}
+
+    async def bench_edge(self, source: str, target: str, budget: Budget) -> dict[str, Any]:
+        self._note("bench_edge", source, target, budget)
+        return {**BENCH, "source": source, "target": target, "budget": asdict(budget)}
 
     async def events(self, **query: Any) -> dict[str, Any]:
         self._note("events", query)

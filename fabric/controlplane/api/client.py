@@ -194,6 +194,44 @@ class ControlClient:
         """Compare the ledgers with what is in flight."""
         return self._call("Audit", pb.AuditRequest())
 
+    def bench_edge(
+        self, source: str, target: str, *, seconds: float, size_bytes: int, memory_bytes: int
+    ) -> dict[str, Any]:
+        """Measure what the edge between two nodes, or within one, delivers now.
+
+        Parameters
+        ----------
+        source, target : str
+            Names of nodes; the same for the lane within one.
+        seconds, size_bytes, memory_bytes
+            The budget: time of measuring, payload on the edge, memory on each node.
+
+        Returns
+        -------
+        dict
+            ``steps`` (figures, or ``left_out``), ``path``, ``load``, ``used``.
+
+        Raises
+        ------
+        ConfigError
+            There is no such node, or the budget is outside its bounds.
+        PathBrokenError, PeerLostError, DeadlineExceeded, CapacityError
+            A node is suspect, the edge has no path, an end or a node died, or could not start.
+
+        Notes
+        -----
+        A call that is given up (Ctrl-C, the death of this process) takes everything it had started away.
+        """
+        request = pb.BenchEdgeRequest(
+            source=source,
+            target=target,
+            seconds=seconds,
+            size_bytes=size_bytes,
+            memory_bytes=memory_bytes,
+        )
+        at_least_s = seconds + 2 * limits.BENCH_START_S + limits.CONTROL_S
+        return self._call("BenchEdge", request, at_least_s)
+
     def events(
         self,
         *,

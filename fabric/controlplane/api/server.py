@@ -24,6 +24,7 @@ from fabric.config.rules import line
 from fabric.controlplane.api import convert, status
 from fabric.controlplane.api.v1 import control_pb2 as pb
 from fabric.controlplane.api.v1 import control_pb2_grpc as pb_grpc
+from fabric.worker.probe_plan import Budget
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Control"].full_name
 Answer = Mapping[str, Any]
@@ -54,6 +55,7 @@ class ControlLike(Protocol):
     async def module_scale(self, name: str, replicas: int) -> Answer: ...
     async def module_add(self, spec: config.FabricSpec) -> Answer: ...
     async def audit(self) -> Answer: ...
+    async def bench_edge(self, source: str, target: str, budget: Budget) -> Answer: ...
     async def events(self, **query: Any) -> Answer: ...
     async def metrics(self) -> Answer: ...
     async def down(self) -> Answer: ...
@@ -175,6 +177,13 @@ class ControlServicer(pb_grpc.ControlServicer):
 
     async def Audit(self, request: pb.AuditRequest, context: Any) -> Message:
         return await _answer(context, pb.AuditReply, self._control.audit)
+
+    async def BenchEdge(self, request: pb.BenchEdgeRequest, context: Any) -> Message:
+        async def bench() -> Answer:
+            budget = Budget(request.seconds, request.size_bytes, request.memory_bytes)
+            return await self._control.bench_edge(request.source, request.target, budget)
+
+        return await _answer(context, pb.BenchReply, bench)
 
     async def Events(self, request: pb.EventsRequest, context: Any) -> Message:
         async def find() -> Answer:

@@ -18,12 +18,12 @@ VERBS = [
     "history",
 ]
 VERBS += ["validate", "audit", "events", "metrics"]
-GROUPS = ["node", "module", "channel", "plugin"]
+GROUPS = ["node", "module", "channel", "plugin", "bench"]
 SUBVERBS = [
     (kind, verb)
     for kind, verbs in {
         "node": "ls show", "module": "ls show logs stop drain scale add",
-        "channel": "ls show send echo", "plugin": "ls show load logs",
+        "channel": "ls show send echo", "plugin": "ls show load logs", "bench": "edge",
     }.items()
     for verb in verbs.split()
 ]  # fmt: skip

@@ -297,6 +297,40 @@ class AuditReply(_message.Message):
     more: _struct_pb2.Struct
     def __init__(self, verdict: _Optional[str] = ..., reason: _Optional[str] = ..., duration_ms: _Optional[float] = ..., differences: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ..., channels: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ..., more: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
 
+class BenchEdgeRequest(_message.Message):
+    __slots__ = ("source", "target", "seconds", "size_bytes", "memory_bytes")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    target: str
+    seconds: float
+    size_bytes: int
+    memory_bytes: int
+    def __init__(self, source: _Optional[str] = ..., target: _Optional[str] = ..., seconds: _Optional[float] = ..., size_bytes: _Optional[int] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
+
+class BenchReply(_message.Message):
+    __slots__ = ("source", "target", "budget", "used", "steps", "path", "load", "more")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_FIELD_NUMBER: _ClassVar[int]
+    USED_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    target: str
+    budget: _struct_pb2.Struct
+    used: _struct_pb2.Struct
+    steps: _containers.RepeatedCompositeFieldContainer[_struct_pb2.Struct]
+    path: _containers.RepeatedCompositeFieldContainer[_struct_pb2.Struct]
+    load: _containers.RepeatedCompositeFieldContainer[_struct_pb2.Struct]
+    more: _struct_pb2.Struct
+    def __init__(self, source: _Optional[str] = ..., target: _Optional[str] = ..., budget: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., used: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., steps: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ..., path: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ..., load: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ..., more: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+
 class EventsRequest(_message.Message):
     __slots__ = ("drops", "reason", "channel", "since", "after")
     class AfterEntry(_message.Message):

@@ -124,6 +124,11 @@ class ControlStub:
                 request_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.AuditRequest.SerializeToString,
                 response_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.AuditReply.FromString,
                 _registered_method=True)
+        self.BenchEdge = channel.unary_unary(
+                '/fabric.v1.Control/BenchEdge',
+                request_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.BenchEdgeRequest.SerializeToString,
+                response_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.BenchReply.FromString,
+                _registered_method=True)
         self.Events = channel.unary_unary(
                 '/fabric.v1.Control/Events',
                 request_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.EventsRequest.SerializeToString,
@@ -252,6 +257,12 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BenchEdge(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Events(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -362,6 +373,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.Audit,
                     request_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.AuditRequest.FromString,
                     response_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.AuditReply.SerializeToString,
+            ),
+            'BenchEdge': grpc.unary_unary_rpc_method_handler(
+                    servicer.BenchEdge,
+                    request_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.BenchEdgeRequest.FromString,
+                    response_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.BenchReply.SerializeToString,
             ),
             'Events': grpc.unary_unary_rpc_method_handler(
                     servicer.Events,
@@ -865,6 +881,33 @@ class Control:
             '/fabric.v1.Control/Audit',
             fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.AuditRequest.SerializeToString,
             fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.AuditReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BenchEdge(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.v1.Control/BenchEdge',
+            fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.BenchEdgeRequest.SerializeToString,
+            fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.BenchReply.FromString,
             options,
             channel_credentials,
             insecure,
