@@ -303,7 +303,7 @@ class AttachServer:
             made = self._segments.create(
                 port, fields["slot_bytes"], fields["slot_count"], int(fields.get("group") or 0)
             )
-            return {"segment": made.segment}, (made.fd,)
+            return {"segment": made.segment, "keep_bytes": self._segments.keep_bytes}, (made.fd,)
         if op == "segment_seal":
             # A lease that others may write stays unsealed; its head and locks say who may, now.
             publish = self._segments.publish if fields.get("writable") else self._segments.seal

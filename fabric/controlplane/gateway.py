@@ -17,6 +17,7 @@ from fabric.controlplane.flows import FlowTable
 from fabric.controlplane.lanes import Lane, LaneTable
 from fabric.controlplane.ports import Port, PortTable
 from fabric.controlplane.segments import SegmentTable
+from fabric.dataplane.idle_segments import IdleSegments
 from fabric.dataplane.segments import plan_segment
 
 log = logging.getLogger("fabricd.gateway")
@@ -40,7 +41,7 @@ class NodeGateway:
         self._engine: Any = None
         self._sessions: dict[int, tuple[int, int]] = {}  # node → (session, peer incarnation)
         self._wanted: dict[int, tuple[str, int, int]] = {}  # flow → (direction, lane, node)
-        self._idle_since: dict[int, float] = {}  # segment → when it was first seen empty
+        self._idle = IdleSegments()
         self._looking: asyncio.TimerHandle | None = None
         self.up: set[tuple[int, int]] = set()  #: (node, group) with a data connection
         self.on_link_down: Callable[[int, int, str], None] = lambda node, group, reason: None
@@ -297,14 +298,15 @@ class NodeGateway:
             self._looking = loop.call_later(limits.SEGMENT_IDLE_S / 2, self._give_back_idle)
 
     def _give_back_idle(self) -> None:
-        """Give back what stayed empty for `limits.SEGMENT_IDLE_S`."""
+        """Give back what stayed empty for long."""
+        assert self._port is not None
         self._looking = None
-        now = asyncio.get_running_loop().time()
-        idle = self._engine.idle_segments()
-        self._idle_since = {s: self._idle_since.get(s, now) for s in idle}
-        for segment, since in list(self._idle_since.items()):
-            if now - since >= limits.SEGMENT_IDLE_S:
-                self._give_back(segment)
+        self._idle.keep_bytes = self._segments.keep_bytes
+        idle = set(self._engine.idle_segments())
+        own = self._segments.of(self._port.port)
+        empty = {s.segment: s.size_bytes for s in own if s.segment in idle}
+        for segment in self._idle.due(empty, asyncio.get_running_loop().time()):
+            self._give_back(segment)
         self._look_at_idle()
 
     def _give_back(self, number: int) -> None:
@@ -313,7 +315,7 @@ class NodeGateway:
             self._engine.drop_segment(number)
         except errors.CapacityError:  # in use again
             return
-        del self._idle_since[number]
+        self._idle.forget(number)
         self._segments.drop(self._port, number)
 
     def _show(self, number: int) -> None:

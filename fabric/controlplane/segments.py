@@ -128,6 +128,11 @@ class SegmentTable:
         """Return every segment."""
         return list(self._segments.values())
 
+    @property
+    def keep_bytes(self) -> int:
+        """How much a port may keep although it is empty, so that the next message finds its pages."""
+        return int(self._arena_bytes * limits.SEGMENTS_KEPT_SHARE)
+
     def total_bytes(self) -> int:
         """Return the size of all segments together."""
         return sum(s.size_bytes for s in self._segments.values())

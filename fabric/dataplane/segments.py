@@ -1,7 +1,7 @@
 """A port's arena, segment by segment: asked for when a sender lacks a slot, fetched when a reader meets a new one.
 
 Order of a new one: fd from the daemon → mapped writable → `segment_seal` → readers may get it. An own segment that
-stayed empty for `limits.SEGMENT_IDLE_S` is given back by the control thread. Any thread may call.
+stays empty is given back by the control thread (`idle_segments`). Any thread may call.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fabric import errors, limits
 from fabric.dataplane.deadlines import asking_s, monotonic_ns
+from fabric.dataplane.idle_segments import IdleSegments
 
 if TYPE_CHECKING:
     from fabric.dataplane.connection import ControlConnection
@@ -52,8 +53,8 @@ class Segments:
         self._native = native
         self._connection = connection
         self._lock = threading.Lock()
-        self._own: dict[int, int] = {}  # segment → slot bytes
-        self._idle_since: dict[int, int] = {}
+        self._own: dict[int, int] = {}  # segment → bytes
+        self._idle = IdleSegments()
         self._looked_ns = 0  # for unused foreign segments
         self.full_count = 0
 
@@ -74,18 +75,16 @@ class Segments:
             self._grow(int(size_bytes), int(group), deadline_ns)
 
     def give_back_idle(self) -> None:
-        """Drop own segments that stayed empty and foreign ones that nobody reads; called by the control thread."""
+        """Drop own segments that stayed empty for long, and foreign ones that nobody reads. Control thread."""
         now = monotonic_ns()
         if now - self._looked_ns >= limits.SEGMENT_IDLE_S * 1e9:
             self._looked_ns = now
             self._native.drop_unused_readers()
         if not self._own:
             return
-        idle = set(self._native.idle_segments())
-        self._idle_since = {s: self._idle_since.get(s, now) for s in idle if s in self._own}
-        for segment, since in list(self._idle_since.items()):
-            if now - since >= limits.SEGMENT_IDLE_S * 1e9:
-                self._drop(segment)
+        empty = {s: self._own[s] for s in self._native.idle_segments() if s in self._own}
+        for segment in self._idle.due(empty, now / 1e9):
+            self._drop(segment)
 
     def _grow(self, size_bytes: int, group: int, deadline_ns: int) -> None:
         with self._growing(deadline_ns):
@@ -102,12 +101,14 @@ class Segments:
                 if slot_count == 1:
                     raise
                 # There may be room for this one message where there is none for its like.
+                slot_count = 1
                 answer, fds = self._connection.request(
                     "segment_new", {**fields, "slot_count": 1}, asking_s(deadline_ns)
                 )
             segment = int(answer["segment"])
             self._add(segment, fds, writable=True, group=group)
-            self._own[segment] = slot_bytes
+            self._own[segment] = slot_bytes * slot_count
+            self._idle.keep_bytes = int(answer.get("keep_bytes", 0))
             self._connection.request("segment_seal", {"segment": segment}, asking_s(deadline_ns))
 
     @contextmanager
@@ -133,7 +134,7 @@ class Segments:
             os.close(fds[0])
 
     def _drop(self, segment: int) -> None:
-        self._idle_since.pop(segment, None)
+        self._idle.forget(segment)
         try:
             self._native.drop_segment(segment)
         except errors.FabricError as error:

@@ -31,6 +31,7 @@ Status Segment::open(u32 segment, int fd, bool writable, std::shared_ptr<Segment
   opened->slot_bytes_ = slot_bytes;
   opened->slot_count_ = slot_count;
   opened->number_ = segment;
+  if (writable && slot_bytes >= kHugePageBytes) opened->mapping_.prefer_huge_pages();
   out = std::move(opened);
   return Status::success();
 }
@@ -128,6 +129,17 @@ SegmentEntry Arena::entry(const SlotRef& ref, u64 offset, u64 length) const {
   entry.offset = offset;
   entry.length = length;
   return entry;
+}
+
+Arena::Absent Arena::take_absent(const SlotRef& ref, u64 from, u64 until) {
+  if (!valid(ref)) return {};
+  Own& own = segments_.at(ref.segment);
+  u64& present = own.use[ref.slot].present;
+  until = std::min(until, own.segment->slot_bytes());
+  const u64 begin = std::max(from, present);
+  if (until < begin + kPopulateBytesMin) return {};
+  if (from <= present) present = until;
+  return {own.segment->slot(ref.slot) + begin, until - begin};
 }
 
 // ------------------------------------------------------------------ who needs a slot

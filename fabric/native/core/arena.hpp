@@ -49,6 +49,8 @@ struct SlotRef {
 
 /// Segments of one group never serve the other: bulk cannot take the slots of tokens.
 inline constexpr u32 kArenaGroups = 2;
+inline constexpr u64 kHugePageBytes = 2 * 1024 * 1024;
+inline constexpr u64 kPopulateBytesMin = 64 * 1024;  ///< below this a few faults cost no more than the call
 constexpr u32 arena_group(u8 klass) { return klass >= static_cast<u8>(Class::embedding) ? 1 : 0; }
 
 class Arena {
@@ -60,6 +62,12 @@ class Arena {
   Status allocate(u64 bytes, SlotRef& out, u32 group = 0);
   u8* address(const SlotRef& ref) const;
   SegmentEntry entry(const SlotRef& ref, u64 offset, u64 length) const;
+
+  /// Bytes of a taken slot that its owner has not given pages yet: for populate(), before they are written. The owner's
+  /// lock is not needed meanwhile: the slot is its taker's alone.
+  struct Absent { u8* at = nullptr; u64 bytes = 0; };
+  /// What is absent of [from, until); from now on it counts as present. Nothing where it is not worth a call.
+  Absent take_absent(const SlotRef& ref, u64 from, u64 until);
 
   // A slot is given back when neither its message nor any reader needs it.
   void hold_message(const SlotRef& ref);            ///< allocate() holds it for the writer already
@@ -82,6 +90,7 @@ class Arena {
     u64 reader = 0;                   ///< a flow that reads it; most slots have one reader
     std::vector<u64> more;            ///< the others
     bool message = false;
+    u64 present = 0;                  ///< bytes of the slot, from its beginning, that have pages
     bool idle() const { return !message && reader == 0; }
     bool remove(u64 flow);
   };

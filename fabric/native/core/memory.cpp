@@ -9,7 +9,17 @@
 #include <cerrno>
 #include <cstring>
 
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23  // Linux 5.14
+#endif
+
 namespace fabric {
+namespace {
+
+constexpr std::size_t kPageBytes = 4096;
+constexpr std::size_t kPopulateStepBytes = 4 * 1024 * 1024;  // who wants to map or unmap meanwhile waits for one step
+
+}  // namespace
 
 Status system_failure(const char* what) {
   return Status::fail(Code::internal, std::string(what) + ": " + std::strerror(errno));
@@ -51,6 +61,10 @@ void Mapping::keep_from_children() {
   if (base_ != nullptr) ::madvise(base_, size_, MADV_DONTFORK);
 }
 
+void Mapping::prefer_huge_pages() {
+  if (base_ != nullptr) ::madvise(base_, size_, MADV_HUGEPAGE);
+}
+
 Status Mapping::map(int fd, std::size_t bytes_min, bool writable, Mapping& out) {
   struct stat info {};
   if (::fstat(fd, &info) != 0) return system_failure("fstat of a segment");
@@ -66,6 +80,15 @@ Status Mapping::map(int fd, std::size_t bytes_min, bool writable, Mapping& out) 
   out.base_ = static_cast<u8*>(base);
   out.size_ = size;
   return Status::success();
+}
+
+void populate(u8* at, u64 bytes) {
+  const auto begin = reinterpret_cast<std::uintptr_t>(at) & ~std::uintptr_t{kPageBytes - 1};
+  const auto end = reinterpret_cast<std::uintptr_t>(at) + bytes;
+  for (auto next = begin; next < end; next += kPopulateStepBytes) {
+    const std::size_t part = std::min<std::size_t>(kPopulateStepBytes, end - next);
+    if (::madvise(reinterpret_cast<void*>(next), part, MADV_POPULATE_WRITE) != 0) return;
+  }
 }
 
 bool Written::at(u64 offset) {

@@ -36,6 +36,7 @@ class Mapping {
   explicit operator bool() const { return base_ != nullptr; }
   template <class T> T* as() const { return reinterpret_cast<T*>(base_); }
   void keep_from_children();  ///< MADV_DONTFORK: a forked child has no mapping here
+  void prefer_huge_pages();   ///< where the system gives them to shared memory that asks (shmem_enabled: advise)
   void forget() { base_ = nullptr; size_ = 0; }  ///< without unmapping (forked child)
 
   /// Maps all of `fd`; refused when it is smaller than `bytes_min`. The fd stays the caller's.
@@ -45,6 +46,10 @@ class Mapping {
   u8* base_ = nullptr;
   std::size_t size_ = 0;
 };
+
+/// Gives a range of a writable mapping its pages with few calls: one fault for each costs twice as much. What cannot be
+/// had (an older kernel, no memory) is left to the faults of who writes there.
+void populate(u8* at, u64 bytes);
 
 /// Which bytes of a segment somebody has written. Reading a page that nobody wrote makes it: memory for nothing.
 class Written {

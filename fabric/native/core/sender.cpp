@@ -95,14 +95,14 @@ SenderCore::SenderCore(Port& port, u64 endpoint, u32 channel, u32 type, Pattern 
 // ------------------------------------------------------------------ layout and slots
 // A slot of `bytes`; makes progress once before it asks for a new segment. A large one is worth a look first: the slot
 // that came back last is still in the cache, and is filled twice as fast as one that was not used for a while.
-Status SenderCore::place(Operation&, u64 bytes, SlotRef& out, u8*& at) {
+Status SenderCore::place(u64 bytes, SlotRef& out, Room& room) {
   if (bytes >= kWarmSlotBytes) port_.progress_locked();
   Status status = port_.arena().allocate(bytes, out, arena_group(klass_));
   if (status.code == Code::need_segment) {
     port_.progress_locked();
     status = port_.arena().allocate(bytes, out, arena_group(klass_));
   }
-  if (status.ok()) at = port_.arena().address(out);
+  if (status.ok()) room = {port_.arena().address(out), port_.arena().take_absent(out, 0, bytes)};
   return status;
 }
 
@@ -130,23 +130,29 @@ Status SenderCore::prepare(Operation& operation, const SendRequest& request, boo
   measure(request, out);
   const u32 head = head_bytes(request);
   const u64 area = tensor_area(request.tensors);
-  u8 *meta_at = nullptr, *area_at = nullptr;
+  Room meta, tensors;
   Status status;
-  if (!out.meta_inline) status = place(operation, head, out.slots[0], meta_at);
-  if (status.ok() && area != 0 && !out.tensors_inline && !request.loan) status = place(operation, area, out.slots[1], area_at);
+  if (!out.meta_inline) status = place(head, out.slots[0], meta);
+  if (status.ok() && area != 0 && !out.tensors_inline && !request.loan) status = place(area, out.slots[1], tensors);
   if (!status.ok()) {
     give_up(request, out);
     return status;
   }
   if (request.loan) out.slots[1] = request.loan;
-  if (meta_at != nullptr) out.table[out.segments++] = port_.arena().entry(out.slots[0], 0, head);
+  if (meta.at != nullptr) out.table[out.segments++] = port_.arena().entry(out.slots[0], 0, head);
   if (out.slots[1]) out.table[out.segments++] = port_.arena().entry(out.slots[1], 0, area);
-  if (meta_at == nullptr && area_at == nullptr) return status;
+  if (meta.at == nullptr && tensors.at == nullptr) return status;
   // The slot is ours alone: large copies keep nobody waiting. A call that may not wait copies inside, for
   // it could not come back in, not even to free the slot, if an audit froze the port meanwhile.
   if (may_wait) operation.leave();
-  if (meta_at != nullptr) write_head(meta_at, request);
-  if (area_at != nullptr) copy_tensors(area_at, request.tensors);
+  if (meta.at != nullptr) {
+    populate(meta.absent.at, meta.absent.bytes);
+    write_head(meta.at, request);
+  }
+  if (tensors.at != nullptr) {
+    populate(tensors.absent.at, tensors.absent.bytes);
+    copy_tensors(tensors.at, request.tensors);
+  }
   if (may_wait && !operation.enter()) return operation.status();
   return status;
 }
@@ -385,7 +391,12 @@ Status SenderCore::loan(std::span<const u64> sizes, SlotRef& slot, u8*& address,
   Operation operation(port_);
   if (!operation.ok()) return operation.status();
   if (closed_) return Status::fail(Code::closed, "sender of channel " + text(channel_) + " is closed");
-  Status status = place(operation, std::max<u64>(bytes, 64), slot, address);
+  Room room;
+  Status status = place(std::max<u64>(bytes, 64), slot, room);
+  if (!status.ok()) return status;
+  address = room.at;
+  operation.leave();                  // new pages take a while, and the slot is the caller's
+  populate(room.absent.at, room.absent.bytes);
   return status;
 }
 

@@ -91,11 +91,12 @@ class SenderCore {
     u64 key_hash = 0;
     bool progressed = false;          // returns were read meanwhile: what is full now is full
   };
+  struct Room { u8* at = nullptr; Arena::Absent absent; };  // in a slot: pages first, outside the lock
   struct Pin { u64 flow; u64 used; };
 
   void measure(const SendRequest& request, Prepared& out) const;
   Status prepare(Operation& operation, const SendRequest& request, bool may_wait, Prepared& out);
-  Status place(Operation& operation, u64 bytes, SlotRef& out, u8*& at);
+  Status place(u64 bytes, SlotRef& out, Room& room);
   void give_up(const SendRequest& request, Prepared& prepared);
   Status send_one(Operation& operation, const SendRequest& request, Batch& batch, u64 deadline_ns, bool may_wait,
                   bool is_first);

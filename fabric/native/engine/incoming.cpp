@@ -212,6 +212,8 @@ u8* Engine::place_chunk(Session& session, const wire::FrameHeader& header) {
   // Verified bytes are never written again, and padding between pieces is nobody's.
   if (transfer->overlaps(header.b, header.body_len)) return nullptr;
   if (!wire::view_record(entry->record, view) || !lies_in_a_piece(view, header.b, header.body_len)) return nullptr;
+  const Arena::Absent absent = arena_.take_absent(transfer->slot, header.b, header.b + header.body_len);
+  populate(absent.at, absent.bytes);  // of one chunk: nobody waits long
   return transfer->base + header.b;
 }
 

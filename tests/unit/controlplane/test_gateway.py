@@ -146,6 +146,15 @@ def test_lower_incarnation_is_taken_once_the_higher_one_is_gone():
     assert made.session_of(NODE) == 98
 
 
+def arena(owned: set[int]) -> SimpleNamespace:
+    """A table of the gateway's own segments, of 4 MiB each, none of which may be kept for later."""
+    return SimpleNamespace(
+        of=lambda port: [SimpleNamespace(segment=n, size_bytes=4 << 20) for n in owned],
+        drop=lambda port, n: owned.remove(n),
+        keep_bytes=0,
+    )
+
+
 async def test_segment_of_the_gateway_that_stays_empty_is_given_back(monkeypatch):
     monkeypatch.setattr(limits, "SEGMENT_IDLE_S", 0.02)
     engine = Engine()
@@ -153,7 +162,7 @@ async def test_segment_of_the_gateway_that_stays_empty_is_given_back(monkeypatch
     made, _ = gateway(engine)
     made._port = SimpleNamespace(port=1)
     owned = {21, 22}
-    made._segments = SimpleNamespace(of=lambda port: owned, drop=lambda port, n: owned.remove(n))
+    made._segments = arena(owned)
     made._look_at_idle()
     async with asyncio.timeout(5.0):
         while len(owned) > 1:
@@ -169,7 +178,7 @@ async def test_segment_of_the_gateway_that_is_used_again_stays(monkeypatch):
     made, _ = gateway(engine)
     made._port = SimpleNamespace(port=1)
     owned = {21}
-    made._segments = SimpleNamespace(of=lambda port: owned, drop=lambda port, n: owned.remove(n))
+    made._segments = arena(owned)
     made._look_at_idle()
     async with asyncio.timeout(5.0):
         while not engine.refused:
