@@ -1,7 +1,7 @@
 """The ends of measurements that run on this node: started, watched and taken away, whatever becomes of who asked.
 
-A probe ends when it is told to, at its time limit, and when this daemon is started again: nobody is left then that
-waits for its figures. When `probe_stop` answers, its process, port and log are gone.
+A probe ends when it is told to, when the node that asked for it is gone, when this daemon is started again, and at its
+time limit at the latest. When `probe_stop` answers, its process, port and log are gone.
 """
 
 from __future__ import annotations
@@ -42,16 +42,22 @@ class Probes:
 
     async def serve(self, op: str, fields: dict[str, Any]) -> dict[str, Any]:
         """Serve one call of `CALLS`."""
-        if op == "probe_start":
-            await self._start(fields)
-            return {}
+        name = fields["name"]
         if op == "probe_stop":
-            await self._stop(fields["name"])
+            await self._stop(name)
             return {}
-        process = self._process(fields["name"])
-        if op == "probe_watch":
-            raise await self._ended(process)
-        return await self._run(process, fields["limit_s"])
+        try:
+            if op == "probe_start":
+                await self._start(fields)
+                return {}
+            if op == "probe_watch":
+                raise await self._ended(self._process(name))
+            return await self._run(self._process(name), fields["limit_s"])
+        except asyncio.CancelledError:  # who asked is gone, and its connection with it
+            process = self._daemon.modules.find("probe", name)
+            if process is not None:
+                self._begin_stop(process)
+            raise
 
     # ---------------------------------------------------------------- life
     async def _start(self, fields: dict[str, Any]) -> None:
