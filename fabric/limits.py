@@ -55,7 +55,7 @@ SEGMENT_BYTES_MAX: Final = 2 << 30
 SLOT_BYTES_MIN: Final = 8 << 10
 SEGMENTS_PER_PORT_MAX: Final = 256
 SEGMENT_IDLE_S: Final = 10.0  # an own segment with every slot free this long is given back, unless
-SEGMENT_KEPT_S: Final = 60.0  # it is among those that may stay so long: the pages of a new one are dear
+SEGMENT_KEPT_S: Final = 60.0  # it is among those that may stay: new pages are dear
 SEGMENTS_KEPT_SHARE: Final = 1 / 128  # of the tenant's arena bytes, for each port
 MEMORY_SPARE: Final = 0.25  # of the memory has to be available for that
 

@@ -30,6 +30,10 @@ void set_option(const Fd& fd, int level, int name, int value, const char* what) 
   check(::setsockopt(fd.get(), level, name, &value, sizeof value) == 0, what);
 }
 
+bool set_congestion(const Fd& fd, const std::string& name) {
+  return ::setsockopt(fd.get(), IPPROTO_TCP, TCP_CONGESTION, name.data(), static_cast<socklen_t>(name.size())) == 0;
+}
+
 u64 chunk_bytes(u64 whole) {
   return whole <= kSmallTransferBytes ? fabric::wire::kChunkBytesSmall : fabric::wire::kChunkBytesMax;
 }
@@ -110,9 +114,10 @@ BulkEnd::BulkEnd(Role role, const std::string& folder, const Order& options)
   set_option(fd_, IPPROTO_TCP, TCP_NODELAY, 1, "TCP_NODELAY");
   set_option(fd_, IPPROTO_TCP, TCP_NOTSENT_LOWAT, fabric::kTcpNotSentLowatBulkBytes, "TCP_NOTSENT_LOWAT");
   const std::string congestion = options.text("congestion");
-  if (!congestion.empty()) {
-    check(::setsockopt(fd_.get(), IPPROTO_TCP, TCP_CONGESTION, congestion.data(),
-                       static_cast<socklen_t>(congestion.size())) == 0, "TCP_CONGESTION");
+  if (congestion.empty()) {
+    set_congestion(fd_, "cubic") || set_congestion(fd_, "reno");
+  } else {
+    check(set_congestion(fd_, congestion), "TCP_CONGESTION");
   }
   if (options.has("send_buffer")) set_option(fd_, SOL_SOCKET, SO_SNDBUF, int(options.count("send_buffer")), "SO_SNDBUF");
   if (options.has("receive_buffer")) set_option(fd_, SOL_SOCKET, SO_RCVBUF, int(options.count("receive_buffer")), "SO_RCVBUF");

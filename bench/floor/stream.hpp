@@ -31,8 +31,9 @@ class StreamEnd {
   u64 array_bytes_ = 0;
 };
 
-/// Options: "crc": true checks every chunk on both ends; "congestion" names a congestion control, "send_buffer" and
-/// "receive_buffer" fix the socket's (bytes); without them they are the system's, as the fabric leaves them.
+/// Options: "crc": true checks every chunk on both ends; "congestion" names a congestion control, otherwise it is what the
+/// fabric chooses within a machine (fabric/links/congestion.py); "send_buffer" and "receive_buffer" fix the socket's
+/// (bytes), which are otherwise the system's, as the fabric leaves them.
 class BulkEnd {
  public:
   BulkEnd(Role role, const std::string& folder, const Order& options);

@@ -48,6 +48,14 @@ Checksums = Annotated[
         show_default=False,
     ),
 ]
+Congestion = Annotated[
+    _TEXT,
+    typer.Option(
+        "--tcp-congestion",
+        help="auto, system, or the congestion control of tcp links.",
+        show_default=False,
+    ),
+]
 Secret = Annotated[
     _TEXT, typer.Option("--secret-file", help="Shared secret of the nodes.", show_default=False)
 ]
@@ -69,6 +77,7 @@ def up(
     secret_file: Secret = None,
     links: Links = None,
     checksums: Checksums = None,
+    tcp_congestion: Congestion = None,
     metrics: Metrics = None,
 ) -> None:
     """Start a node in the background and wait until it serves."""
@@ -87,6 +96,7 @@ def up(
         "--secret-file": secret_file,
         "--links": links,
         "--checksums": checksums,
+        "--tcp-congestion": tcp_congestion,
         "--metrics": metrics,
     }
     for flag, value in given.items():

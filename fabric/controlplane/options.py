@@ -38,6 +38,7 @@ class Options:
     links: tuple[str, ...] = ()  #: between nodes, in the operator's order; empty: all that work
     checksums: bool = True  #: over payloads between nodes; off where both ends of a link say so
     metrics: tuple[str, int] | None = METRICS_DEFAULT  #: where Prometheus reads; None: nowhere
+    tcp_congestion: str = "auto"  #: as `links.congestion.choose` takes it
 
 
 def default_socket(name: str) -> str:
@@ -85,6 +86,12 @@ def _parser() -> argparse.ArgumentParser:
         help="over payloads between nodes; off, where both nodes of a link say so, leaves them to the network's own",
     )
     parser.add_argument(
+        "--tcp-congestion",
+        metavar="auto|system|NAME",
+        default="auto",
+        help="of tcp links; auto: the system's, but one without pacing to a node on this machine",
+    )
+    parser.add_argument(
         "--arena-bytes",
         metavar="SIZE",
         default=str(limits.ARENA_BYTES_PER_TENANT_MAX),
@@ -123,7 +130,16 @@ def parse(argv: list[str] | None = None) -> Options:
         _links(args.links),
         args.checksums == "on",
         _metrics(args.metrics),
+        _congestion(args.tcp_congestion),
     )
+
+
+def _congestion(wanted: str) -> str:
+    if wanted in ("auto", "system"):
+        return wanted
+    from fabric.links import congestion
+
+    return congestion.check(wanted)
 
 
 def _arena_bytes(text: str) -> int:

@@ -302,6 +302,8 @@ class PeerLinks:
 
     def _take_data(self, number: int, sock: socket.socket, info: PeerInfo) -> None:
         """Give a proven data socket to the engine, in the session of both present incarnations."""
+        from fabric.links import congestion
+
         node = self._daemon.registry.view.node(number)
         if node is None or node.name != info.node or node.state == "dead":
             sock.close()
@@ -311,6 +313,7 @@ class PeerLinks:
         except errors.FabricError:
             sock.close()
             raise
+        congestion.choose(sock, self._daemon.options.tcp_congestion)
         self._daemon.gateway.add_connection(number, sock.detach(), info.group, info.features)
 
     def _on_link_down(self, number: int, group: int, reason: str) -> None:

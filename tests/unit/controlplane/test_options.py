@@ -138,6 +138,13 @@ def test_payloads_have_checksums_unless_the_operator_says_otherwise():
     assert not options.parse(["--checksums", "off"]).checksums
 
 
+def test_congestion_control_of_links_is_chosen_unless_the_operator_says_otherwise():
+    assert options.parse([]).tcp_congestion == "auto"
+    assert options.parse(["--tcp-congestion", "system"]).tcp_congestion == "system"
+    with pytest.raises(ConfigError, match="none-such"):
+        options.parse(["--tcp-congestion", "none-such"])
+
+
 @pytest.mark.promise("P10")
 @pytest.mark.parametrize("where", ["0.0.0.0:9464", "192.0.2.7:9464", "example.org:9464", "[::]:1"])
 def test_metrics_are_not_served_beyond_loopback(where):
