@@ -109,7 +109,7 @@ void bind_message(nb::module_& module) {
       .def_prop_ro("flow_seq", [](PyMessage& m) { return m.core->header.flow_seq; })
       .def_prop_ro("correlation", [](PyMessage& m) { return m.core->fields.correlation.id; })
       .def_prop_ro("reply_flow", [](PyMessage& m) { return m.core->fields.correlation.reply_flow; })
-      .def_prop_ro("flags", [](PyMessage& m) { return m.core->header.flags; })
+      .def_prop_ro("flags", [](PyMessage& m) { return m.core->header.flags & ~kFlagBare; })
       .def_prop_ro("redelivered", [](PyMessage& m) { return (m.core->header.flags & kFlagRedelivered) != 0; })
       .def_prop_ro("expires_ns", [](PyMessage& m) { return m.core->header.deadline_ns; }, "Absolute; 0 = never.")
       .def_prop_ro("type", [](PyMessage& m) { return m.core->header.type; })

@@ -128,6 +128,7 @@ struct FlowInState {
   struct Queue { MessageCore *first = nullptr, *last = nullptr; u64 messages = 0, bytes = 0; } queue;
   EndedRange ended;
   u64 live = 0;                       ///< drained, and not ended or its slots still read
+  std::vector<u32> abandoned;         ///< held entries, of these, whose view went unacknowledged: nobody can end them here
   bool closing = false;               ///< no more will come: the row goes when nothing is live
   bool gone = false;
   bool lying = false;                 ///< its producer, behind a gateway, broke the rules: told once

@@ -23,6 +23,7 @@ inline constexpr u32 kInlineBytesMax = 4096;      ///< meta + tensors carried in
 inline constexpr u32 kRecordBytesMax = 8192;      ///< header + extensions + table + inline
 inline constexpr u32 kSegmentsPerRecordMax = 64;
 inline constexpr u32 kLaneBytes = 256 * 1024;     ///< power of two, one direction
+inline constexpr u32 kFlowPendingMax = 384 * 1024;  ///< of a flow from a peer: its lane's worth, producers named
 inline constexpr u32 kReturnEntries = 4096;       ///< power of two, one direction
 inline constexpr u32 kLanesPerPortMax = 1024;     ///< bits of the ready bitmap
 inline constexpr u32 kEndpointsPerPortMax = 2048; ///< sender ledgers
@@ -81,6 +82,7 @@ enum RecordFlag : u16 {
   kFlagStreamMore = 1 << 3,     // a streamed reply, more to come
   kFlagError = 1 << 4,          // the inline part is an error report (reply)
   kFlagCancel = 1 << 5,         // cancels `correlation`
+  kFlagBare = 1 << 6,           // the inline bytes are the meta alone: no InlineHead, no tensors
   kFlagEnded = 1 << 14,         // in a lane to a gateway: ended and reported there, travels on as a skip record
   kFlagPad = 1 << 15,           // ring filler up to the wrap; skip total_len bytes
 };
@@ -112,7 +114,7 @@ struct RecordHeader {
 };
 static_assert(sizeof(RecordHeader) == kRecordHeaderBytes);
 
-/// What the inline bytes begin with (and segment 0, if kFlagMetaInSegment): {InlineHead, u64 size of
+/// What the inline bytes begin with, unless they are bare (and segment 0, if kFlagMetaInSegment): {InlineHead, u64 size of
 /// each tensor, meta, zeros to 64}, then, when the tensors are inline too, each tensor at a multiple of
 /// 64 from the start of the inline bytes. Otherwise the tensors lie in the last segment, each at a
 /// multiple of 64 from its offset. Gateways carry these bytes unread.
@@ -121,7 +123,7 @@ struct InlineHead { u32 meta_bytes; u32 tensor_count; };
 /// Extension: {u16 type, u16 len, len bytes, zero padding to 8}. Unknown types are skipped.
 enum class Extension : u16 { producer = 1, key = 2, correlation = 3, trace = 4, tenant = 5 };
 struct ExtensionHead { u16 type; u16 len; };
-struct ProducerExtension { u64 port; u64 incarnation; };                // always present
+struct ProducerExtension { u64 port; u64 incarnation; };                // absent: the peer of the lane
 struct CorrelationExtension { u64 id; u64 reply_flow; };                // request and reply
 
 /// One piece of out-of-line payload.

@@ -10,7 +10,11 @@ constexpr u32 kCoreBytes = (sizeof(MessageCore) + 63) / 64 * 64;
 
 }  // namespace
 
-const char* read_inline(const u8* bytes, u64 size, InlineLayout& out) {
+const char* read_inline(u16 flags, const u8* bytes, u64 size, InlineLayout& out) {
+  if ((flags & kFlagBare) != 0) {
+    out.meta_bytes = static_cast<u32>(size);
+    return nullptr;
+  }
   InlineHead head;
   if (size < sizeof head) return "inline part has no head";
   std::memcpy(&head, bytes, sizeof head);

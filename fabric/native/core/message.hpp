@@ -40,8 +40,8 @@ struct InlineLayout {
   u32 tensors_offset = 0;             ///< of the tensor area when the tensors are inline
 };
 
-/// nullptr when `bytes` begins with a true InlineHead.
-const char* read_inline(const u8* bytes, u64 size, InlineLayout& out);
+/// nullptr when `bytes`, the inline bytes of a record with these flags, are what they have to be.
+const char* read_inline(u16 flags, const u8* bytes, u64 size, InlineLayout& out);
 inline u64 inline_tensor_size(const u8* bytes, u32 index) {
   u64 size = 0;
   __builtin_memcpy(&size, bytes + sizeof(InlineHead) + 8 * index, 8);
@@ -50,11 +50,8 @@ inline u64 inline_tensor_size(const u8* bytes, u32 index) {
 
 /// The payload of a message that is nothing but its meta, in the record; nothing for any other.
 inline std::optional<std::span<const u8>> plain_meta(const MessageCore& message) {
-  InlineHead head;
-  if (!message.segments.empty() || message.inline_size < sizeof head) return std::nullopt;
-  __builtin_memcpy(&head, message.inline_data, sizeof head);
-  if (head.tensor_count != 0 || head.meta_bytes > message.inline_size - sizeof head) return std::nullopt;
-  return std::span<const u8>(message.inline_data + sizeof head, head.meta_bytes);
+  if ((message.header.flags & kFlagBare) == 0 || !message.segments.empty()) return std::nullopt;
+  return std::span<const u8>(message.inline_data, message.inline_size);
 }
 
 /// Blocks of two sizes, kept for reuse up to a bound.

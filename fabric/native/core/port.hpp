@@ -178,6 +178,7 @@ class Port : public std::enable_shared_from_this<Port> {
   void drop_early_messages(const FlowInState& flow);
   void settle_closing_flows();
   void collect_late();
+  void let_go(MessageCore* message);
   void start_service();
   void stop_service();
   void service_loop();

@@ -178,7 +178,8 @@ void Port::settle_closing_flows() {
     FlowInState& state = *it->second;
     LaneLink* lane = state.lane;
     const bool more = lane != nullptr && !lane->broken && lane->end.records_in.read_cursor() != lane->end.records_in.head();
-    if (state.live != 0 || more) return false;
+    if (state.live != state.abandoned.size() || more) return false;
+    for (const u32 held : state.abandoned) held_.free(held);
     forget_flow_in(state);
     return true;
   });

@@ -137,6 +137,10 @@ bool Port::take_record(LaneLink& lane, const RecordSpan& span, bool& stop) {
     return true;
   }
   message->flow = it->second;
+  // Who it is from: on a lane of its own that is the peer, whatever the record says; behind a gateway it is said.
+  if (flow.producer_port == lane.peer_port || message->fields.producer.port == 0) {
+    message->fields.producer = {lane.peer_port, lane.peer_incarnation};
+  }
   queue_record(flow, message);
   return true;
 }
@@ -451,8 +455,8 @@ void Port::collect(MessageCore* message) {
   }
   Operation operation(*this, false);
   if (operation.ok()) {
-    release_slots(*message);
-    pool_.put(message);
+    let_go(message);
+    if (!closing_.empty()) settle_closing_flows();
   } else if (operation.status().code == Code::frozen) {
     std::lock_guard lock(mutex_);
     collected_.push_back(message);
@@ -462,11 +466,15 @@ void Port::collect(MessageCore* message) {
 }
 
 void Port::collect_late() {
-  for (MessageCore* message : collected_) {
-    release_slots(*message);
-    pool_.put(message);
-  }
+  for (MessageCore* message : collected_) let_go(message);
   collected_.clear();
+}
+
+// Unacknowledged: it stays handed as long as its flow is there. Who closes the flow has decided what became of it.
+void Port::let_go(MessageCore* message) {
+  release_slots(*message);
+  if (!message->ended && message->held != kNotHeld) message->flow->abandoned.push_back(message->held);
+  pool_.put(message);
 }
 
 }  // namespace fabric

@@ -312,7 +312,7 @@ Status ReceiverCore::meta(MessageCore& message, const u8*& data, u64& bytes) {
     size = message.segments[0].length;
   }
   InlineLayout layout;
-  if (const char* why = read_inline(head, size, layout)) return Status::fail(Code::protocol, why);
+  if (const char* why = read_inline(message.header.flags, head, size, layout)) return Status::fail(Code::protocol, why);
   data = head + layout.meta_offset;
   bytes = layout.meta_bytes;
   return Status::success();
@@ -330,7 +330,7 @@ Status ReceiverCore::tensor(MessageCore& message, u32 index, const u8*& data, u6
     size = message.segments[0].length;
   }
   InlineLayout layout;
-  if (const char* why = read_inline(head, size, layout)) return Status::fail(Code::protocol, why);
+  if (const char* why = read_inline(message.header.flags, head, size, layout)) return Status::fail(Code::protocol, why);
   if (index >= layout.tensor_count) {
     return Status::fail(Code::invalid, "message has " + text(layout.tensor_count) + " tensors, asked for number " + text(index));
   }

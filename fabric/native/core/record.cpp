@@ -23,7 +23,8 @@ bool has_correlation(const RecordParts& parts) {
 }  // namespace
 
 u32 record_prefix_bytes(const RecordParts& parts) {
-  u32 bytes = kRecordHeaderBytes + extension_bytes(sizeof(ProducerExtension));
+  u32 bytes = kRecordHeaderBytes;
+  if (parts.producer.port != 0) bytes += extension_bytes(sizeof(ProducerExtension));
   if (parts.has_key) bytes += extension_bytes(parts.key.size());
   if (has_correlation(parts)) bytes += extension_bytes(sizeof(CorrelationExtension));
   return bytes + static_cast<u32>(parts.segments.size() * sizeof(SegmentEntry));
@@ -39,7 +40,8 @@ u8* write_record_prefix(u8* out, RecordParts& parts, u32 inline_size) {
   header.kind = 0;
   header.segment_count = static_cast<u16>(parts.segments.size());
   std::memcpy(out, &header, sizeof header);
-  u8* at = put_extension(out + sizeof header, Extension::producer, &parts.producer, sizeof parts.producer);
+  u8* at = out + sizeof header;
+  if (parts.producer.port != 0) at = put_extension(at, Extension::producer, &parts.producer, sizeof parts.producer);
   if (parts.has_key) at = put_extension(at, Extension::key, parts.key.data(), parts.key.size());
   if (has_correlation(parts)) {
     at = put_extension(at, Extension::correlation, &parts.correlation, sizeof parts.correlation);
@@ -63,7 +65,6 @@ const char* check_header(const RecordHeader& header) {
 }
 
 const char* parse_extensions(const u8* begin, u32 bytes, RecordFields& out) {
-  bool has_producer = false;
   for (u32 at = 0; at + sizeof(ExtensionHead) <= bytes;) {
     ExtensionHead head;
     std::memcpy(&head, begin + at, sizeof head);
@@ -74,7 +75,6 @@ const char* parse_extensions(const u8* begin, u32 bytes, RecordFields& out) {
       case Extension::producer:
         if (head.len != sizeof out.producer) return "producer extension has a wrong length";
         std::memcpy(&out.producer, data, sizeof out.producer);
-        has_producer = true;
         break;
       case Extension::key:
         if (head.len > kKeyBytesMax) return "key is longer than the limit";
@@ -89,7 +89,7 @@ const char* parse_extensions(const u8* begin, u32 bytes, RecordFields& out) {
     }
     at += extension_bytes(head.len);
   }
-  return has_producer ? nullptr : "record has no producer extension";
+  return nullptr;
 }
 
 const char* check_segments(std::span<const SegmentEntry> segments, u64 payload_bytes, u32 inline_size) {

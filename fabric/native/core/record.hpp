@@ -15,7 +15,7 @@ inline constexpr u64 align_up(u64 value, u64 step) { return (value + step - 1) &
 /// What precedes the inline bytes of a record.
 struct RecordParts {
   RecordHeader header{};              ///< version, header_len8, total_len, segment_count are filled in
-  ProducerExtension producer{};
+  ProducerExtension producer{};       ///< written when its port is not 0, that is, not the peer of the lane
   std::span<const u8> key{};          ///< at most kKeyBytesMax
   bool has_key = false;
   CorrelationExtension correlation{}; ///< written when id or reply_flow is not 0
@@ -30,7 +30,7 @@ u8* write_record_prefix(u8* out, RecordParts& parts, u32 inline_bytes);
 
 /// The fields of a checked private copy; spans point into that copy.
 struct RecordFields {
-  ProducerExtension producer{};
+  ProducerExtension producer{};       ///< port 0: not named
   std::span<const u8> key{};
   bool has_key = false;
   CorrelationExtension correlation{};

@@ -29,12 +29,22 @@ void copy_tensors(u8* area, std::span<const Piece> tensors) {
   }
 }
 
+// Nothing but meta that fits the ring: it goes without a head.
+bool is_bare(const SendRequest& request) {
+  return request.tensors.empty() && !request.loan && request.meta.size() <= kInlineBytesMax - sizeof(InlineHead);
+}
+
 u32 head_bytes(const SendRequest& request) {
-  return static_cast<u32>(sizeof(InlineHead) + 8 * request.tensors.size() + request.meta.size());
+  const u64 head = is_bare(request) ? 0 : sizeof(InlineHead) + 8 * request.tensors.size();
+  return static_cast<u32>(head + request.meta.size());
 }
 
 // InlineHead, sizes, meta; @return the bytes written.
 u32 write_head(u8* out, const SendRequest& request) {
+  if (is_bare(request)) {
+    if (!request.meta.empty()) std::memcpy(out, request.meta.data(), request.meta.size());
+    return static_cast<u32>(request.meta.size());
+  }
   const InlineHead head{static_cast<u32>(request.meta.size()), static_cast<u32>(request.tensors.size())};
   std::memcpy(out, &head, sizeof head);
   u32 at = sizeof head;
@@ -185,7 +195,6 @@ Full SenderCore::try_commit(const SendRequest& request, Prepared& prepared, Batc
 // The record of a new message, committed in its lane and not published; nullptr when the lane is full.
 u8* SenderCore::put_record(const SendRequest& request, const Prepared& prepared, FlowOut& flow, u64 entry, u32& total) {
   RecordParts parts;
-  parts.producer = {port_.number(), port_.incarnation()};
   parts.key = request.key;
   parts.has_key = request.has_key;
   parts.correlation = {request.correlation, request.reply_flow};
@@ -197,7 +206,8 @@ u8* SenderCore::put_record(const SendRequest& request, const Prepared& prepared,
   ledger_.begin(entry, flow.id, flow.last_seq + 1, writer.reserved_at(), prepared.payload);
   step("send.pending");
   RecordHeader& header = parts.header;
-  header.flags = static_cast<u16>(request.flags | (prepared.meta_inline ? 0 : kFlagMetaInSegment));
+  header.flags = static_cast<u16>((request.flags & ~kFlagBare) | (prepared.meta_inline ? 0 : kFlagMetaInSegment) |
+                                  (is_bare(request) ? kFlagBare : 0));
   header.flow = flow.id;
   header.flow_seq = flow.last_seq + 1;
   header.sequence = number_ + 1;

@@ -93,7 +93,7 @@ bool Engine::on_record(Session& session, const wire::FrameHeader& header, std::s
     return true;
   }
   if (announce != (view.head.segment_count > 0)) return false;
-  if (flow.pending_bytes + record.size() > kLaneBytes) return exceeded(session, "LANE_BYTES");
+  if (flow.pending_bytes + record.size() > kFlowPendingMax) return exceeded(session, "FLOW_PENDING_MAX");
   if (EngineFaults::fires(faults_.lose_record)) {  // acknowledged, never published
     flow.last = flow.published = seq;
     if (!flow.ack_due) session.ack_due.push_back(flow.id);

@@ -4,6 +4,7 @@
 #include "core/clock.hpp"
 #include "core/crc32c.hpp"
 #include "engine/engine.hpp"
+#include "engine/lane_record.hpp"
 
 namespace fabric {
 namespace {
@@ -57,9 +58,7 @@ bool Engine::take_record(EngineLane& lane, const RecordSpan& span, u64 now) {
   entry.lane = &lane;
   entry.cursor_begin = span.begin;
   entry.cursor_end = span.end;
-  entry.record.assign(span.bytes, span.bytes + span.header.total_len);
-  // The checked header counts, not what the ring holds by now.
-  std::memcpy(entry.record.data(), &span.header, sizeof span.header);
+  const bool is_named = copy_record(span, {lane.peer_port, lane.peer_incarnation}, entry.record);
   entry.flow_id = span.header.flow;
   entry.flow_seq = span.header.flow_seq;
   entry.deadline_ns = span.header.deadline_ns;
@@ -73,7 +72,7 @@ bool Engine::take_record(EngineLane& lane, const RecordSpan& span, u64 now) {
   flow.group = group_of(lane.klass);
   if (flow.lane == nullptr) flow.lane = &lane;
   wire::RecordView view;
-  const bool known = wire::view_record(entry.record, view);
+  const bool known = is_named && wire::view_record(entry.record, view);
   if (known) {
     for (u32 i = 0; i < view.head.segment_count; ++i) {
       const SegmentEntry piece = wire::segment_at(view, i);

@@ -58,7 +58,14 @@ struct PortFds {
   }
 };
 
-struct Got { u64 flow, seq; u8 kind; std::vector<u8> payload; u64 deadline; std::vector<SegmentEntry> slots; };
+struct Got {
+  u64 flow, seq;
+  u8 kind;
+  std::vector<u8> payload;
+  u64 deadline;
+  std::vector<SegmentEntry> slots;
+  ProducerExtension producer;
+};
 
 /// One node: an engine, and a port that the test drives by hand on lane 1.
 struct Node {
@@ -117,6 +124,8 @@ struct Node {
     return ref;
   }
 
+  ProducerExtension says_it_is{};     ///< what its records name as their producer
+
   bool send(u64 flow, u64 seq, const std::vector<u8>& bytes, bool bulk, u64 deadline = 0, SlotRef* used = nullptr) {
     RecordParts parts;
     parts.header.flow = flow;
@@ -124,7 +133,7 @@ struct Node {
     parts.header.payload_bytes = bytes.size();
     parts.header.klass = 3;
     parts.header.deadline_ns = deadline;
-    parts.producer = {local.port, local.incarnation};
+    parts.producer = says_it_is;
     SegmentEntry entry{};
     if (bulk) {
       const SlotRef ref = slot(bytes.size() > 0 ? bytes.size() : 1);
@@ -155,7 +164,10 @@ struct Node {
     wire::RecordView view;
     CHECK(wire::view_record({span.bytes, span.header.total_len}, view));
     got = {span.header.flow, span.header.flow_seq, span.header.kind,
-           {view.inline_bytes.begin(), view.inline_bytes.end()}, span.header.deadline_ns, {}};
+           {view.inline_bytes.begin(), view.inline_bytes.end()}, span.header.deadline_ns, {}, {}};
+    RecordFields fields;
+    CHECK(parse_extensions(view.extensions.data(), u32(view.extensions.size()), fields) == nullptr);
+    got.producer = fields.producer;
     for (u32 i = 0; i < view.head.segment_count; ++i) {
       const SegmentEntry entry = wire::segment_at(view, i);
       const u8* from = nullptr;

@@ -232,6 +232,22 @@ void a_flow_that_is_gone_is_remembered_while_its_slots_are_read() {
   CHECK(pair.b.engine.stats().slots_taken == 0);
 }
 
+void the_producer_of_a_record_is_the_port_that_wrote_it() {
+  Pair pair(Transport::tcp);
+  pair.connect();
+  const ProducerExtension mine{pair.a.local.port, pair.a.local.incarnation};
+  const ProducerExtension says[] = {{0, 0}, mine, {mine.port + 7, 1}};
+  for (u64 seq = 1; seq <= 3; ++seq) {
+    pair.a.says_it_is = says[seq - 1];
+    CHECK(pair.a.send(kFlow, seq, pattern(100, u32(seq)), seq == 2));
+    Got got;
+    CHECK(eventually([&] { pair.serve(); return pair.b.receive(got); }));
+    CHECK(got.payload == pattern(100, u32(seq)));
+    CHECK(got.producer.port == mine.port && got.producer.incarnation == mine.incarnation);
+    pair.b.finish(got);
+  }
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -244,5 +260,6 @@ int main(int count, char** arguments) {
   if (wanted(6)) a_sender_that_lies_about_its_returns_does_not_fill_the_session();
   if (wanted(7)) a_port_that_never_stops_writing_does_not_keep_the_engine();
   if (wanted(8)) a_flow_that_is_gone_is_remembered_while_its_slots_are_read();
+  if (wanted(9)) the_producer_of_a_record_is_the_port_that_wrote_it();
   std::puts("engine_liars_test: ok");
 }

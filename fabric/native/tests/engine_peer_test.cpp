@@ -329,9 +329,9 @@ void records_behind_a_transfer_are_bounded_by_what_a_lane_holds() {
   Bench bench;
   announce(bench, 61, 1000);  // its chunks never come
   const Bytes text(4000);
-  for (u64 sent = 0; sent < kLaneBytes + 2 * text.size(); sent += text.size())
+  for (u64 sent = 0; sent < kFlowPendingMax + 2 * text.size(); sent += text.size())
     bench.peer.post(1, FrameType::eager, 0, 0, record_of(kFlow, ++bench.seq, text));
-  CHECK(told(bench.node, EngineEvent::Kind::limit, "LANE_BYTES"));
+  CHECK(told(bench.node, EngineEvent::Kind::limit, "FLOW_PENDING_MAX"));
 }
 
 void a_slot_is_given_back_by_its_reader_only() {

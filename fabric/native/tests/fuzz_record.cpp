@@ -18,7 +18,7 @@ struct Ground {
 
 void read_everything(const MessageCore& message) {
   InlineLayout layout;
-  if (read_inline(message.inline_data, message.inline_size, layout) != nullptr) return;
+  if (read_inline(message.header.flags, message.inline_data, message.inline_size, layout) != nullptr) return;
   volatile u8 sink = 0;
   for (u32 i = 0; i < layout.meta_bytes; ++i) sink = message.inline_data[layout.meta_offset + i];
   for (u32 i = 0; i < layout.tensor_count; ++i) {

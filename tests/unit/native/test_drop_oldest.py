@@ -67,7 +67,7 @@ def test_bytes_of_the_window_are_kept_free_as_well(joined: Pair, size: int) -> N
     out, inn = joined.sender(), joined.receiver(overflow=DROP_OLDEST)
     joined.flow(messages=64, bytes_=1032)
     for i in range(20):
-        out.send(b"%02d" % i + b"x" * (size - 10), [], None, 0)  # 8 bytes of head
+        out.send(b"%02d" % i + b"x" * (size - 2), [], None, 0)
         joined.b.port.progress()
         joined.a.port.progress()
     kept = [meta[:2] for meta in rest(inn)]

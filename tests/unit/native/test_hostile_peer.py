@@ -205,12 +205,20 @@ def test_record_with_the_flow_of_another_is_refused(liar: Liar) -> None:
     assert message.meta == b"true" and out.counts() == {(DELIVERED, 0): 1}
 
 
+def test_producer_on_a_lane_of_its_own_is_its_peer_whatever_a_record_says(liar: Liar) -> None:
+    inn, _, _, own = two_producers(liar)
+    whole = bytearray(record(own))
+    whole[64:88] = struct.pack("<HHQQ4x", 1, 16, 4711, 4712)
+    liar.put_record(1, bytes(whole))
+    message = inn.receive(soon(0.5))
+    assert (message.producer, message.producer_incarnation) == (liar.c.number, 1)
+
+
 @pytest.mark.parametrize(
     "extension",
     [
         struct.pack("<HHQQ4x", 1, 60000, 300, 1),  # longer than the header
         struct.pack("<HHQQ4x", 1, 8, 300, 1),  # a producer of half the size
-        struct.pack("<HHQQ4x", 77, 16, 300, 1),  # no producer at all
         struct.pack("<HHQQ4x", 3, 8, 300, 1),
     ],
 )

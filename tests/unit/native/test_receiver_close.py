@@ -175,3 +175,32 @@ def test_flow_that_closes_before_its_receiver_opened_leaves_nothing(joined: Pair
     joined.b.port.close_flow_in(flow, False)
     assert out.counts() == {(FAILED, CLOSED): 1}
     assert joined.b.port.stats()["flows_in"] == 0 and balanced(joined)
+
+
+@pytest.mark.promise("P8")
+@pytest.mark.parametrize("when", ["before the receiver closes", "after its flow closed"])
+def test_view_that_goes_unacknowledged_holds_nothing_once_its_flow_is_closed(
+    joined: Pair, when: str
+) -> None:
+    out, first, second = two_consumers(joined)
+    old = joined.flow(receiver=21)
+    out.send(b"", [], None, soon())
+    view = first.receive(soon())
+    if when.startswith("before"):
+        del view
+    assert joined.b.port.stats()["held"] == 1  # handed: another is to get it
+    first.close(hand_back=True)
+    joined.flow(receiver=22)
+    joined.a.port.close_flow_out(old)
+    joined.a.port.lose_flow_out(old, flow_row(joined, old)["handed"], CLOSED)
+    joined.b.port.close_flow_in(old, True)
+    if when.startswith("after"):
+        del view
+    again = second.receive(soon())
+    assert again.redelivered
+    again.ack()
+    del again
+    joined.b.port.progress()
+    stats = joined.b.port.stats()
+    assert (stats["held"], stats["flows_in"]) == (0, 1)
+    assert joined.b.port.views() == [] and balanced(joined)
