@@ -41,9 +41,8 @@ NICENESS = 10
 IDLE = "idle"
 CONFIRM = bytes(8)
 _SAMPLES = 50_000  # of a 99th percentile, as in `bench`
-_ROUND_S = (
-    0.1  # small messages are sent in rounds of this length: the budget is looked at between them
-)
+_ROUND_NS = 0.1e9  # small messages go in rounds of this length: the budget is looked at between
+_LARGE_ROUND_NS = 0.25e9  # every round fills its window anew
 _FIRST = BATCH
 
 
@@ -80,6 +79,16 @@ class Usage:
         return used
 
 
+def lower_priority() -> None:
+    """Let every thread of this process, and those that they start, come after what runs at normal priority."""
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(ProcessLookupError):  # it ended
+            thread = int(task.name)
+            os.setpriority(
+                os.PRIO_PROCESS, thread, max(NICENESS, os.getpriority(os.PRIO_PROCESS, thread))
+            )
+
+
 def _ticks() -> tuple[int, int]:
     """Return busy and all ticks of the machine's CPUs since it started."""
     ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
@@ -90,7 +99,7 @@ class _Probe(Module):
     """What both ends have: ends of the channels, usage, the budget."""
 
     def start(self) -> None:
-        os.nice(NICENESS)
+        lower_priority()
         self.budget = Budget(**self.config["budget"])
         self.steps = plan(self.budget)
         self.usage = Usage(int(self.config["daemon_pid"]))
@@ -306,10 +315,9 @@ _NEAR = {
 def _fitting(step: Step, left: int, each_ns: float, ends_at: float) -> int:
     """Return how many messages the next round has; 0 where too few fit in what is left."""
     room_ns = (ends_at - time.monotonic()) * 1e9
-    if step.run in LARGE:
-        count, least = int(min(left, room_ns / each_ns)), step.window + 1
-    else:
-        count, least = int(min(left, room_ns / each_ns, _ROUND_S * 1e9 / each_ns + BATCH)), BATCH
+    is_large = step.run in LARGE
+    round_ns, least = (_LARGE_ROUND_NS, step.window + 1) if is_large else (_ROUND_NS, BATCH)
+    count = int(min(left, room_ns / each_ns, max(least, round_ns / each_ns)))
     if step.run == BATCHED:
         count -= count % BATCH
     return count if count >= least else 0

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import ClassVar
 
 import grpc
 import psutil
@@ -29,8 +30,20 @@ FIGURES = {
 GONE_S = 10.0  # an end that is asked to leave has a second, then its port is settled
 
 
+@pytest.fixture(autouse=True)
+def no_bench_outlives_its_test():
+    yield
+    for bench in Bench.started:
+        if bench.process.poll() is None:
+            bench.process.kill()
+            bench.process.communicate()
+    Bench.started.clear()
+
+
 class Bench:
     """One `fabricctl bench edge` beside the test."""
+
+    started: ClassVar[list] = []
 
     def __init__(self, node, *arguments):
         command = [
@@ -45,6 +58,7 @@ class Bench:
         ]
         environment = {**os.environ, "FABRIC_SOCKET": node.socket}
         pipe = subprocess.PIPE
+        Bench.started.append(self)
         self.process = subprocess.Popen(
             command, stdout=pipe, stderr=pipe, env=environment, text=True
         )
@@ -176,6 +190,19 @@ def test_live_traffic_beside_it_loses_nothing_and_every_cut_balances(cluster):
     nothing_left(a, b)
 
 
+@pytest.mark.promise("P4")
+def test_every_thread_of_both_ends_comes_after_those_of_others(cluster):
+    a = cluster.node("a")
+    bench = Bench(a, "a", "--seconds", "2")
+    wait_for("messages", lambda: measuring(a))
+    for pid in ends(a).values():
+        threads = [thread.id for thread in psutil.Process(pid).threads()]
+        assert len(threads) > 2
+        assert min(os.getpriority(os.PRIO_PROCESS, thread) for thread in threads) >= 10
+    bench.figures()
+    nothing_left(a)
+
+
 def test_two_measurements_of_one_edge_at_once_have_names_of_their_own_and_both_work(cluster):
     a = cluster.node("a")
     b = cluster.node("b", join=a)
@@ -211,7 +238,7 @@ def kill_end(role):
 @pytest.mark.parametrize(
     "end",
     [interrupt, kill, kill_end("near"), kill_end("far")],
-    ids=["Ctrl-C", "kill -9 of fabricctl", "death of the near end", "death of the far end"],
+    ids=["ctrl-c", "fabricctl-killed", "near-end-killed", "far-end-killed"],
 )
 def test_whatever_ends_it_takes_everything_away(cluster, end):
     a = cluster.node("a")
@@ -250,8 +277,27 @@ def test_death_of_the_far_node_is_told_and_nothing_is_left_on_the_near_one(clust
     for process in (b.keeper, psutil.Process(b.daemon_pid)):
         process.kill()
     b.wait_ended()
-    assert "node 2 is gone" in (said := bench.failure()) or "node 'b' was lost" in said, said
+    said = bench.failure()
+    assert "is gone" in said or "node 'b' was lost" in said
     nothing_left(a)
+    balanced(a)
+
+
+@pytest.mark.promise("P3", "P9")
+def test_far_node_that_sleeps_past_its_lease_is_told_and_keeps_nothing_when_it_wakes(cluster):
+    a = cluster.node("a")
+    b = cluster.node("b", join=a)
+    bench = Bench(a, "a", "b", "--seconds", "30", "--bytes", "60GiB")
+    wait_for("messages", lambda: measuring(a))
+    sleeping = [b.keeper, psutil.Process(b.daemon_pid)]
+    for process in sleeping:
+        process.suspend()
+    said = bench.failure()
+    for process in reversed(sleeping):
+        process.resume()
+    assert "node 'b' was lost" in said or "is gone" in said
+    wait_for("the node back", lambda: a.call("ls", "node")[1]["state"] == "serving", 15.0)
+    nothing_left(a, b)
     balanced(a)
 
 
