@@ -15,7 +15,6 @@ import inspect
 import json
 import logging
 import os
-import signal
 import sys
 import threading
 import time
@@ -27,6 +26,7 @@ from typing import Any
 from fabric import limits, steps
 from fabric.errors import ClosedError, ConfigError, ContractError, EndOfChannel, FabricError
 from fabric.worker.module import Call, Field, In, Module, Out, Serve, fields_of
+from fabric.worker.stop_signals import on_stop_signals
 
 log = logging.getLogger("fabric.worker.host")
 
@@ -109,7 +109,7 @@ class ModuleHost:
 
     Notes
     -----
-    `serve` is called once, from the main thread. `stop` may be called from any thread and from a signal handler.
+    `serve` is called once, from the main thread. `stop` may be called from any thread.
     """
 
     def __init__(self, port: Any, cls: type[Module], settings: HostSettings) -> None:
@@ -312,8 +312,7 @@ def main() -> int:
         with fabric.attach(settings.name, token=os.environ.get("FABRIC_MODULE_TOKEN")) as port:
             host = ModuleHost(port, cls, settings)
             port.on_stop(host.stop)
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: host.stop())
+            on_stop_signals(host.stop)
             status = host.serve()
             steps.at("module.drained")
             port.stopped()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import signal
 import sys
 import threading
 import time
@@ -31,6 +30,7 @@ from fabric.messages import message_type
 from fabric.worker import plugin_loader
 from fabric.worker.stage_chain import Chain
 from fabric.worker.stage_endpoints import StageInlet, StageOutlet
+from fabric.worker.stop_signals import on_stop_signals
 
 POLL_NS = 500_000_000  # an idle chain looks this often whether it is to stop
 DRAIN_POLL_NS = 5_000_000
@@ -322,8 +322,7 @@ def serve(port: Any) -> int:
     for op, handler in handlers.items():
         port.on_push(op, handler)
     port.on_stop(lambda *_: host.ended.set())
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: host.ended.set())
+    on_stop_signals(host.ended.set)
     port.ready()
     host.ended.wait()
     host.close()

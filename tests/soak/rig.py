@@ -208,6 +208,8 @@ class Rig:
         try:
             code = actor.popen.wait(LEAVE_S)
         except subprocess.TimeoutExpired:
+            actor.popen.send_signal(signal.SIGUSR1)
+            time.sleep(1.0)  # it writes where it hangs
             raise Violation(f"{actor.name} was told to leave and did not: {actor.log()}") from None
         self._take(actor)
         (self.actors if actor in self.actors else self.sentinels).remove(actor)

@@ -7,8 +7,10 @@ the protocol is a violation, and so are bytes that differ from what was sent.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
+import queue
 import random
 import signal
 import sys
@@ -16,7 +18,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -76,6 +78,29 @@ CARRIED: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 
 
+class Leaving:
+    """An event that a signal's handler may set: a `threading.Event` hangs when the signal comes inside its lock."""
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._news: queue.SimpleQueue[None] = (
+            queue.SimpleQueue()
+        )  # its `put` may interrupt its `get`
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def set(self) -> None:
+        self._is_set = True
+        self._news.put(None)
+
+    def wait(self, seconds: float) -> None:
+        with suppress(queue.Empty):
+            self._news.get(timeout=seconds)
+        if self._is_set:
+            self._news.put(None)
+
+
 class Actor:
     """What all roles share: reports, the clock of every call, the way out."""
 
@@ -83,13 +108,14 @@ class Actor:
         self.job = job
         self.pid = os.getpid()
         self.chance = random.Random(job["seed"])
-        self.leaving = threading.Event()
+        self.leaving = Leaving()
         self.errors: Counter[str] = Counter()
         self.done = 0
         self._beat_at = 0.0
         self._lock = threading.Lock()
         self.bytes = np.random.default_rng(job["seed"]).integers(0, 256, 65 * MIB, np.uint8)
         signal.signal(signal.SIGTERM, lambda *_: self.leaving.set())
+        faulthandler.register(signal.SIGUSR1)  # where every thread is, for who waits for it in vain
 
     def report(self, **fields: Any) -> None:
         with self._lock:
