@@ -46,6 +46,9 @@ class Observer:
             tuple[str, int, str], float
         ] = {}  # holder and channel → moment of the view told of
         self._unreadable: set[int] = set()
+        self._transient: dict[
+            int, None
+        ] = {}  # numbers of transient channels, in the order they were seen
         self.totals = Totals()
         self.archived: Counter[tuple[int, int]] = Counter()  # (channel, end) → messages
         self.limits: Counter[str] = Counter()
@@ -94,6 +97,7 @@ class Observer:
         for port in ports:
             self._owners.update({ledger.endpoint: port.name for ledger in port.ledgers})
         self._tell_of_ends(self.totals.take(row for port in ports for row in port.ledgers))
+        self._forget_transient()
 
     def settle(self, finals: list[ArchivedCounts]) -> None:
         """Take the final counts of senders that are gone."""
@@ -102,6 +106,18 @@ class Observer:
         for final in finals:
             for end, _, count in final.counts:
                 self.archived[final.channel, end] += count
+
+    def _forget_transient(self) -> None:
+        """Let go of what was counted of transient channels that are gone, also what was only counted afterwards."""
+        view = self._daemon.registry.view
+        self._transient.update(dict.fromkeys(view.transient()))
+        while len(self._transient) > limits.CHANNELS_MAX:  # the oldest are long settled
+            del self._transient[next(iter(self._transient))]
+        gone = self._transient.keys() - {channel.number for channel in view.channels}
+        if not gone.isdisjoint(self.totals.accepted.keys() | {key[0] for key in self.archived}):
+            self.totals.forget(gone)
+            kept = {key: n for key, n in self.archived.items() if key[0] not in gone}
+            self.archived = Counter(kept)
 
     def _port(self, port: Port) -> PortSample:
         state = "dead" if not port.is_alive else "suspect" if port.is_suspect else "ready"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import deque
 from collections.abc import Callable, Iterable
 
 import msgspec
@@ -45,7 +46,8 @@ class Registry:
         self._joined: set[int] = set()  # in this life of the registry
         self._unused_since: dict[
             int, float
-        ] = {}  # transient channel → when it was first seen without ends
+        ] = {}  # transient channel → when first seen without ends
+        self._dropped: deque[int] = deque(maxlen=limits.CHANNELS_MAX)  # transient channels, lately
         for number, node in self._nodes.items():
             if node.state != "dead":
                 self._nodes[number] = msgspec.structs.replace(node, state="silent")
@@ -300,6 +302,7 @@ class Registry:
                 )
                 return
             self._unused_since.pop(channel.number, None)
+            self._dropped.append(channel.number)
             self.replace((), (channel,))
 
     def open(self, endpoint: EndpointRecord) -> None:
@@ -320,9 +323,10 @@ class Registry:
             self._changed()
 
     def archive(self, finals: Iterable[ArchivedCounts]) -> None:
-        """Keep the final counts of endpoints that are gone."""
+        """Keep the final counts of endpoints that are gone, but for those of transient channels that went before."""
         for final in finals:
-            self._store.archive(final)
+            if final.channel not in self._dropped:
+                self._store.archive(final)
 
     def archived(self) -> list[ArchivedCounts]:
         """Return what was archived."""

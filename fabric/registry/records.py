@@ -110,6 +110,10 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
         """Return the channel called `name`."""
         return next((c for c in self.channels if c.name == name), None)
 
+    def transient(self) -> set[int]:
+        """Return the numbers of the transient channels."""
+        return {c.number for c in self.channels if c.is_transient}
+
     def node(self, number: int) -> NodeRecord | None:
         """Return the node with this number."""
         return next((n for n in self.nodes if n.number == number), None)

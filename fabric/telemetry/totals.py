@@ -45,6 +45,15 @@ class Totals:
             del self._seen[next(iter(self._seen))]
         return grown
 
+    def forget(self, channels: set[int]) -> None:
+        """Let go of channels that were made for a while and are gone, so that their labels do not pile up."""
+        self.ended = Counter({key: n for key, n in self.ended.items() if key[0] not in channels})
+        self.accepted = Counter({c: n for c, n in self.accepted.items() if c not in channels})
+        self.delivered_bytes = Counter(
+            {c: n for c, n in self.delivered_bytes.items() if c not in channels}
+        )
+        self._seen = {e: row for e, row in self._seen.items() if row.channel not in channels}
+
     def _take_one(self, ledger: LedgerSample) -> list[Growth]:
         before = self._seen.pop(ledger.endpoint, None)
         known: dict[EndKey, int] = before.counts if before else {}

@@ -6,6 +6,7 @@ The same plan is made by fabricctl, which states it, and by the probe, which kee
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -86,11 +87,7 @@ class Step:
 
 def plan(budget: Budget) -> tuple[Step, ...]:
     """Return every step in its order, with its share of the budget or the reason why it is left out."""
-    small = [
-        replace(step, seconds=budget.seconds * time, size_bytes=int(budget.size_bytes * payload))
-        for step in _small_steps()
-        for time, payload in (_SMALL_SHARES[step.run],)
-    ]
+    small = [_small(step, budget) for step in _small_steps()]
     large = _fit_memory(_large_steps(), budget.memory_bytes)
     return (*small, *_share_payload(large, budget))
 
@@ -114,6 +111,20 @@ def taken(steps: Iterable[Step]) -> list[Step]:
     return [step for step in steps if not step.left_out]
 
 
+def _small(step: Step, budget: Budget) -> Step:
+    """Return a step of small messages with its share; they need hardly any memory."""
+    time_share, payload_share = _SMALL_SHARES[step.run]
+    size_bytes = int(budget.size_bytes * payload_share)
+    need = step.least * step.payload
+    if need > size_bytes:
+        return replace(step, left_out=_needs(need / payload_share, "--bytes"))
+    return replace(step, seconds=budget.seconds * time_share, size_bytes=size_bytes)
+
+
+def _needs(size_bytes: float, option: str) -> str:
+    return f"needs {units.format_bytes(math.ceil(size_bytes))} of {option}"
+
+
 def _small_steps() -> tuple[Step, ...]:
     return (
         Step("64 B round trip, default wait", TRIPS, SMALL),
@@ -134,7 +145,7 @@ def _fit_memory(steps: list[Step], most: int) -> list[Step]:
     fitted: list[Step] = []
     for step in steps:
         need = memory_bytes([*taken(fitted), step])
-        reason = f"needs {units.format_bytes(need)} of --memory" if need > most else ""
+        reason = _needs(need, "--memory") if need > most else ""
         fitted.append(replace(step, left_out=reason))
     return fitted
 
@@ -150,8 +161,9 @@ def _share_payload(steps: list[Step], budget: Budget) -> list[Step]:
         if not short:
             break
         worst = max(short, key=lambda s: s.least * s.size / s.weight)
-        need = int(worst.least * worst.size / worst.weight * weights / payload_share) + 1
-        reason = f"needs {units.format_bytes(need)} of --bytes"
+        reason = _needs(
+            worst.least * worst.size / worst.weight * weights / payload_share, "--bytes"
+        )
         steps = [replace(s, left_out=reason) if s is worst else s for s in steps]
     seconds = budget.seconds * time_share / max(1, len(used))
     return [

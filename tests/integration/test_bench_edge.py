@@ -12,6 +12,7 @@ import grpc
 import psutil
 import pytest
 
+from fabric import limits
 from fabric.controlplane.api.v1 import control_pb2 as pb
 from fabric.controlplane.api.v1 import control_pb2_grpc as pb_grpc
 from tests.integration.kill_nodes import balanced, clusters, returned, settled, wait_for
@@ -98,12 +99,19 @@ def nothing_left(*nodes):
         wait_for("its channels gone", lambda node=node: not bench_channels(node), GONE_S)
         assert not [e for e in node.call("ls", "module") if "bench" in e["name"]]
         assert not list(node.folder.glob("state/logs/bench*"))
+        wait_for("its labels gone", lambda node=node: not bench_labels(node))
         commands = [p.cmdline() for p in node.keeper.children(recursive=True)]
         assert not [c for c in commands if "fabric.worker.host" in c]
 
 
 def arena_bytes(node):
     return node.call("status")["arena_bytes"]
+
+
+def bench_labels(node):
+    """Return the lines of the metrics that name channels of a measurement, or channels that are gone."""
+    lines = node.call("metrics").splitlines()
+    return [line for line in lines if 'channel="fabric.' in line or 'channel="#' in line]
 
 
 def bench_channels(node):
@@ -317,19 +325,21 @@ def test_daemon_that_is_killed_meanwhile_leaves_no_end_behind(cluster, killed):
     balanced(a)
 
 
+@pytest.mark.slow
 def test_memory_of_a_measurement_between_nodes_comes_back_on_both(cluster):
-    a = cluster.node("a")
-    b = cluster.node("b", join=a)
-    Bench(a, "a", "b", "--seconds", "1", "--bytes", "1MiB").figures()  # the gateways are there
+    keep_little = ("--arena-bytes", "512MiB")  # of empty segments
+    a = cluster.node("a", None, *keep_little)
+    b = cluster.node("b", a, *keep_little)
+    Bench(a, "a", "b", "--seconds", "1", "--bytes", "2MiB").figures()  # the gateways are there
     nothing_left(a, b)
-    time_of_idle_segments_s = 25.0
+    idle_s = 2 * limits.SEGMENT_IDLE_S + 5.0
     for node in (a, b):
-        wait_for("no arena", lambda node=node: not arena_bytes(node), time_of_idle_segments_s)
+        wait_for("no arena", lambda node=node: not arena_bytes(node), idle_s)
     before = [node.footprint() for node in (a, b)]
     Bench(a, "a", "b", "--seconds", "2").figures()
     nothing_left(a, b)
     for node, was in zip((a, b), before, strict=True):
-        returned(node, was, time_of_idle_segments_s)
+        returned(node, was, idle_s)
 
 
 # ---------------------------------------------------------------- what is refused

@@ -98,6 +98,13 @@ def test_channel_that_was_not_declared_as_transient_stays_unused_for_ever(regist
     assert names(registry) == ["c"]
 
 
+def test_counts_that_come_when_their_channel_is_gone_are_not_kept(registry):
+    number = declare(registry, "t")
+    registry.release(["t"])
+    registry.archive([ArchivedCounts(endpoint=1, channel=number, accepted=1)])
+    assert registry.archived() == []
+
+
 def test_number_of_a_channel_that_went_is_not_used_again(registry):
     first = declare(registry, "t")
     registry.release(["t"])

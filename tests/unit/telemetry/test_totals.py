@@ -33,6 +33,17 @@ def test_final_counts_add_what_no_look_had_seen_and_a_repeat_adds_nothing():
     assert totals.ended == {(1, 1, 0): 9, (1, 3, 6): 2}
 
 
+def test_channel_that_is_forgotten_leaves_no_count_and_the_others_theirs():
+    totals = Totals()
+    totals.take(
+        [ledger(7, {(1, 0): 5}, 6, channel=1, size=9), ledger(8, {(1, 0): 3}, 4, channel=2)]
+    )
+    totals.forget({1, 99})
+    assert (totals.ended, totals.accepted) == ({(2, 1, 0): 3}, {2: 4})
+    assert 1 not in totals.delivered_bytes
+    assert [g.messages for g in totals.take([ledger(8, {(1, 0): 4}, 5, channel=2)])] == [1]
+
+
 def test_a_torn_look_never_makes_a_counter_fall():
     totals = Totals()
     totals.take([ledger(7, {(1, 0): 10}, accepted=20, size=100)])

@@ -21,9 +21,10 @@ from fabric.worker.probe_plan import (
 
 DEFAULT = Budget(5.0, 1 << 30, 64 * MIB)
 AMPLE = Budget(30.0, 8 << 30, 512 * MIB)
+LEAST = Budget(0.5, MIB, 4 * MIB)
 
 
-@pytest.mark.parametrize("budget", [DEFAULT, AMPLE, Budget(0.5, MIB, 4 * MIB)])
+@pytest.mark.parametrize("budget", [DEFAULT, AMPLE, LEAST])
 def test_steps_together_stay_within_the_budget(budget):
     steps = taken(plan(budget))
     assert budget.idle_s + sum(step.seconds for step in steps) <= budget.seconds + 1e-9
@@ -39,7 +40,7 @@ def test_ample_budget_leaves_nothing_out():
 
 
 def test_every_step_that_is_taken_can_send_what_its_figure_needs():
-    for budget in (DEFAULT, AMPLE):
+    for budget in (DEFAULT, AMPLE, LEAST):
         for step in taken(plan(budget)):
             assert step.size_bytes >= step.least * step.payload
 
@@ -62,6 +63,12 @@ def test_payload_that_is_short_leaves_the_largest_out_and_gives_their_share_to_t
     assert {s.size for s in small} == {MIB}
     assert all("of --bytes" in s.left_out for s in steps if s.size == 16 * MIB)
     assert sum(s.size_bytes for s in small) > 50 * MIB
+
+
+def test_least_budget_has_room_for_rates_alone_and_says_what_the_others_need():
+    steps = plan(LEAST)
+    assert [s.run for s in taken(steps)] == [ONE_WAY, BATCHED]
+    assert steps[0].left_out == "needs 1.6 MiB of --bytes"
 
 
 @pytest.mark.promise("P8")
