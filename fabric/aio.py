@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar
 
 from fabric import errors
 from fabric.dataplane import client
+from fabric.dataplane.aio_loans import AioLending, choose_flow
 from fabric.dataplane.aio_requests import Request, Requester, Responder, Scatterer
 from fabric.dataplane.aio_wait import Waiter, send_when_possible
 from fabric.dataplane.deadlines import absolute_ns, left_s
@@ -24,7 +25,9 @@ from fabric.dataplane.sender import Sender as SyncSender
 from fabric.dataplane.sender import as_key
 from fabric.messages.lease import Lease
 
-__all__ = ["Port", "Receiver", "Request", "Requester", "Responder", "Scatterer", "Sender", "attach"]
+__all__ = [
+    "BytesReceiver", "Port", "Receiver", "Request", "Requester", "Responder", "Scatterer", "Sender", "attach",
+]  # fmt: skip
 
 M = TypeVar("M")
 R = TypeVar("R")
@@ -70,11 +73,9 @@ class Port:
         self, channel: str, type: type[M] | None = None, **options: Any
     ) -> Receiver[M]:
         """See `fabric.Port.receiver`."""
-        return Receiver(
-            await asyncio.to_thread(lambda: self.sync.receiver(channel, type, **options)),
-            self._waiter,
-            self.sync,
-        )
+        found = await asyncio.to_thread(lambda: self.sync.receiver(channel, type, **options))
+        face = BytesReceiver if hasattr(found, "receive_bytes") else Receiver
+        return face(found, self._waiter, self.sync)
 
     async def requester(self, channel: str, type: type[M], reply: type[R]) -> Requester[M, R]:
         """See `fabric.Port.requester`."""
@@ -135,9 +136,7 @@ class Sender(Generic[M]):
         expires_ns = deadline_ns if deadline is not None else 0
         meta, tensors = self.sync.type.encode(message)
         key_bytes = as_key(key)
-        flow = self.sync.pinned(key_bytes)
-        if not flow and self.sync.has_policy:
-            flow = await asyncio.to_thread(self.sync.choose, message, key_bytes, meta, tensors)
+        flow = await choose_flow(self.sync, message, key_bytes, meta, tensors)
 
         def attempt(flow: int) -> int:
             return int(
@@ -185,12 +184,17 @@ class Sender(Generic[M]):
         self, messages: Sequence[M], keys: Sequence[str | bytes | None] | None, deadline_ns: int, deadline: float | None
     ) -> int:  # fmt: skip
         """A routing policy may have to be asked for every message."""
-        named = [None] * len(messages) if keys is None else list(keys)
+        _, named = self.sync.encode_many(messages, keys)  # before any is sent
         for count, (message, key) in enumerate(zip(messages, named, strict=True)):
-            try:
-                await self.send(message, key, left_s(deadline_ns) if deadline is not None else None)
-            except (errors.DeadlineExceeded, errors.WouldBlock):
+            left = left_s(deadline_ns)
+            if count and deadline_ns and not left:
                 return count
+            try:
+                await self.send(message, key, left if deadline is not None else None)
+            except (errors.DeadlineExceeded, errors.WouldBlock, errors.RejectedError):
+                if count:
+                    return count
+                raise
         return len(messages)
 
     async def flush(self, timeout: float | None = None) -> None:
@@ -202,9 +206,9 @@ class Sender(Generic[M]):
         if not done:
             self.sync.fail_flush()
 
-    def loan(self, **options: Any) -> Any:
-        """See `fabric.Sender.loan`: a synchronous context manager; leaving it may wait for credit."""
-        return self.sync.loan(**options)
+    def loan(self, *size: int, **options: Any) -> AioLending:
+        """See `fabric.Sender.loan`; ``async with`` waits for memory and room in the loop, ``with`` in its stead."""
+        return AioLending(self.sync.loan(*size, **options), self._waiter)
 
     def stats(self) -> dict[str, Any]:
         """See `fabric.Sender.stats`."""
@@ -253,6 +257,14 @@ class Receiver(Generic[M]):
         _, natives = await self._waiter.until(attempt, absolute_ns(timeout))
         return [self.sync.decode(native) for native in natives]
 
+    async def receive_into(self, timeout: float | None = None, **targets: Any) -> Any:
+        """See `fabric.Receiver.receive_into`."""
+        self.sync.check_targets(targets)
+        message = await self.receive(timeout)
+        if message is not None:
+            self.sync.copy_out(message, targets)
+        return message
+
     def pending(self) -> int:
         """See `fabric.Receiver.pending`."""
         return self.sync.pending()
@@ -283,3 +295,28 @@ class Receiver(Generic[M]):
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+class BytesReceiver(Receiver[Any]):
+    """Asyncio face of the receiver of a channel of plain bytes."""
+
+    async def receive_bytes(self, timeout: float | None = None) -> bytes | None:
+        """Return the next message as bytes, acknowledged; None when none came within `timeout` seconds."""
+        found = await self._plain(lambda: self.sync.receive_bytes(0), timeout)  # type: ignore[attr-defined]
+        return None if found is None else bytes(found)
+
+    async def receive_many_bytes(self, count: int, timeout: float | None = None) -> list[bytes]:
+        """Return up to `count` messages as bytes, acknowledged; waits for the first only.
+
+        One that lies in a slot comes alone.
+        """
+        return list(
+            await self._plain(lambda: self.sync.receive_many_bytes(count, 0), timeout)  # type: ignore[attr-defined]
+        )
+
+    async def _plain(self, receive: Callable[[], Any], timeout: float | None) -> Any:
+        def attempt() -> tuple[bool, Any]:
+            found = receive()
+            return found is not None and found != [], found
+
+        return (await self._waiter.until(attempt, absolute_ns(timeout)))[1]

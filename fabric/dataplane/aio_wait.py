@@ -59,40 +59,45 @@ class Waiter:
         self.wake()
 
     def _on_event(self) -> None:
-        self._native.disarm()
-        self._native.progress()
+        try:
+            self._native.disarm()
+            self._native.progress()
+        except (
+            errors.ClosedError
+        ):  # it broke: nobody will read its descriptor any more, so the loop must not look at it
+            self._loop.remove_reader(self._fd)
         self.wake()
 
 
 async def send_when_possible(
     sender: SyncSender[Any],
     waiter: Waiter,
-    send: Callable[[int], int],
+    send: Callable[[int], T],
     flow: int,
     deadline_ns: int,
-) -> int:
+) -> T:
     """Try a send that does not wait until it is accepted; raises `DeadlineExceeded` with the last reason."""
     while True:
         last: list[Exception] = []
 
-        def attempt(last: list[Exception] = last) -> tuple[bool, int | Exception]:
+        def attempt(last: list[Exception] = last) -> tuple[bool, tuple[T] | Exception | None]:
             try:
-                return True, send(flow)
+                return True, (send(flow),)
             except errors.WouldBlock as full:
                 name_channel(full, sender.channel)
                 last[:] = [full]
-                return False, 0
+                return False, None
             except sender.need_segment as need:
                 return True, need
             except errors.FabricError as error:
                 name_channel(error, sender.channel)
                 raise
 
-        done, found = await waiter.until(attempt, deadline_ns)
-        if isinstance(found, Exception):
+        _, found = await waiter.until(attempt, deadline_ns)
+        if isinstance(found, tuple):
+            return found[0]
+        if found is not None:
             await asyncio.to_thread(sender.provide, found, deadline_ns or monotonic_ns() + 1)
-        elif done:
-            return found
         elif deadline_ns:
             raise errors.DeadlineExceeded(str(last[0]), channel=sender.channel) from last[0]
         else:

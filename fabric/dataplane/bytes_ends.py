@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-from fabric import _native, limits
-from fabric.dataplane.deadlines import absolute_ns
+from fabric import _native
 from fabric.dataplane.direct_ends import DirectReceiver, DirectSender
-from fabric.dataplane.naming import Named
+from fabric.dataplane.loans import Lending, refuse_beyond_limit
 from fabric.dataplane.sender import as_key
-from fabric.errors import ClosedError, LoanLimitError, TypeMismatchError
+from fabric.errors import TypeMismatchError
 from fabric.messages.raw import BYTES, TAG
 
 _native.BytesMessage.__fabric_type__ = BYTES  # type: ignore[attr-defined]  # may be sent on as it is
@@ -20,48 +17,31 @@ _native.BytesMessage.__fabric_type__ = BYTES  # type: ignore[attr-defined]  # ma
 class BytesSender(DirectSender[Any]):
     """Sends any contiguous buffer on a channel of bytes; every call of `fabric.Sender`; `loan` is by size."""
 
-    @contextmanager
     def loan(  # type: ignore[override]
         self, size: int, *, key: str | bytes | None = None, deadline: float | None = None
-    ) -> Iterator[memoryview]:
-        """Write `size` bytes in place, through the writable buffer that is given; leaving the block sends them.
+    ) -> Lending:
+        """Write `size` bytes in place, through the writable memoryview that is given; leaving the block sends them.
 
         Raises
         ------
         TypeMismatchError, LoanLimitError, DeadlineExceeded, ClosedError
         """
+        return Lending(self, lambda: BytesLoan(self.native, size), as_key(key), deadline)
+
+
+class BytesLoan:
+    """A slot being written as plain bytes."""
+
+    def __init__(self, sender: Any, size: int) -> None:
         if type(size) is not int or size < 1:
             raise TypeMismatchError(f"a loan of {size!r:.100} bytes: give a size of 1 or more")
-        if size > limits.SEGMENT_BYTES_MAX:
-            raise LoanLimitError(
-                f"a loan of {size} bytes, SEGMENT_BYTES_MAX is {limits.SEGMENT_BYTES_MAX}",
-                limit="SEGMENT_BYTES_MAX",
-            )
-        deadline = self.deadline_s if deadline is None else deadline
-        deadline_ns, key_bytes = absolute_ns(deadline), as_key(key)
-        loan = self._take(size, deadline_ns)
-        try:
-            data = loan.tensor(0)
-            yield data
-            flow = self.choose(data, key_bytes, TAG, [data]) if self.has_policy else 0
-            expires_ns = deadline_ns if deadline is not None else 0
-            with Named(self.channel):
-                self.native.send_loan(
-                    loan, TAG, key_bytes, deadline_ns, flow=flow, expires_ns=expires_ns
-                )
-        except BaseException:
-            loan.discard()
-            raise
+        refuse_beyond_limit(size)
+        self.native = sender.loan([size])
+        self.draft: memoryview = self.native.tensor(0)
 
-    def _take(self, size: int, deadline_ns: int) -> Any:
-        if self.is_closed:
-            raise ClosedError(f"the sender of {self.channel!r} was closed")
-        while True:
-            try:
-                with Named(self.channel):
-                    return self.native.loan([size])
-            except self.need_segment as need:
-                self.provide(need, deadline_ns)
+    def encode(self) -> tuple[bytes, list[Any]]:
+        """Return (meta, buffers)."""
+        return TAG, [self.draft]
 
 
 class BytesReceiver(_native.BytesReceivingEnd, DirectReceiver[Any]):

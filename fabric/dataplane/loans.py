@@ -1,16 +1,119 @@
-"""A loan as its writer sees it: arrays over one slot, and a draft that holds them."""
+"""A loan as its writer sees it: memory of one slot, and the block in which it is written, whose end sends it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fabric import limits
+from fabric.dataplane.deadlines import absolute_ns
 from fabric.dataplane.naming import Named
 from fabric.errors import ClosedError, LoanLimitError, TypeMismatchError
 from fabric.messages.tensor import DTYPES, FP8, as_fp8
 
 if TYPE_CHECKING:
     from fabric.dataplane.sender import Sender
+
+
+class Lent(Protocol):
+    """A slot being written."""
+
+    native: Any
+    draft: Any  #: what the writer gets
+
+    def encode(self) -> tuple[bytes, list[Any]]:
+        """Return (meta, buffers) of what was written."""
+
+
+class Lending:
+    """What `Sender.loan` gives: entering it takes a slot, leaving it sends what was written there.
+
+    Each step is also a method that does not wait, for the asyncio face: it raises the sender's `need_segment` or
+    `WouldBlock`, and may be called again.
+    """
+
+    def __init__(
+        self,
+        sender: Sender[Any],
+        take: Callable[[], Lent],
+        key: bytes | None,
+        deadline: float | None,
+    ) -> None:
+        self.sender = sender
+        self.key = key
+        self._take = take
+        self._deadline = sender.deadline_s if deadline is None else deadline
+        self.deadline_ns = self.expires_ns = 0
+        self._lent: Lent | None = None
+
+    def begin(self) -> None:
+        """Start the clock."""
+        self.deadline_ns = absolute_ns(self._deadline)
+        self.expires_ns = self.deadline_ns if self._deadline is not None else 0
+        if self.sender.is_closed:
+            raise ClosedError(f"the sender of {self.sender.channel!r} was closed")
+
+    def take(self) -> Any:
+        """Take a slot; returns the draft to write."""
+        with Named(self.sender.channel):
+            self._lent = self._take()
+        return self._lent.draft
+
+    @property
+    def draft(self) -> Any:
+        """What the writer was given."""
+        assert self._lent is not None
+        return self._lent.draft
+
+    def encode(self) -> tuple[bytes, list[Any]]:
+        """Return (meta, buffers) of what was written."""
+        assert self._lent is not None
+        return self._lent.encode()
+
+    def send(self, meta: bytes, flow: int, deadline_ns: int) -> int:
+        """Send what was written, waiting until `deadline_ns` at the longest."""
+        assert self._lent is not None
+        with Named(self.sender.channel):
+            sent: int = self.sender.native.send_loan(
+                self._lent.native,
+                meta,
+                self.key,
+                deadline_ns,
+                flow=flow,
+                expires_ns=self.expires_ns,
+            )
+        return sent
+
+    def discard(self) -> None:
+        """Give the slot back unsent; nothing happens to one that was sent."""
+        if self._lent is not None:
+            self._lent.native.discard()
+
+    def __enter__(self) -> Any:
+        self.begin()
+        return self._providing(self.take)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.discard()
+            return
+        try:
+            meta, tensors = self.encode()
+            flow = self.sender.choose(self.draft, self.key, meta, tensors)
+            self._providing(lambda: self.send(meta, flow, self.deadline_ns))
+        except BaseException:
+            self.discard()
+            raise
+
+    def _providing(self, attempt: Callable[[], Any]) -> Any:
+        while True:
+            try:
+                return attempt()
+            except self.sender.need_segment as need:
+                self.sender.provide(need, self.deadline_ns)
 
 
 class DraftLoan:
@@ -50,8 +153,8 @@ class DraftLoan:
         return found
 
 
-def take_loan(sender: Sender[Any], shapes: dict[str, Any], deadline_ns: int) -> DraftLoan:
-    """Take one slot for tensors of `shapes`; waits for arena memory until the deadline.
+def lend(sender: Sender[Any], shapes: dict[str, Any]) -> DraftLoan:
+    """Take one slot for tensors of `shapes`; raises the sender's `need_segment` where there is none.
 
     Raises
     ------
@@ -59,23 +162,20 @@ def take_loan(sender: Sender[Any], shapes: dict[str, Any], deadline_ns: int) -> 
         A shape is missing, unknown, or breaks the declaration.
     LoanLimitError
         Larger than `limits.SEGMENT_BYTES_MAX`.
-    ClosedError, DeadlineExceeded, CapacityError
     """
-    if sender.is_closed:
-        raise ClosedError(f"the sender of {sender.channel!r} was closed")
     plan = sender.type.plan_loan(shapes)
     sizes = [size for _, _, size in plan]
-    if sum(sizes) > limits.SEGMENT_BYTES_MAX:
+    refuse_beyond_limit(sum(sizes))
+    return DraftLoan(sender.type, sender.native.loan(sizes), plan, shapes)
+
+
+def refuse_beyond_limit(size: int) -> None:
+    """Raise `LoanLimitError` for what no slot can hold."""
+    if size > limits.SEGMENT_BYTES_MAX:
         raise LoanLimitError(
-            f"a loan of {sum(sizes)} bytes, SEGMENT_BYTES_MAX is {limits.SEGMENT_BYTES_MAX}",
+            f"a loan of {size} bytes, SEGMENT_BYTES_MAX is {limits.SEGMENT_BYTES_MAX}",
             limit="SEGMENT_BYTES_MAX",
         )
-    while True:
-        try:
-            with Named(sender.channel):
-                return DraftLoan(sender.type, sender.native.loan(sizes), plan, shapes)
-        except sender.need_segment as need:
-            sender.provide(need, deadline_ns)
 
 
 def _array(native: Any, index: int, code: int, shape: tuple[int, ...], _: int) -> Any:

@@ -118,20 +118,10 @@ class Receiver(Generic[M]):
         StaleHandleError
             The slot was reused while it was copied: the targets hold no valid data.
         """
-        unknown = set(targets) - {field.name for field in self.type.tensors}
-        if unknown:
-            raise TypeMismatchError(
-                f"channel {self.channel!r}: {self.type.schema.label} has no tensor field {', '.join(sorted(unknown))}"
-            )
+        self.check_targets(targets)
         message = self.receive(timeout)
         if message is not None:
-            for field, target in targets.items():
-                if isinstance(target, (list, tuple)):
-                    for item, each in enumerate(target):
-                        message.copy_into(field, _writable(each), item)
-                else:
-                    message.copy_into(field, _writable(target))
-            message.release()
+            self.copy_out(message, targets)
         return message
 
     def pending(self) -> int:
@@ -161,6 +151,24 @@ class Receiver(Generic[M]):
                 refuse(native, CORRUPTED)
                 native.release()
                 raise
+
+    def check_targets(self, targets: dict[str, Any]) -> None:
+        """Raise `TypeMismatchError` for what is no tensor field."""
+        unknown = set(targets) - {field.name for field in self.type.tensors}
+        if unknown:
+            raise TypeMismatchError(
+                f"channel {self.channel!r}: {self.type.schema.label} has no tensor field {', '.join(sorted(unknown))}"
+            )
+
+    def copy_out(self, message: Any, targets: dict[str, Any]) -> None:
+        """Copy tensors of a received message into memory of the caller's, and give its slot back."""
+        for field, target in targets.items():
+            if isinstance(target, (list, tuple)):
+                for item, each in enumerate(target):
+                    message.copy_into(field, _writable(each), item)
+            else:
+                message.copy_into(field, _writable(target))
+        message.release()
 
     def provide(self, need: Exception) -> None:
         """Map the segment that a view's tensor lies in."""

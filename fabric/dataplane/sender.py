@@ -7,13 +7,12 @@ a receiver) end at the deadline with an error that names what was full.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from fabric import limits
 from fabric.dataplane.deadlines import DEFAULT_NS, absolute_ns, left_s, monotonic_ns
-from fabric.dataplane.loans import take_loan
+from fabric.dataplane.loans import Lending, lend
 from fabric.dataplane.naming import Named, name_channel
 from fabric.dataplane.routes import RoutePins, header_fields
 from fabric.errors import (
@@ -182,9 +181,7 @@ class Sender(Generic[M]):
         deadline_ns = absolute_ns(deadline)
         encoded, named = self.encode_many(messages, keys)
         if self._pins is not None:
-            for message, key in zip(messages, named, strict=True):
-                self.send(message, key, deadline)
-            return len(encoded)
+            return self._send_each(messages, named, deadline, deadline_ns)
         expires_ns = deadline_ns if deadline is not None else 0
         metas, tensors = [meta for meta, _ in encoded], [buffers for _, buffers in encoded]
         done = 0
@@ -206,10 +203,9 @@ class Sender(Generic[M]):
                 break
         return done
 
-    @contextmanager
     def loan(
         self, *, key: str | bytes | None = None, deadline: float | None = None, **shapes: Any
-    ) -> Iterator[Any]:
+    ) -> Lending:
         """Write a message in place; leaving the block sends it, an exception inside discards it.
 
         Parameters
@@ -218,36 +214,17 @@ class Sender(Generic[M]):
             Tensor field → shape, or ``(shape, dtype name)``, or an array-like to take both from; the dtype is
             otherwise the first declared.
 
-        Yields
-        ------
-        draft
-            Has every field: tensors are writable arrays over the slot (bf16 as uint16), scalars are assigned.
+        Returns
+        -------
+        context manager
+            Gives a draft that has every field: tensors are writable arrays over the slot (bf16 as uint16), scalars
+            are assigned.
 
         Raises
         ------
         TypeMismatchError, DeadlineExceeded, LoanLimitError
         """
-        deadline = self.deadline_s if deadline is None else deadline
-        deadline_ns = absolute_ns(deadline)
-        key_bytes = as_key(key)
-        loan = take_loan(self, shapes, deadline_ns)
-        try:
-            yield loan.draft
-            meta, tensors = loan.encode()
-            flow = (
-                self.choose(loan.draft, key_bytes, meta, tensors) if self._pins is not None else 0
-            )
-            expires_ns = deadline_ns if deadline is not None else 0
-            self.native.send_loan(
-                loan.native, meta, key_bytes, deadline_ns, flow=flow, expires_ns=expires_ns
-            )
-        except FabricError as error:
-            loan.native.discard()
-            name_channel(error, self.channel)
-            raise
-        except BaseException:
-            loan.native.discard()
-            raise
+        return Lending(self, lambda: lend(self, shapes), as_key(key), deadline)
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until every accepted message has ended.
@@ -346,6 +323,22 @@ class Sender(Generic[M]):
         pins = self._pins
         if pins is not None:
             pins.forget_flow(flow)
+
+    def _send_each(
+        self, messages: Sequence[M], keys: list[bytes | None], deadline: float | None, deadline_ns: int
+    ) -> int:  # fmt: skip
+        """A routing policy may have to be asked for every message."""
+        for count, (message, key) in enumerate(zip(messages, keys, strict=True)):
+            left = left_s(deadline_ns)
+            if count and deadline_ns and not left:
+                return count
+            try:
+                self.send(message, key, left if deadline is not None else None)
+            except (DeadlineExceeded, WouldBlock, RejectedError):
+                if count:
+                    return count
+                raise
+        return len(messages)
 
     def _send_again(
         self, need: Exception, meta: bytes, tensors: list[Any], key: bytes | None, deadline_ns: int, flow: int,

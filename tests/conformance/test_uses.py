@@ -6,22 +6,19 @@ on a direct lane and between nodes.
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pytest
 
 from fabric import errors
 from tests.conformance.uses_places import (
-    Place,
     Trial,
     cases,
-    direct_place,
-    tcp_place,
-    trial,
+    in_a_thread,
+    numbered,
+    tcp_places,
+    trials,
     until,
 )
 
@@ -30,40 +27,8 @@ pytestmark = pytest.mark.promise("P1", "P6")
 CREDIT = 8
 
 
-@pytest.fixture(scope="module")
-def tcp() -> Iterator[Place]:
-    with tcp_place() as place:
-        yield place
-
-
-@pytest.fixture(params=cases("direct"))
-def use(request: Any) -> Iterator[Trial]:
-    case = request.param
-    if case[0] == "tcp":
-        with trial({"tcp": request.getfixturevalue("tcp")}, case) as made:
-            yield made
-    else:
-        with direct_place() as place, trial({"direct": place}, case) as made:
-            yield made
-
-
-def numbered(count: int, start: int = 0) -> list[bytes]:
-    return [b"%d" % number for number in range(start, start + count)]
-
-
-def in_a_thread(work: Any) -> tuple[threading.Thread, list[Any]]:
-    """Begin `work`; what it returns or raises is put into the list."""
-    results: list[Any] = []
-
-    def run() -> None:
-        try:
-            results.append(work())
-        except errors.FabricError as error:
-            results.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    return thread, results
+tcp = pytest.fixture(tcp_places, scope="module")
+use = pytest.fixture(trials, params=cases("direct", "tcp"))
 
 
 def test_contents_of_every_size_arrive_whole_and_in_order(use: Trial) -> None:

@@ -110,8 +110,8 @@ class LoanedOut(Out):
         if not value:
             super()._send_one(value, key, deadline)
             return
-        with self.content.loaned(self.end, value, key=key, deadline=deadline):
-            pass
+        with self.content.lend(self.end, len(value), key=key, deadline=deadline) as draft:
+            self.content.fill(draft, value)
 
 
 class In:
@@ -137,12 +137,15 @@ class In:
 
     def read(self, count: int, timeout: float = 5.0) -> list[bytes]:
         """Return what the next `count` messages say, acknowledged and given back, by the shortest call there is."""
-        if self.content.type is not bytes:
-            return [got.done() for got in self.take(count, timeout)]
         found: list[bytes] = []
-        while len(found) < count and (more := self._plain(count - len(found), timeout)):
+        while len(found) < count and (more := self._said(count - len(found), timeout)):
             found += more
         return found
+
+    def _said(self, count: int, timeout: float) -> list[bytes]:
+        if self.content.type is bytes:
+            return self._plain(count, timeout)
+        return [Got(view, self.content).done() for view in self._views(count, timeout)]
 
     def _plain(self, count: int, timeout: float) -> list[bytes]:
         value = self.end.receive_bytes(timeout)
@@ -175,20 +178,30 @@ class Seat:
 
     def __init__(self, name: str, socket: str, wait: str) -> None:
         self.port = fabric.attach(name, socket, wait=wait)
+        self._opened: list[Any] = []
+
+    def leave(self) -> None:
+        """Close every end; the port stays."""
+        while self._opened:
+            self._opened.pop().close()
+
+    def _keep(self, end: Any) -> Any:
+        self._opened.append(end)
+        return end
 
     def declare(self, channel: str, content: Any, **options: Any) -> None:
         reply = {"reply": content.type} if options.pop("reply", False) else {}
         self.port.declare(channel, content.type, **reply, **options)
 
     def sender(self, channel: str, content: Any) -> Out:
-        return self.out(self.port.sender(channel, content.type), content)
+        return self.out(self._keep(self.port.sender(channel, content.type)), content)
 
     def receiver(self, channel: str, content: Any, **options: Any) -> In:
-        return self.inn(self.port.receiver(channel, content.type, **options), content)
+        return self.inn(self._keep(self.port.receiver(channel, content.type, **options)), content)
 
     def call(self, channel: str, content: Any) -> Callable[[bytes, float], list[bytes]]:
         """Open a requester; returns ``ask(value, deadline) -> what the streamed answer says``."""
-        requester = self.port.requester(channel, content.type, content.type)
+        requester = self._keep(self.port.requester(channel, content.type, content.type))
 
         def ask(value: bytes, deadline: float) -> list[bytes]:
             replies = requester.stream(content.message(value), deadline=deadline)
@@ -198,7 +211,7 @@ class Seat:
 
     def answer(self, channel: str, content: Any, handle: Callable[[bytes], list[bytes]]) -> None:
         """Open a responder that answers with what `handle` returns or raises, until the seat closes."""
-        responder = self.port.responder(channel, content.type, content.type)
+        responder = self._keep(self.port.responder(channel, content.type, content.type))
 
         def serve() -> None:
             for request in responder:
@@ -206,6 +219,8 @@ class Seat:
                     request.stream(
                         [content.message(v) for v in handle(content.value(request.message))]
                     )
+                except errors.CancelledRequestError:
+                    continue  # nobody waits for it any more
                 except ValueError as refusal:
                     request.fail(refusal)
 
@@ -234,15 +249,15 @@ class Loop:
         self.loop = asyncio.new_event_loop()
         self.failures: list[dict[str, Any]] = []
         self.loop.set_exception_handler(lambda _, context: self.failures.append(context))
-        self._thread = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)
-        self._thread.start()
+        self.thread = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)
+        self.thread.start()
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(CALL_S)
 
     def close(self) -> None:
         self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(CALL_S)
+        self.thread.join(CALL_S)
         self.loop.close()
         assert not self.failures, self.failures
 
@@ -251,85 +266,93 @@ class Blocking:
     """An asyncio end whose coroutines are waited for; what is no coroutine is passed on."""
 
     def __init__(self, end: Any, loop: Loop) -> None:
-        self._end = end
-        self._loop = loop
+        self.end = end
+        self.loop = loop
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._end, name)
+        found = getattr(self.end, name)
         if not asyncio.iscoroutinefunction(found):
             return found
-        return lambda *args, **options: self._loop.run(found(*args, **options))
+        return lambda *args, **options: self.loop.run(found(*args, **options))
 
 
-class AsyncioIn(In):
-    """Views only: the asyncio face has no call that gives plain bytes."""
+class AsyncioLoanedOut(LoanedOut):
+    """Written in place inside the loop, which waits for room beside its other tasks."""
 
-    def read(self, count: int, timeout: float = 5.0) -> list[bytes]:
-        return [got.done() for got in self.take(count, timeout)]
+    def _send_one(self, value: bytes, key: str | None, deadline: float | None) -> None:
+        if not value:
+            Out._send_one(self, value, key, deadline)
+            return
+
+        async def write() -> None:
+            lent = self.content.lend(self.end, len(value), key=key, deadline=deadline)
+            async with lent as draft:
+                self.content.fill(draft, value)
+
+        self.end.loop.run(write())
 
 
 class AsyncioSeat(Seat):
     """A port whose calls are awaited."""
 
-    inn = AsyncioIn
-
     def __init__(self, name: str, socket: str, wait: str) -> None:
-        self._loop = Loop(f"loop of {name}")
+        self._opened = []
+        self.loop = Loop(f"loop of {name}")
         self._context = aio.attach(name, socket, wait=wait)
-        self._face: aio.Port = self._loop.run(self._context.__aenter__())
+        self._face: aio.Port = self.loop.run(self._context.__aenter__())
         self.port = self._face.sync
 
+    def _open(self, opening: Coroutine[Any, Any, Any]) -> Any:
+        return self._keep(Blocking(self.loop.run(opening), self.loop))
+
     def sender(self, channel: str, content: Any) -> Out:
-        end = self._loop.run(self._face.sender(channel, content.type))
-        return self.out(Blocking(end, self._loop), content)
+        return self.out(self._open(self._face.sender(channel, content.type)), content)
 
     def receiver(self, channel: str, content: Any, **options: Any) -> In:
-        end = self._loop.run(self._face.receiver(channel, content.type, **options))
-        return self.inn(Blocking(end, self._loop), content)
+        return self.inn(self._open(self._face.receiver(channel, content.type, **options)), content)
 
     def call(self, channel: str, content: Any) -> Callable[[bytes, float], list[bytes]]:
-        requester = self._loop.run(self._face.requester(channel, content.type, content.type))
+        requester = self._open(self._face.requester(channel, content.type, content.type))
 
         async def ask(value: bytes, deadline: float) -> list[bytes]:
             replies = requester.stream(content.message(value), deadline=deadline)
             return [content.value(reply) async for reply in replies]
 
-        return lambda value, deadline: list(self._loop.run(ask(value, deadline)))
+        return lambda value, deadline: list(self.loop.run(ask(value, deadline)))
 
     def answer(self, channel: str, content: Any, handle: Callable[[bytes], list[bytes]]) -> None:
-        responder = self._loop.run(self._face.responder(channel, content.type, content.type))
+        responder = self._open(self._face.responder(channel, content.type, content.type))
 
         async def replies(values: list[bytes]) -> Any:
             for value in values:
                 yield content.message(value)
 
         async def serve() -> None:
-            async for request in responder:
+            async for request in responder.end:
                 try:
                     await request.stream(replies(handle(content.value(request.message))))
+                except errors.CancelledRequestError:
+                    continue
                 except ValueError as refusal:
                     await request.fail(refusal)
 
-        self._serving = asyncio.run_coroutine_threadsafe(serve(), self._loop.loop)
+        asyncio.run_coroutine_threadsafe(serve(), self.loop.loop)
 
     def close(self) -> None:
-        self._loop.run(self._context.__aexit__(None, None, None))
-        self._loop.close()
+        self.loop.run(self._context.__aexit__(None, None, None))
+        self.loop.close()
 
 
 class AsyncioBatchedSeat(AsyncioSeat):
     """Many a call, awaited."""
 
-    out = BatchedOut
-
-    class inn(AsyncioIn, BatchedIn):
-        """As many as are there in one call, awaited."""
+    out, inn = BatchedOut, BatchedIn
 
 
 class AsyncioLoanedSeat(AsyncioSeat):
-    """Written in place on the asyncio face, whose loan is left in the loop's stead: outside of it."""
+    """Written in place in the loop."""
 
-    out = LoanedOut
+    out = AsyncioLoanedOut
 
 
 #: name → (seat, how its threads wait)

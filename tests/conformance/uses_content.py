@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Final
 
 import numpy as np
@@ -40,13 +38,14 @@ class Typed:
         return data
 
     @staticmethod
-    @contextmanager
-    def loaned(sender: Any, value: bytes, **options: Any) -> Iterator[None]:
-        """Write `value` into memory lent by `sender`, a synchronous or an asyncio one; leaving sends it."""
-        with sender.loan(data=(len(value),), **options) as draft:
-            draft.size = len(value)
-            draft.data[...] = np.frombuffer(value, np.uint8)
-            yield
+    def lend(sender: Any, size: int, **options: Any) -> Any:
+        """Return the block of a loan, of a synchronous or an asyncio sender."""
+        return sender.loan(data=(size,), **options)
+
+    @staticmethod
+    def fill(draft: Any, value: bytes) -> None:
+        draft.size = len(value)
+        draft.data[...] = np.frombuffer(value, np.uint8)
 
 
 class Plain:
@@ -65,11 +64,12 @@ class Plain:
         return bytes(view)
 
     @staticmethod
-    @contextmanager
-    def loaned(sender: Any, value: bytes, **options: Any) -> Iterator[None]:
-        with sender.loan(len(value), **options) as memory:
-            memory[:] = value
-            yield
+    def lend(sender: Any, size: int, **options: Any) -> Any:
+        return sender.loan(size, **options)
+
+    @staticmethod
+    def fill(draft: Any, value: bytes) -> None:
+        draft[:] = value
 
 
 CONTENTS: Final = {content.name: content for content in (Typed, Plain)}

@@ -6,6 +6,7 @@ import itertools
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from typing import Any, Final
 
 import pytest
 
-from fabric import _native
+from fabric import _native, errors
 from fabric.controlplane.audit import compare
 from fabric.testing.local import LocalFabric
 from tests.conformance.uses import MIXED_USES, USES, In, Out, Seat, seat
@@ -37,6 +38,18 @@ class Place:
     """Two sides with a socket each; `left` sends by habit."""
 
     sockets: dict[str, str]
+
+    def seat(self, side: str, use: str, name: str) -> Seat:
+        """Return a seat for one test."""
+        return seat(use, name, self.sockets[side])
+
+    def leave(self, seats: list[Seat]) -> None:
+        """End what a test has opened."""
+        for each in reversed(seats):
+            each.close()
+
+    def close(self) -> None:
+        """End everything."""
 
     def audit(self) -> dict[str, Any]:
         """Return a balanced audit."""
@@ -87,6 +100,21 @@ class Tcp(Place):
     def __init__(self, a: Node, b: Node) -> None:
         self.nodes = (a, b)
         self.sockets = {"left": a.socket, "right": b.socket}
+        self._kept: dict[tuple[str, str], Seat] = {}
+
+    def seat(self, side: str, use: str, name: str) -> Seat:
+        """Return a seat that stays for the tests to come: an end that is closed leaves as much as a port does."""
+        if (side, use) not in self._kept:
+            self._kept[side, use] = seat(use, f"{side} {use}", self.sockets[side])
+        return self._kept[side, use]
+
+    def leave(self, seats: list[Seat]) -> None:
+        for each in seats:
+            each.leave()
+
+    def close(self) -> None:
+        for each in self._kept.values():
+            each.close()
 
     def audit(self) -> dict[str, Any]:
         return balanced(self.nodes[0])
@@ -107,7 +135,11 @@ def tcp_place() -> Iterator[Place]:
     cluster = Cluster(folder)
     try:
         a = cluster.node("a")
-        yield Tcp(a, cluster.node("b", join=a))
+        place = Tcp(a, cluster.node("b", join=a))
+        try:
+            yield place
+        finally:
+            place.close()
     finally:
         cluster.close()
         shutil.rmtree(folder, ignore_errors=True)
@@ -126,7 +158,7 @@ class Trial:
 
     def seat(self, side: str, use: str | None = None) -> Seat:
         name = f"{side}-{self.number}-{len(self.seats)}"
-        self.seats.append(seat(use or self.use, name, self.place.sockets[side]))
+        self.seats.append(self.place.seat(side, use or self.use, name))
         return self.seats[-1]
 
     def pair(self, receiving: dict[str, Any] | None = None, **options: Any) -> tuple[Out, In]:
@@ -156,33 +188,62 @@ class Trial:
         found = [each.port.native.stats() for each in self.seats if not each.port.is_closed]
         return all(stats["held"] == stats["slots_taken"] == 0 for stats in found)
 
-    def close(self) -> None:
-        for each in reversed(self.seats):
-            each.close()
 
-
-def cases(*places: str, uses: Sequence[str] = tuple(USES)) -> list[Any]:
+def cases(*places: str, uses: Sequence[str] = (*USES, *MIXED_USES)) -> list[Any]:
     """Return what a test of the seam runs over: (place, use, content).
 
-    Every use with each content on a direct lane, and with one of them between nodes; FABRIC_SWEEP=1 adds the rest, and
-    the combinations of uses.
+    Every use with each content on a direct lane, and with one of them between nodes, the combinations on a direct lane
+    with one; FABRIC_SWEEP=1 adds the rest.
     """
     sweep = os.environ.get("FABRIC_SWEEP") == "1"
     found = []
     for place in places:
-        for number, use in enumerate([*uses, *(MIXED_USES if sweep else ())]):
+        for number, use in enumerate(uses):
             for turn, content in enumerate(CONTENTS):
-                if sweep or place == "direct" or turn == number % 2:
+                is_chosen = turn == number % 2 and (use in USES or place == "direct")
+                if sweep or is_chosen or (use in USES and place == "direct"):
                     found.append(pytest.param((place, use, content), id=f"{place}-{use}-{content}"))
     return found
 
 
-@contextmanager
-def trial(places: dict[str, Place], case: tuple[str, str, str]) -> Iterator[Trial]:
-    """Give one test its trial; nothing may go wrong in what it leaves running."""
-    place, use, content = case
-    made = Trial(places[place], use, CONTENTS[content])
+def tcp_places() -> Iterator[Place]:
+    """Body of a fixture of a module: two nodes for all of its tests."""
+    with tcp_place() as place:
+        yield place
+
+
+def trials(request: Any) -> Iterator[Trial]:
+    """Body of the fixture that gives each test its case's trial."""
+    where, use, content = request.param
+    if where == "tcp":
+        yield from _trial(request.getfixturevalue("tcp"), use, content)
+    else:
+        with direct_place() as place:
+            yield from _trial(place, use, content)
+
+
+def _trial(place: Place, use: str, content: str) -> Iterator[Trial]:
+    made = Trial(place, use, CONTENTS[content])
     try:
         yield made
     finally:
-        made.close()
+        place.leave(made.seats)
+
+
+def numbered(count: int, start: int = 0) -> list[bytes]:
+    return [b"%d" % number for number in range(start, start + count)]
+
+
+def in_a_thread(work: Any) -> tuple[threading.Thread, list[Any]]:
+    """Begin `work`; what it returns or raises is put into the list."""
+    results: list[Any] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except errors.FabricError as error:
+            results.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread, results
