@@ -125,11 +125,15 @@ class In:
         """Return the next `count` messages as views; fewer when one did not come in time."""
         found: list[Got] = []
         while len(found) < count:
-            more = self._views(count - len(found), timeout)
+            more = self.some(count - len(found), timeout)
             if not more:
                 break
-            found += [Got(view, self.content) for view in more]
+            found += more
         return found
+
+    def some(self, count: int, timeout: float = 5.0) -> list[Got]:
+        """Return at most `count` messages, by one call."""
+        return [Got(view, self.content) for view in self._views(count, timeout)]
 
     def _views(self, count: int, timeout: float) -> list[Any]:
         view = self.end.receive(timeout)
@@ -145,7 +149,7 @@ class In:
     def _said(self, count: int, timeout: float) -> list[bytes]:
         if self.content.type is bytes:
             return self._plain(count, timeout)
-        return [Got(view, self.content).done() for view in self._views(count, timeout)]
+        return [got.done() for got in self.some(count, timeout)]
 
     def _plain(self, count: int, timeout: float) -> list[bytes]:
         value = self.end.receive_bytes(timeout)

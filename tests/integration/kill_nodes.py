@@ -22,6 +22,7 @@ import psutil
 from fabric.controlplane.api.client import ControlClient
 
 ROLES = Path(__file__).with_name("kill_roles.py")
+USE_ROLES = Path(__file__).with_name("use_roles.py")
 START_S = 20.0
 STOP_S = 15.0
 PROMPT_S = 1.0  #: within this, what was not touched goes on and what was is redone or ends typed
@@ -239,7 +240,8 @@ class Cluster:
 
     def worker(self, node: Node, role: str, name: str, **job: Any) -> Worker:
         output = self._folder / f"{name}.{len(self.workers)}.out"
-        command = [sys.executable, str(ROLES), role, json.dumps({"name": name, **job})]
+        roles = USE_ROLES if "uses" in job else ROLES
+        command = [sys.executable, str(roles), role, json.dumps({"name": name, **job})]
         with output.open("wb") as out, output.with_suffix(".err").open("wb") as err:
             environment = {**os.environ, "FABRIC_SOCKET": node.socket}
             process = subprocess.Popen(command, stdout=out, stderr=err, env=environment)
