@@ -93,11 +93,11 @@ class Port:
     def close_flow_out(self, flow: int) -> None:
         """No new sends; what is out still ends normally."""
 
-    def lose_flow_out(self, flow: int, handed_upto: int, reason: int) -> None:
+    def lose_flow_out(self, flow: int, handed_upto: int, reason: int, reader_lives: bool = False) -> None:
         """
         The consumer or the path is dead: at_least_once goes to another flow, in order; at_most_once ends as
-        delivered up to `handed_upto` and as failed(reason) behind it. Reason closed: the consumer's process lives, and
-        its views keep their slots until they are released (or the flow is lost again for another reason).
+        delivered up to `handed_upto` and as failed(reason) behind it. `reader_lives`, or reason closed: the process of the
+        consumer lives, and its views keep their slots until they are released (or the flow is lost again without).
         """
 
     def suspect_flow(self, flow: int, suspect: bool) -> None:

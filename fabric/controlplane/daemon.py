@@ -357,8 +357,12 @@ class Daemon:
                     self.reconciler.look_at(record.endpoint)
 
     def on_view(self, view: View) -> None:
-        """Take a newer view: lose what was on dead nodes, then compare the senders that it concerns."""
-        if view.epoch <= self.registry.view.epoch:
+        """Take a newer view: lose what was on dead nodes, then compare the senders that it concerns.
+
+        One in which this node is dead tells what others believed while they did not hear of it: what runs here goes on
+        as it was, and joining again brings the next one.
+        """
+        if view.epoch <= self.registry.view.epoch or self._is_dead_in(view):
             return
         change = compare(self.registry.view, view)
         self.registry.view = view
@@ -407,6 +411,10 @@ class Daemon:
                         self.retiring.soon()  # by itself: it may wait for a node that is away
             except (errors.FabricError, OSError):
                 log.exception("tick failed")
+
+    def _is_dead_in(self, view: View) -> bool:
+        own = self.context.number
+        return any(n.number == own and n.state == "dead" for n in view.nodes)
 
     def _spawn(self, coroutine: Any) -> None:
         self.calls.background(coroutine)

@@ -194,12 +194,19 @@ class Wiring:
             self._remove_from_gateway(flow)
             source = self._ports.get(out.port)
             fields = {"flow": flow, "handed_upto": handed_upto, "reason": reason}
+            fields["reader_lives"] = self._reader_lives(out)
             if source is None or not await self._push_until_done(source, "flow_lost", fields):
                 self.lose_for_dead(out.port, flow, handed_upto, reason)
         finally:
             self._leaving.discard(flow)
         steps.at("flow.lost")
         self._flows.forget_out(flow)  # only now: a restarted daemon must tell the sender again
+
+    def _reader_lives(self, out: OutFlow) -> bool:
+        """Whether the other end of the flow's lane is a living process, whose views still need their slots."""
+        lane = self._lanes.get(out.lane)
+        peer = self._ports.get(lane.peer(out.port)) if lane is not None else None
+        return peer is not None and peer.is_alive and peer.kind != "gateway"
 
     def is_losing(self, flow: int) -> bool:
         """Tell whether a flow is being settled or retired right now."""

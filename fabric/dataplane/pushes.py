@@ -184,7 +184,12 @@ class Pushes:
     def _push_flow_lost(self, fields: dict[str, Any], _: list[int]) -> None:
         flow = self._forget_flow(fields["flow"])
         reason = int(fields.get("reason", 6))
-        self._native.lose_flow_out(fields["flow"], fields.get("handed_upto", 0), reason)
+        self._native.lose_flow_out(
+            fields["flow"],
+            fields.get("handed_upto", 0),
+            reason,
+            bool(fields.get("reader_lives", False)),
+        )
         endpoint = flow["endpoint"] if flow is not None else fields.get("endpoint", 0)
         name = REASONS[reason] if 0 <= reason < len(REASONS) else str(reason)
         self._tell(endpoint, "forget_flow", fields["flow"])

@@ -15,9 +15,8 @@ def on_stop_signals(stop: Callable[[], None]) -> None:
     """
 
     def handle(*_: object) -> None:
-        _thread.start_new_thread(
-            stop, ()
-        )  # `threading` would take a lock that the main thread may hold
+        # `threading` would take a lock that the main thread may hold.
+        _thread.start_new_thread(stop, ())
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, handle)

@@ -105,6 +105,31 @@ def test_node_that_slept_past_its_lease_joins_again_and_nothing_is_delivered_twi
     balanced(a)
 
 
+@pytest.mark.promise("P1", "P2")
+def test_what_runs_on_a_node_goes_on_while_the_others_believe_it_dead(cluster):
+    """The view in which a node is dead reaches it before it has joined again; its own flows are none of that."""
+    a = cluster.node("a")
+    b = cluster.node("b", join=a)
+    job = {"channel": "near", "pattern": "queue"}
+    inn = cluster.worker(b, "consume", "in", hold_s=0.02, **job)
+    inn.wait_for("ready")
+    producer = cluster.worker(b, "produce", "out", count=600, interval_s=0.01, **job)
+    inn.wait_for("got", 10)
+    sleeping = [b.keeper, psutil.Process(b.daemon_pid)]
+    for process in sleeping:
+        process.suspend()
+    wait_for("the lease's end", lambda: a.call("ls", "node")[1]["state"] == "dead", 15.0)
+    for process in reversed(sleeping):
+        process.resume()
+    wait_for("the node back", lambda: a.call("ls", "node")[1]["state"] == "serving", 15.0)
+    producer.finish(40.0)
+    row = settled(b, "near")
+    assert row["delivered"] == row["accepted"] == 600
+    assert sorted(inn.values("acked")) == list(range(600))
+    assert not [r for r in inn.reports("got") if r.get("redelivered")], "a living flow was lost"
+    balanced(a)
+
+
 def test_stopped_process_is_suspect_and_recovers_when_it_goes_on(cluster):
     node = cluster.node()
     worker = cluster.worker(node, "consume", "in", channel="c")

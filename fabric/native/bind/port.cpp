@@ -130,13 +130,13 @@ void bind_flows(nb::class_<PyPort>& port) {
       .def("close_flow_out", [](PyPort& p, u64 flow) {
         check(released([&] { return p.core->close_flow_out(flow); }));
       }, "flow"_a, "No new sends; what is out still ends normally.")
-      .def("lose_flow_out", [](PyPort& p, u64 flow, u64 handed_upto, u32 reason) {
+      .def("lose_flow_out", [](PyPort& p, u64 flow, u64 handed_upto, u32 reason, bool reader_lives) {
         if (reason == 0 || reason >= static_cast<u32>(Reason::count)) throw nb::value_error("no such reason");
-        check(released([&] { return p.core->lose_flow_out(flow, handed_upto, static_cast<Reason>(reason)); }));
-      }, "flow"_a, "handed_upto"_a, "reason"_a,
+        check(released([&] { return p.core->lose_flow_out(flow, handed_upto, static_cast<Reason>(reason), reader_lives); }));
+      }, "flow"_a, "handed_upto"_a, "reason"_a, "reader_lives"_a = false,
            "The consumer or the path is dead: at_least_once goes to another flow, in order; at_most_once ends as\n"
-           "delivered up to `handed_upto` and as failed(reason) behind it. Reason closed: the consumer's process lives, and\n"
-           "its views keep their slots until they are released (or the flow is lost again for another reason).")
+           "delivered up to `handed_upto` and as failed(reason) behind it. `reader_lives`, or reason closed: the process of the\n"
+           "consumer lives, and its views keep their slots until they are released (or the flow is lost again without).")
       .def("suspect_flow", [](PyPort& p, u64 flow, bool suspect) {
         check(released([&] { return p.core->suspect_flow(flow, suspect); }));
       }, "flow"_a, "suspect"_a,

@@ -15,6 +15,7 @@ namespace fabric {
 
 class SenderCore;
 class ReceiverCore;
+struct FlowInState;
 struct MessageCore;
 
 /// A lane as its port sees it.
@@ -33,6 +34,7 @@ struct LaneLink {
   bool broken = false;
   const char* fault = nullptr;
   LaneLink* next_same_bit = nullptr;
+  std::shared_ptr<FlowInState>* last_in = nullptr;  ///< the flow of its last record, where the port keeps it
 };
 
 /// flow_seq → entry of what may still be live; spans at most kFlowSpanMax (SenderCore::room).
@@ -95,21 +97,23 @@ class EndedRange {
  public:
   /// Marks; @return the new prefix.
   u64 mark(u64 flow_seq) {
+    if (above_ == 0 && flow_seq == upto_ + 1) [[likely]] return ++upto_;
     if (flow_seq - upto_ > bits_.size()) {
       std::vector<bool> larger(bits_.size() * 2);
       while (flow_seq - upto_ > larger.size()) larger.resize(larger.size() * 2);
       for (u64 i = 1; i <= bits_.size(); ++i) larger[(upto_ + i) & (larger.size() - 1)] = at(upto_ + i);
       bits_.swap(larger);
     }
+    above_ += !at(flow_seq);
     at(flow_seq) = true;
-    while (at(upto_ + 1)) at(++upto_) = false;
+    for (; at(upto_ + 1); --above_) at(++upto_) = false;
     return upto_;
   }
   u64 upto() const { return upto_; }
 
  private:
   std::vector<bool>::reference at(u64 flow_seq) { return bits_[flow_seq & (bits_.size() - 1)]; }
-  u64 upto_ = 0;
+  u64 upto_ = 0, above_ = 0;          // above_: how many are marked beyond upto_
   std::vector<bool> bits_ = std::vector<bool>(64);  // a power of two
 };
 

@@ -70,8 +70,8 @@ MessageCore* MessagePool::copy(const RecordSpan& span, const char*& why) {
   MessageCore* message = take(inline_at + inline_size);
   u8* base = reinterpret_cast<u8*>(message);
   const u8* from = span.bytes + kRecordHeaderBytes;
-  std::memcpy(base + extensions_at, from, extensions);
-  std::memcpy(base + table_at, from + extensions, table);
+  if (extensions != 0) std::memcpy(base + extensions_at, from, extensions);
+  if (table != 0) std::memcpy(base + table_at, from + extensions, table);
   std::memcpy(base + inline_at, from + extensions + table, inline_size);
   message->header = header;
   message->segments = {reinterpret_cast<SegmentEntry*>(base + table_at), header.segment_count};

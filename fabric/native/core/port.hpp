@@ -89,7 +89,8 @@ class Port : public std::enable_shared_from_this<Port> {
   Status add_flow_out(u64 endpoint, u64 flow, u32 lane, u64 target_endpoint, u64 messages, u64 bytes,
                       u32 generation, bool after_drain);
   Status close_flow_out(u64 flow);
-  Status lose_flow_out(u64 flow, u64 handed_upto, Reason reason);
+  /// reader_lives: what it still views keeps its slots until it is released (always so with Reason::closed).
+  Status lose_flow_out(u64 flow, u64 handed_upto, Reason reason, bool reader_lives = false);
   Status suspect_flow(u64 flow, bool suspect);  ///< its consumer is silent: no new work for it
   Status add_flow_in(u64 endpoint, u64 flow, u32 lane, u64 producer_port, u64 messages, u64 bytes);
   Status close_flow_in(u64 flow, bool drain);
@@ -158,6 +159,7 @@ class Port : public std::enable_shared_from_this<Port> {
   void overrun_freeze();
   u64 drain_records(LaneLink& lane);
   bool take_record(LaneLink& lane, const RecordSpan& span, bool& stop);
+  std::shared_ptr<FlowInState>* find_flow_in(LaneLink& lane, u64 id);
   bool blame_producer(LaneLink& lane, FlowInState& flow, MessageCore* message, const char* why);
   void skip_record(FlowInState& flow, const RecordHeader& header);
   void queue_record(FlowInState& flow, MessageCore* message);

@@ -74,14 +74,13 @@ void Port::note_late_views(const FlowOut& flow) {
   if (arena_.has_readers(flow.id)) late_views_[flow.id] = flow.lane->number;
 }
 
-Status Port::lose_flow_out(u64 flow, u64 handed_upto, Reason reason) {
+Status Port::lose_flow_out(u64 flow, u64 handed_upto, Reason reason, bool reader_lives) {
   Operation operation(*this);
   if (!operation.ok()) return operation.status();
   std::erase_if(early_out_, [flow](const EarlyOut& early) { return early.flow == flow; });
   progress_locked(true);  // ends that are still on their way count first
   auto it = flows_out_.find(flow);
-  const bool reader_lives = reason == Reason::closed;  // its views keep their slots until they are released
-  if (!reader_lives) {
+  if (!reader_lives && reason != Reason::closed) {
     arena_.drop_readers_of(flow);
     late_views_.erase(flow);
   }
@@ -192,6 +191,9 @@ void Port::forget_flow_in(FlowInState& flow) {
     if (early->second.empty()) early_in_.erase(early);
   }
   flow.gone = true;
+  if (flow.lane != nullptr && flow.lane->last_in != nullptr && flow.lane->last_in->get() == &flow) {
+    flow.lane->last_in = nullptr;
+  }
   flow.row->flow.store(0, std::memory_order_release);
   flow.row = nullptr;
   flows_in_.erase(flow.id);

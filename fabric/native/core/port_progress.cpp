@@ -92,6 +92,15 @@ u64 Port::drain_records(LaneLink& lane) {
   return taken;
 }
 
+// Most records are of the flow of the one before.
+std::shared_ptr<FlowInState>* Port::find_flow_in(LaneLink& lane, u64 id) {
+  if (lane.last_in != nullptr && (*lane.last_in)->id == id) return lane.last_in;
+  const auto it = flows_in_.find(id);
+  if (it == flows_in_.end()) return nullptr;
+  if (it->second->lane == &lane) lane.last_in = &it->second;
+  return &it->second;
+}
+
 // False: the record stays in the lane (held table full, or it lies); `stop` ends the drain.
 bool Port::take_record(LaneLink& lane, const RecordSpan& span, bool& stop) {
   const RecordHeader& header = span.header;
@@ -107,13 +116,13 @@ bool Port::take_record(LaneLink& lane, const RecordSpan& span, bool& stop) {
     stop = true;
     return false;
   }
-  auto it = flows_in_.find(header.flow);
-  if (it == flows_in_.end()) {
+  std::shared_ptr<FlowInState>* known = find_flow_in(lane, header.flow);
+  if (known == nullptr) {
     ++counters_.strays;
     refuse_record(lane, message, true);
     return true;
   }
-  FlowInState& flow = *it->second;
+  FlowInState& flow = **known;
   if (flow.lane != &lane) [[unlikely]] {
     pool_.put(message);
     fail_lane(lane, "a record names a flow of another lane");
@@ -136,7 +145,7 @@ bool Port::take_record(LaneLink& lane, const RecordSpan& span, bool& stop) {
     pool_.put(message);
     return true;
   }
-  message->flow = it->second;
+  message->flow = *known;
   // Who it is from: on a lane of its own that is the peer, whatever the record says; behind a gateway it is said.
   if (flow.producer_port == lane.peer_port || message->fields.producer.port == 0) {
     message->fields.producer = {lane.peer_port, lane.peer_incarnation};

@@ -277,13 +277,14 @@ def test_bulk_never_takes_the_slots_of_tokens(joined: Pair) -> None:
 
 
 @pytest.mark.promise("P2")
-def test_view_of_a_consumer_that_closed_keeps_its_slot(joined: Pair) -> None:
+@pytest.mark.parametrize("told", [{"reason": 10}, {"reason": 7, "reader_lives": True}], ids=str)
+def test_view_of_a_consumer_that_lives_keeps_its_slot(joined: Pair, told: dict[str, Any]) -> None:
     out, inn = joined.sender(), joined.receiver()
     flow = joined.flow()
     joined.segment(slots=1)
     out.send(b"m", [b"\x01" * 6000], None, soon())
     view = inn.receive(soon())
-    joined.a.port.lose_flow_out(flow, 1, 10)  # closed: its process lives
+    joined.a.port.lose_flow_out(flow, 1, **told)
     with pytest.raises(_native.NeedSegment):
         out.loan([6000])
     assert view.tensor(0, "uint8", (6000,))[0] == 1
