@@ -65,7 +65,7 @@ def edge(
     source: Annotated[str, typer.Argument(metavar="FROM", help="Node that sends.")],
     target: Annotated[
         Optional[str],  # noqa: UP045 - typer reads the annotation at run time
-        typer.Argument(metavar="[TO]", help="Node that receives; left out: FROM, by its lanes."),
+        typer.Argument(metavar="TO", help="Node that receives; left out: FROM, by its lanes."),
     ] = None,
     seconds: Seconds = 5.0,
     size: Bytes = "1GiB",
