@@ -100,7 +100,7 @@ def test_drop_oldest_keeps_the_last_ones_though_nobody_reads(use: Trial) -> None
     assert out.send(values, deadline=10.0) == len(values)
     until("the drops", lambda: out.ends().get("dropped(overflow_oldest)", 0) >= 9 * CREDIT)
     kept = []
-    while more := inn.read(1, 0.2):
+    while more := inn.read(1, 0.1):
         kept += more
     assert kept == [value for value in values if value in kept] and kept[-1] == values[-1]
     assert 1 <= len(kept) <= CREDIT

@@ -51,7 +51,7 @@ async def joined(faces: Any, type: Any = bytes, **options: Any) -> tuple[aio.Sen
 # ---- loans
 
 
-@pytest.mark.parametrize("size", [10, 3_000_000], ids=["text of a page", "text of a book"])
+@pytest.mark.parametrize("size", [10, 3_000_000], ids=["page", "book"])
 async def test_loan_carries_scalars_that_need_a_slot_themselves(faces: Any, size: int) -> None:
     out, inn = await joined(faces, Letter)
     text = "é" * size if size > 1000 else "é" * 5000

@@ -27,7 +27,7 @@ from tests.conformance.uses_places import (
 pytestmark = pytest.mark.promise("P1", "P6")
 
 tcp = pytest.fixture(tcp_places, scope="module")
-use = pytest.fixture(trials, params=cases("direct", "tcp"))
+use = pytest.fixture(trials, params=cases("direct", "tcp", is_short=True))
 
 WINDOW = limits.CREDIT_MESSAGES_MIN  #: of a flow between nodes
 SLOT = b"s" * 20_000  #: does not fit into a record
@@ -77,7 +77,9 @@ def test_closed_receiver_hands_back_what_it_was_not_asked_for(use: Trial) -> Non
     use.settled(out, delivered=8)
 
 
-@pytest.mark.parametrize("use", [*cases("direct")[1::5], *cases("tcp")[::3]], indirect=True)
+@pytest.mark.parametrize(
+    "use", [*cases("direct", is_short=True)[::3], *cases("tcp")[::3]], indirect=True
+)
 def test_what_a_closed_receiver_keeps_unacknowledged_goes_to_another_flagged(use: Trial) -> None:
     out, first = use.pair(pattern="queue", delivery="at_least_once")
     out.send(numbered(3))

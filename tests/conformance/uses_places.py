@@ -189,19 +189,26 @@ class Trial:
         return all(stats["held"] == stats["slots_taken"] == 0 for stats in found)
 
 
-def cases(*places: str, uses: Sequence[str] = (*USES, *MIXED_USES)) -> list[Any]:
+def cases(
+    *places: str, uses: Sequence[str] = (*USES, *MIXED_USES), is_short: bool = False
+) -> list[Any]:
     """Return what a test of the seam runs over: (place, use, content).
 
     Every use with each content on a direct lane, and with one of them between nodes, the combinations on a direct lane
-    with one; FABRIC_SWEEP=1 adds the rest.
+    with one; `is_short`: one content everywhere. FABRIC_SWEEP=1 runs all there is.
     """
     sweep = os.environ.get("FABRIC_SWEEP") == "1"
     found = []
     for place in places:
         for number, use in enumerate(uses):
             for turn, content in enumerate(CONTENTS):
-                is_chosen = turn == number % 2 and (use in USES or place == "direct")
-                if sweep or is_chosen or (use in USES and place == "direct"):
+                is_basic = use in USES
+                is_turn = turn == number % 2
+                if place == "direct":
+                    is_chosen = is_turn or (is_basic and not is_short)
+                else:
+                    is_chosen = is_basic and is_turn != is_short
+                if sweep or is_chosen:
                     found.append(pytest.param((place, use, content), id=f"{place}-{use}-{content}"))
     return found
 

@@ -190,7 +190,7 @@ class MixedUses(RuleBasedStateMachine):
             return not self._alive(self.senders) and not self._alive(self.receivers)
 
         until("the end of every wait", is_over, 25.0)
-        until("every message", lambda: is_over() and len(self.came) == len(self.accepted))
+        until("every message", lambda: is_over() and self._is_ended())
         self.out.flush()
         assert set(self.came) == set(self.accepted)
         wanted: dict[str, Any] = {
@@ -200,6 +200,9 @@ class MixedUses(RuleBasedStateMachine):
         assert self.out.ends() == {end: count for end, count in wanted.items() if count}
         until("the return of every slot", self._is_empty)
         self.ledger_and_lanes_agree()
+
+    def _is_ended(self) -> bool:
+        return not self.held and len(self.came) == len(self.accepted)
 
     def _is_empty(self) -> bool:
         stats = [port.native.stats() for port in (self.left, self.right)]
