@@ -6,6 +6,8 @@ import statistics
 import struct
 import time
 
+from fabric.testing.link_conformance import DELIVERED, ends, payload_of
+from fabric.testing.rigs import rig
 from tests.conformance.raw_peer import CHANNEL, EAGER, FLOW_IN, PEER, TYPE, Node
 
 HOP_ACK = 8
@@ -41,3 +43,22 @@ def test_an_acknowledgement_that_finds_no_company_goes_alone_and_soon() -> None:
                     assert flow == FLOW_IN
             waited.append(time.monotonic() - started)
         assert statistics.median(waited) < SOON_S, f"waited {waited} s"
+
+
+def test_the_end_of_a_message_that_nobody_answers_is_told_soon() -> None:
+    count = 20  # the engine keeps an end back only while it waits awake, which it does now and then
+    with rig("tcp") as opened:
+        flow = opened.open_flow()
+        time.sleep(PROMPT_S)
+        for number in range(count):
+            flow.send(payload_of(number, 64))
+        messages = [flow.receive() for _ in range(count)]
+        time.sleep(SOON_S)
+        for number, message in enumerate(messages, 1):
+            assert message is not None
+            message.ack()
+            deadline = time.monotonic() + 2 * SOON_S
+            while ends(flow).get((DELIVERED, 0), 0) < number:
+                assert time.monotonic() < deadline, f"end {number} was not told"
+                time.sleep(0.001)
+            time.sleep(0.002)

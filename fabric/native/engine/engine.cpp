@@ -68,11 +68,19 @@ void Engine::run() {
       std::lock_guard guard(lock_);
       timeout_ms = wait_timeout_ms(monotonic_ns());
     }
+    hold_nothing_ = false;
     if (timeout_ms != 0) {
+      const bool held = moved_.held;
+      if (spin()) continue;
+      if (held) {                       // what was kept back goes before this thread sleeps
+        hold_nothing_ = true;
+        continue;
+      }
       doorbell_.prepare(Wake::eventfd);
       if (doorbell_.any_ready()) timeout_ms = 0;
     }
     collect(timeout_ms);
+    wakeups_.fetch_add(1, std::memory_order_relaxed);
     doorbell_.cancel();
   }
 }
@@ -212,7 +220,8 @@ bool Engine::is_lying(EngineLane& lane) {
   return why != nullptr;
 }
 
-void Engine::mark_dirty(EngineLane& lane) {
+void Engine::mark_dirty(EngineLane& lane, Ring what) {
+  if (what == Ring::message) lane.has_message = true;
   if (lane.dirty) return;
   lane.dirty = true;
   dirty_.push_back(lane.number);
@@ -223,9 +232,20 @@ void Engine::ring_dirty() {
     const auto lane = lanes_.find(number);
     if (lane == lanes_.end() || !lane->second->dirty) continue;
     lane->second->dirty = false;
-    lane->second->ringer.ring(number);
+    ring(*lane->second);
   }
   dirty_.clear();
+}
+
+/// A port that sleeps for a message learns of ends with it, or at its next service tick; not so where many have gathered.
+void Engine::ring(EngineLane& lane) {
+  if (std::exchange(lane.has_message, false) || lane.wakes_owed >= kReturnsUnheardMax) {
+    lane.ringer.ring(lane.number);
+    lane.wakes_owed = 0;
+    return;
+  }
+  lane.ringer.mark(lane.number);
+  lane.wakes_owed = lane.ringer.wake_for_returns() ? 0 : lane.wakes_owed + 1;
 }
 
 int Engine::wait_timeout_ms(u64 now) const {
@@ -241,10 +261,9 @@ int Engine::wait_timeout_ms(u64 now) const {
   return timeout;
 }
 
-void Engine::collect(int timeout_ms) {
+int Engine::collect(int timeout_ms) {
   epoll_event ready[64];
   const int count = ::epoll_wait(epoll_.get(), ready, 64, timeout_ms);
-  wakeups_.fetch_add(1, std::memory_order_relaxed);
   for (int i = 0; i < count; ++i) {
     const u64 tag = ready[i].data.u64;
     u64 value;
@@ -256,6 +275,7 @@ void Engine::collect(int timeout_ms) {
       ready_tags_.push_back(tag);
     }
   }
+  return count;
 }
 
 void Engine::handle_tag(u64 tag) {

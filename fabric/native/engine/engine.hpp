@@ -15,6 +15,7 @@
 
 #include "engine/events.hpp"
 #include "engine/session.hpp"
+#include "engine/spin.hpp"
 #include "links/fault_link.hpp"
 
 namespace fabric {
@@ -85,18 +86,25 @@ class Engine {
   void run();
   bool step(u64 now);                   // true: more to do at once
   int wait_timeout_ms(u64 now) const;
-  void collect(int timeout_ms);
+  int collect(int timeout_ms);           // what came, at most 64 of them
   void handle_tag(u64 tag);
   bool operate(u64 now);                // one step as an operation of this port; parks while frozen
   void kick();
   void blame(EngineLane& lane, const char* why);  // nothing more is read from this lane
   bool is_lying(EngineLane& lane);      // its peer moved a cursor of what we write to where it cannot be; blames it
-  void mark_dirty(EngineLane& lane);    // its peer's doorbell rings at the end of the step
+  enum class Ring : u8 { returns, message };
+  void mark_dirty(EngineLane& lane, Ring what);  // its peer's doorbell rings at the end of the step
   void ring_dirty();
+  static void ring(EngineLane& lane);
   void retry_blocked(u64 now);
   void take_up(u64 now);                // what public calls left to the thread
   void fail_waiters(u32 segment, u64 now);
   void emit(EngineEvent::Kind kind, u64 a, u64 b = 0, std::string reason = {});
+
+  // spin.cpp — waiting awake
+  bool spin();
+  bool has_transfers();
+  bool reports_may_wait(Session& session, u64 now);
 
   // outgoing.cpp — lane → session
   void read_lane(EngineLane& lane, u64 now);
@@ -175,7 +183,7 @@ class Engine {
   void acknowledge_report(u64 session, u64 number);
   void send_acks(Session& session, u64 now);
   bool acks_may_wait(Session& session, u64 now);
-  void send_reports(Session& session);
+  void send_reports(Session& session, u64 now);
   void on_refuse(Session& session, const wire::FrameHeader& header);
   void on_resume(Session& session, const wire::FrameHeader& header, u64 now);
   void pump_session(Session& session, u64 now);
@@ -231,6 +239,9 @@ class Engine {
   std::vector<std::pair<u32, u64>> rereads_due_;      // lane, flow: its return entries have a session now
   std::vector<std::pair<u32, Holder>> former_;        // segment, slot named by a record of a former life
   u64 acks_due_ns_ = ~u64{0};           // when the acknowledgements that wait for company go alone
+  SpinPolicy spin_policy_;
+  SpinPolicy::Moved moved_;             // since the last wait
+  bool hold_nothing_ = false;           // in the next step: a wait follows that is not spun
   u64 watch_ns_ = 0;                    // when watch_links is due; 0: no connection
   std::shared_ptr<LinkFaults> link_faults_ = std::make_shared<LinkFaults>();
   SessionCounters closed_;

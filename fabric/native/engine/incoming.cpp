@@ -307,7 +307,7 @@ void Engine::publish_flow(Deliver& flow) {
     flow.pending.pop_front();
   }
   if (!any) return;
-  mark_dirty(*flow.lane);
+  mark_dirty(*flow.lane, Ring::message);
   Session* session = find_session(flow.session);
   if (session == nullptr) return;
   if (!flow.ack_due) session->ack_due.push_back(flow.id);
@@ -332,6 +332,7 @@ bool Engine::publish_entry(Deliver& flow, Incoming& entry) {
   std::memcpy(room, entry.record.data(), entry.record.size());
   lane.end.records_out.commit();
   lane.end.records_out.publish();
+  ++moved_.published;
   EngineFaults::fires(faults_.repeat_record);
   if (twice && (room = lane.end.records_out.reserve(static_cast<u32>(entry.record.size()))) != nullptr) {
     std::memcpy(room, entry.record.data(), entry.record.size());

@@ -54,6 +54,7 @@ void Engine::read_lane(EngineLane& lane, u64 now) {
 }
 
 bool Engine::take_record(EngineLane& lane, const RecordSpan& span, u64 now) {
+  ++moved_.read;
   Outgoing& entry = lane.outgoing.emplace_back();
   entry.lane = &lane;
   entry.cursor_begin = span.begin;
@@ -248,7 +249,7 @@ bool Engine::publish_end(Outgoing& entry) {
   end.reason = u8(entry.reason);
   if (!entry.lane->return_backlog.empty() || !entry.lane->end.returns_out.push(end)) return false;
   entry.lane->end.returns_out.publish();
-  mark_dirty(*entry.lane);
+  mark_dirty(*entry.lane, Ring::returns);
   entry.end_published = true;
   mark_ended(entry);
   return true;
@@ -322,7 +323,7 @@ void Engine::release_front(EngineLane& lane) {
   if (upto == 0) return;
   const bool was_tight = lane.end.records_in.head() - lane.end.records_in.tail() > kLaneBytes / 2;
   lane.end.records_in.release(upto);
-  if (gave || was_tight) mark_dirty(lane);
+  if (gave || was_tight) mark_dirty(lane, Ring::returns);
 }
 
 void BulkQueue::put(const std::shared_ptr<OutTransfer>& transfer) {

@@ -84,6 +84,8 @@ struct Forward {
 /// A report waiting for room in a local return ring.
 struct HeldReturn { ReturnEntry entry; u64 session; u64 number; };
 
+inline constexpr u32 kReturnsUnheardMax = 64;  // rings that a port may sleep through
+
 struct EngineLane {
   u32 number = 0, klass = 0;
   int side = 0;
@@ -91,6 +93,8 @@ struct EngineLane {
   LaneEnd end;
   DoorbellRinger ringer;
   bool dirty = false;                  // ring at the end of the step
+  bool has_message = false;            // for more than returns
+  u32 wakes_owed = 0;                  // rung for returns while its peer slept for a message
   bool broken = false;                 // a cursor or record that cannot be true
   std::deque<Outgoing> outgoing;
   std::deque<Outgoing*> ends_due;      // decided ends that found the return ring full

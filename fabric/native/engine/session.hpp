@@ -72,6 +72,7 @@ struct Session {
   u64 report_seen = 0;
   std::set<u64> report_blocked;         // taken, but not yet in a return ring
   bool report_ack_due = false;
+  u64 reports_since_ns = 0;             // the oldest one that waits for company; 0: none does
   u64 report_acked = 0;                 // said to the peer
   std::vector<u64> ack_due;             // flows to acknowledge
   u64 acks_since_ns = 0, acks_bytes = 0;  // the oldest one that waits, and what lies in lanes unacknowledged

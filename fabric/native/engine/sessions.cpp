@@ -314,7 +314,7 @@ void Engine::deliver_report(Session& session, u64 number, const ReturnEntry& ent
     return;
   }
   lane.end.returns_out.publish();
-  mark_dirty(lane);
+  mark_dirty(lane, Ring::returns);
 }
 
 void Engine::flush_backlog(EngineLane& lane) {
@@ -326,7 +326,7 @@ void Engine::flush_backlog(EngineLane& lane) {
   }
   if (!any) return;
   lane.end.returns_out.publish();
-  mark_dirty(lane);
+  mark_dirty(lane, Ring::returns);
 }
 
 void Engine::acknowledge_report(u64 session_id, u64 number) {
@@ -384,7 +384,9 @@ void Engine::send_acks(Session& session, u64 now) {
   session.report_ack_due = false;
 }
 
-void Engine::send_reports(Session& session) {
+void Engine::send_reports(Session& session, u64 now) {
+  if (reports_may_wait(session, now)) return;
+  session.reports_since_ns = 0;
   constexpr std::size_t kBatch = wire::kControlBodyBytesMax / sizeof(ReturnEntry);
   Connection& connection = session.connection[0];
   while (connection.link != nullptr && !connection.down && session.reports_sent < session.reports.size() &&
@@ -428,7 +430,7 @@ void Engine::pump_session(Session& session, u64 now) {
     }
   }
   pump_bulk(session, now);
-  send_reports(session);
+  send_reports(session, now);
   send_acks(session, now);  // last: they may go with the rest
   // Control first; a connection that waits for room is written when epoll says so.
   for (u32 group = 0; group < 2; ++group) {
