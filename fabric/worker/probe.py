@@ -198,19 +198,20 @@ class Near(_Probe):
         )
         self._answer()  # they have met: the clock of the budget begins
         started = time.monotonic()
-        self._ends_at = started + self.budget.seconds
         self._order(IDLE, seconds=self.budget.idle_s)
         load = {"near": self.usage.machine(self.budget.idle_s), "far": self._answer()}
-        rows = [self._measure(step) for step in self.steps]
+        rows, ends_at = list[dict[str, Any]](), started + self.budget.idle_s
+        for step in self.steps:
+            ends_at += step.seconds  # what a step does not need, those after it may use
+            rows.append(self._measure(step, ends_at))
         used = {"seconds": round(time.monotonic() - started, 3), "bytes": self._sent_bytes}
         return {"steps": rows, "load": load, "used": used}
 
     # ---------------------------------------------------------------- one step, round by round
-    def _measure(self, step: Step) -> dict[str, Any]:
+    def _measure(self, step: Step, ends_at: float) -> dict[str, Any]:
         row = {"name": step.name}
         if step.left_out:
             return {**row, "left_out": step.left_out}
-        ends_at = min(time.monotonic() + step.seconds, self._ends_at)
         left = step.size_bytes // step.payload
         left, first = (min(left, _SAMPLES), _FIRST) if step.run == TRIPS else (left, _FIRST)
         if step.run in LARGE:
