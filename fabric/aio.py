@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from fabric import errors
 from fabric.dataplane import client
-from fabric.dataplane.aio_loans import AioLending, choose_flow
+from fabric.dataplane.aio_loans import AioLending, send_by_policy
 from fabric.dataplane.aio_requests import Request, Requester, Responder, Scatterer
 from fabric.dataplane.aio_wait import Waiter, send_when_possible
 from fabric.dataplane.deadlines import absolute_ns, left_s
@@ -136,14 +136,14 @@ class Sender(Generic[M]):
         expires_ns = deadline_ns if deadline is not None else 0
         meta, tensors = self.sync.type.encode(message)
         key_bytes = as_key(key)
-        flow = await choose_flow(self.sync, message, key_bytes, meta, tensors)
 
         def attempt(flow: int) -> int:
             return int(
                 self.sync.native.send(meta, tensors, key_bytes, 0, flow=flow, expires_ns=expires_ns)
             )
 
-        return await send_when_possible(self.sync, self._waiter, attempt, flow, deadline_ns)
+        what = (message, key_bytes, meta, tensors)
+        return await send_by_policy(self.sync, self._waiter, attempt, what, deadline_ns)
 
     async def send_many(
         self,

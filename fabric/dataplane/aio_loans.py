@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -37,12 +38,11 @@ class AioLending:
             return
         try:
             meta, tensors = lending.encode()
-            flow = await choose_flow(lending.sender, lending.draft, lending.key, meta, tensors)
-            await send_when_possible(
+            await send_by_policy(
                 lending.sender,
                 self._waiter,
                 lambda flow: lending.send(meta, flow, 0),
-                flow,
+                (lending.draft, lending.key, meta, tensors),
                 lending.deadline_ns,
             )
         except BaseException:
@@ -58,11 +58,22 @@ class AioLending:
         self._lending.__exit__(kind, error, trace)
 
 
-async def choose_flow(
-    sender: Any, message: Any, key: bytes | None, meta: bytes, tensors: list[Any]
+async def send_by_policy(
+    sender: Any,
+    waiter: Waiter,
+    send: Callable[[int], int],
+    what: tuple[Any, bytes | None, bytes, list[Any]],
+    deadline_ns: int,
 ) -> int:
-    """Return the flow that the channel's policy gives this message, asking for it on a thread; 0: none does."""
-    pinned = int(sender.pinned(key))
-    if pinned or not sender.has_policy:
-        return pinned
-    return int(await asyncio.to_thread(sender.choose, message, key, meta, tensors))
+    """Send on the flow that the channel's policy gives `what` (message, key, meta, buffers), asked for on a thread."""
+    flow = int(sender.pinned(what[1]))
+    if not flow and sender.has_policy:
+        flow = int(await asyncio.to_thread(sender.choose, *what))
+    others = sender.other_flows(*what, flow)
+    while True:
+        try:
+            return await send_when_possible(sender, waiter, send, flow, deadline_ns)
+        except sender.flow_gone:
+            if not flow:
+                raise
+        flow = int(await asyncio.to_thread(next, others))

@@ -62,9 +62,8 @@ class Waiter:
         try:
             self._native.disarm()
             self._native.progress()
-        except (
-            errors.ClosedError
-        ):  # it broke: nobody will read its descriptor any more, so the loop must not look at it
+        except errors.ClosedError:
+            # The port broke: nobody empties its descriptor any more, which would keep the loop busy.
             self._loop.remove_reader(self._fd)
         self.wake()
 

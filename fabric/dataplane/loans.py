@@ -103,10 +103,22 @@ class Lending:
         try:
             meta, tensors = self.encode()
             flow = self.sender.choose(self.draft, self.key, meta, tensors)
-            self._providing(lambda: self.send(meta, flow, self.deadline_ns))
+            others = self.sender.other_flows(self.draft, self.key, meta, tensors, flow)
+            while not self._sent(meta, flow):
+                flow = next(others)
         except BaseException:
             self.discard()
             raise
+
+    def _sent(self, meta: bytes, flow: int) -> bool:
+        """Send on a flow; False when it is gone."""
+        try:
+            self._providing(lambda: self.send(meta, flow, self.deadline_ns))
+        except self.sender.flow_gone:
+            if not flow:
+                raise
+            return False
+        return True
 
     def _providing(self, attempt: Callable[[], Any]) -> Any:
         while True:

@@ -7,7 +7,7 @@ a receiver) end at the deadline with an error that names what was full.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from fabric import limits
@@ -37,6 +37,8 @@ REASONS: Final = (
     "outcome_unknown", "path_broken", "cancelled", "closed", "corrupted", "no_target", "transform_drop",
     "transform_error", "sender_lost",
 )  # fmt: skip
+#: says that the flow a policy chose is no more; nothing was sent
+FLOW_GONE: Final = (StaleHandleError, BrokenError)
 _SLOT_WAIT_S: Final = 0.02  # between asking for arena memory again; progress is made while waiting
 
 
@@ -78,6 +80,8 @@ class Sender(Generic[M]):
     native
         The native endpoint, for stages and benchmarks.
     """
+
+    flow_gone = FLOW_GONE
 
     def __init__(
         self, port: Port, channel: str, type_: MessageType, native: Any, answer: dict[str, Any]
@@ -152,15 +156,13 @@ class Sender(Generic[M]):
                     meta, tensors, key, deadline_ns, flow=flow, expires_ns=expires_ns
                 )
             return sent
-        except self.need_segment as need:
-            return self._send_again(need, meta, tensors, key, deadline_ns, flow, expires_ns)
+        except self.need_segment:
+            pass
         except FabricError as error:
-            if flow and isinstance(error, (StaleHandleError, BrokenError)):
-                return self._send_elsewhere(
-                    message, meta, tensors, key, deadline_ns, flow, expires_ns
-                )
-            name_channel(error, self.channel)
-            raise
+            if not flow or not isinstance(error, FLOW_GONE):
+                name_channel(error, self.channel)
+                raise
+        return self._send_on(message, meta, tensors, key, deadline_ns, flow, expires_ns)
 
     def send_many(
         self,
@@ -340,43 +342,37 @@ class Sender(Generic[M]):
                 raise
         return len(messages)
 
-    def _send_again(
-        self, need: Exception, meta: bytes, tensors: list[Any], key: bytes | None, deadline_ns: int, flow: int,
+    def _send_on(
+        self, message: M, meta: bytes, tensors: list[Any], key: bytes | None, deadline_ns: int, flow: int,
         expires_ns: int,
     ) -> int:  # fmt: skip
+        """Send after an attempt that found no memory, or that the chosen flow is gone."""
+        others = self.other_flows(message, key, meta, tensors, flow)
         while True:
-            self.provide(need, deadline_ns)
             try:
                 return int(
                     self.native.send(
                         meta, tensors, key, deadline_ns, flow=flow, expires_ns=expires_ns
                     )
                 )
-            except self.need_segment as again:
-                need = again
+            except self.need_segment as need:
+                self.provide(need, deadline_ns)
             except FabricError as error:
-                name_channel(error, self.channel)
-                raise
+                if not flow or not isinstance(error, FLOW_GONE):
+                    name_channel(error, self.channel)
+                    raise
+                flow = next(others)
 
-    def _send_elsewhere(
-        self, message: M, meta: bytes, tensors: list[Any], key: bytes | None, deadline_ns: int, flow: int,
-        expires_ns: int,
-    ) -> int:  # fmt: skip
-        """The pinned flow is gone: ask once more, then let the endpoint's own policy choose."""
+    def other_flows(
+        self, message: Any, key: bytes | None, meta: bytes, tensors: list[Any], flow: int
+    ) -> Iterator[int]:
+        """Yield what to try instead of a flow that is gone: the policy's next choice, then the endpoint's own."""
         self.forget_flow(flow)
         other = self.choose(message, key, meta, tensors)
-        chosen = 0 if other == flow else other
-        try:
-            return int(
-                self.native.send(
-                    meta, tensors, key, deadline_ns, flow=chosen, expires_ns=expires_ns
-                )
-            )
-        except self.need_segment as need:
-            return self._send_again(need, meta, tensors, key, deadline_ns, 0, expires_ns)
-        except FabricError as error:
-            name_channel(error, self.channel)
-            raise
+        if other != flow:
+            yield other
+            self.forget_flow(other)
+        yield 0
 
     def pinned(self, key: bytes | None) -> int:
         """Return the flow that the channel's policy chose for `key` before; 0: `choose` has to ask."""

@@ -14,7 +14,7 @@ import pytest
 import fabric
 from fabric import aio, errors, limits
 from fabric.testing.local import LocalFabric
-from tests.conformance.uses import USES, AsyncioSeat, seat
+from tests.conformance.uses import MIXED_USES, USES, AsyncioSeat, seat
 from tests.conformance.uses_content import CONTENTS, Plain
 from tests.conformance.uses_places import in_a_thread, numbered, until
 
@@ -135,11 +135,33 @@ def test_closed_sender_lends_nothing(node: LocalFabric) -> None:
                 content.lend(sender, 10).__enter__()
 
 
+# ---- policies
+
+
+@pytest.mark.parametrize("use", [*USES, *MIXED_USES])
+def test_message_whose_policy_chose_a_flow_that_is_gone_goes_another_way(
+    node: LocalFabric, use: str
+) -> None:
+    left, right = seat(use, "left", node.path), seat(use, "right", node.path)
+    try:
+        node.routes["c"] = lambda fields, flows: (12_345, 60.0)
+        left.declare("c", Plain, route="late")
+        out, inn = left.sender("c", Plain), right.receiver("c", Plain)
+        until("the flow", lambda: out.flow_count() == 1)
+        values = [b"one", b"2" * 9000, b"three"]
+        assert out.send(values, key="k", deadline=5.0) == 3
+        assert inn.read(3) == values
+        until("the return of every slot", lambda: slots_taken(out.end) == 0)
+    finally:
+        left.close()
+        right.close()
+
+
 # ---- batches
 
 
 @pytest.mark.parametrize("overflow", ["block", "reject"])
-@pytest.mark.parametrize("use", ["batched", "asyncio batched"])
+@pytest.mark.parametrize("use", ["batched", "asyncio batched"], ids=["batched", "asyncio_batched"])
 def test_batch_that_a_policy_routes_tells_how_many_found_room(
     node: LocalFabric, use: str, overflow: str
 ) -> None:
@@ -197,8 +219,8 @@ def test_loop_rests_when_its_port_breaks(node: LocalFabric, monkeypatch: Any) ->
     assert isinstance(ended[0], errors.FabricError)
     clock = time.pthread_getcpuclockid(left.loop.thread.ident)
     before = time.clock_gettime(clock)
-    time.sleep(0.3)
-    assert time.clock_gettime(clock) - before < 0.1
+    time.sleep(0.5)
+    assert time.clock_gettime(clock) - before < 0.02  # also where others want the core
     left.close()
 
 
