@@ -138,17 +138,22 @@ def test_view_holds_its_memory_until_it_is_released(use: Trial) -> None:
     use.settled(out, delivered=2)
 
 
-def test_views_outlive_their_receiver(use: Trial) -> None:
-    out, inn = use.pair()
+def test_views_outlive_their_receiver_and_nobody_writes_over_them(use: Trial) -> None:
+    out, inn = use.pair(pattern="queue")
     out.send([SLOT] * 3)
     views = inn.take(3)
     inn.close()
-    for _ in range(3):
-        assert [got.value for got in views] == [SLOT] * 3
+    until("the flow's end", lambda: out.flow_count() == 0)
+    other = use.seat("right").receiver(use.channel, use.content)
+    until("another flow", lambda: out.flow_count() == 1)
+    later = b"n" * len(SLOT)
+    for _ in range(10):
+        out.send([later] * 20, deadline=10.0)
+        assert other.read(20) == [later] * 20
+    assert [got.value for got in views] == [SLOT] * 3
     for got in views:
         got.release()
-    out.flush()
-    assert out.ends() == {"delivered": 3}
+    use.settled(out, delivered=203)
 
 
 def test_views_that_nobody_keeps_give_their_memory_back(use: Trial) -> None:
