@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ class Auditor:
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
         self._lock = asyncio.Lock()
-        self._frozen: list[int] = []
+        self._frozen: list[int] = []  #: our own descriptors: a port may be forgotten meanwhile
         self._overruns: dict[int, int] = {}
         self._snapshot = b""
         self._safety: asyncio.TimerHandle | None = None
@@ -139,8 +140,11 @@ class Auditor:
         self._overruns = self._count_overruns()
         for port in self._daemon.ports:
             if port.is_alive:
-                self._frozen.append(port.state_fd)
-                frozen.append(loop.run_in_executor(None, native.freeze, port.state_fd, deadline_ns))
+                self._frozen.append(os.dup(port.state_fd))
+                state_fd = os.dup(port.state_fd)
+                frozen.append(
+                    loop.run_in_executor(None, _freeze_port, native, state_fd, deadline_ns)
+                )
         for stopped in await asyncio.gather(*frozen):
             if not stopped:
                 raise errors.DeadlineExceeded(
@@ -165,9 +169,12 @@ class Auditor:
         if self._safety is not None:
             self._safety.cancel()
             self._safety = None
-        for fd in self._frozen:
-            self._daemon.context.native.thaw(fd)
-        self._frozen.clear()
+        frozen, self._frozen = self._frozen, []
+        for state_fd in frozen:
+            try:
+                self._daemon.context.native.thaw(state_fd)
+            finally:
+                os.close(state_fd)
 
     def _look(self) -> dict[str, Any]:
         native = self._daemon.context.native
@@ -201,6 +208,14 @@ class Auditor:
             "ports": ports,
             "lanes": lanes,
         }
+
+
+def _freeze_port(native: Any, state_fd: int, deadline_ns: int) -> bool:
+    """Freeze one port, in a thread; closes the descriptor. Late, when its thaw may be over, nothing is frozen."""
+    try:
+        return time.monotonic_ns() < deadline_ns and bool(native.freeze(state_fd, deadline_ns))
+    finally:
+        os.close(state_fd)
 
 
 def encode_snapshot(snapshot: dict[str, Any]) -> bytes:
