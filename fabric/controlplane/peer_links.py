@@ -52,6 +52,7 @@ class PeerLinks:
         self._daemon = daemon
         self._context = daemon.context
         self._peers: dict[int, Peer] = {}
+        self._early: dict[int, tuple[str, ControlConnection]] = {}  # of nodes that no view has named yet
         self._tasks: set[asyncio.Task[Any]] = set()
         self._listening: socket.socket | None = None
         # Of this daemon and its engine: new after each restart.
@@ -122,6 +123,7 @@ class PeerLinks:
         Before the join says who the registry is, nobody is dialled: the registry's connection is the join's own, and
         two of them would close each other again and again.
         """
+        self._bind_early(view)
         if not self.registry_number:
             return
         for node in view.nodes:
@@ -136,6 +138,15 @@ class PeerLinks:
             ):
                 self._dial(node.number, CONTROL)
                 self.dial_data(node.number)
+
+    def _bind_early(self, view: View) -> None:
+        """Bind the connections of nodes that dialled before the first view named them: they will not dial again."""
+        for number, (name, connection) in list(self._early.items()):
+            node = view.node(number)
+            if node is not None:
+                del self._early[number]
+                if node.name == name and not connection.is_closed:
+                    self.bind(number, connection)
 
     def _forget(self, number: int) -> None:
         peer = self._peers.pop(number, None)
@@ -298,7 +309,11 @@ class PeerLinks:
         node = self._daemon.registry.view.node(info.number)
         if node is not None and node.name == info.node:
             self.bind(info.number, connection)
+        elif node is None and info.number:
+            self._early[info.number] = (info.node, connection)
         await connection.run()
+        if self._early.get(info.number) == (info.node, connection):
+            del self._early[info.number]
 
     def _take_data(self, number: int, sock: socket.socket, info: PeerInfo) -> None:
         """Give a proven data socket to the engine, in the session of both present incarnations."""

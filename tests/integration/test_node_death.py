@@ -130,6 +130,31 @@ def test_what_runs_on_a_node_goes_on_while_the_others_believe_it_dead(cluster):
     balanced(a)
 
 
+def test_node_that_was_dialled_before_it_knew_who_is_there_is_connected_all_the_same(cluster):
+    """A daemon that is started again is dialled at once; who the others are it learns from the registry, later."""
+    a = cluster.node("a")
+    b, c = cluster.node("b", join=a), cluster.node("c", join=a)
+    job = {"channel": "side", "pattern": "queue"}
+    inn = cluster.worker(c, "consume", "in", **job)
+    inn.wait_for("ready")
+    registry = [a.keeper, psutil.Process(a.daemon_pid)]
+    for process in registry:
+        process.suspend()
+    b.kill_daemon()
+
+    def is_dialled():
+        ours = psutil.Process(c.daemon_pid).net_connections("tcp")
+        there = {x.laddr.port for x in psutil.Process(b.daemon_pid).net_connections("tcp")}
+        return any(x.raddr and x.raddr.port in there and x.status == "ESTABLISHED" for x in ours)
+
+    wait_for("a connection from c", is_dialled, 10.0)
+    for process in reversed(registry):
+        process.resume()
+    producer = cluster.worker(b, "produce", "out", count=50, interval_s=0.01, **job)
+    producer.finish(40.0)
+    wait_for("all", lambda: set(inn.values("acked")) == set(range(50)), 20.0)
+
+
 def test_stopped_process_is_suspect_and_recovers_when_it_goes_on(cluster):
     node = cluster.node()
     worker = cluster.worker(node, "consume", "in", channel="c")
