@@ -52,7 +52,9 @@ class PeerLinks:
         self._daemon = daemon
         self._context = daemon.context
         self._peers: dict[int, Peer] = {}
-        self._early: dict[int, tuple[str, ControlConnection]] = {}  # of nodes that no view has named yet
+        self._early: dict[
+            int, tuple[str, ControlConnection]
+        ] = {}  # of nodes that no view has named yet
         self._tasks: set[asyncio.Task[Any]] = set()
         self._listening: socket.socket | None = None
         # Of this daemon and its engine: new after each restart.
