@@ -152,6 +152,7 @@ def test_edge_between_nodes_that_fabricctl_does_not_talk_to_is_measured_by_their
     nothing_left(a, b, c)
 
 
+@pytest.mark.sweep
 def test_slow_link_leaves_large_rows_out_with_the_time_that_one_takes_and_keeps_the_time(
     cluster, monkeypatch
 ):
@@ -168,6 +169,7 @@ def test_slow_link_leaves_large_rows_out_with_the_time_that_one_takes_and_keeps_
     nothing_left(a, b)
 
 
+@pytest.mark.sweep
 @pytest.mark.promise("P8")
 @pytest.mark.parametrize("memory", [24, 64])
 @pytest.mark.parametrize("target", ["a", "b"])
@@ -228,6 +230,7 @@ def test_every_thread_of_both_ends_comes_after_those_of_others(cluster):
     nothing_left(a)
 
 
+@pytest.mark.sweep
 def test_two_measurements_of_one_edge_at_once_have_names_of_their_own_and_both_work(cluster):
     a = cluster.node("a")
     b = cluster.node("b", join=a)
@@ -308,6 +311,7 @@ def test_death_of_the_far_node_is_told_and_nothing_is_left_on_the_near_one(clust
     balanced(a)
 
 
+@pytest.mark.sweep
 @pytest.mark.promise("P3", "P9")
 def test_far_node_that_sleeps_past_its_lease_is_told_and_keeps_nothing_when_it_wakes(cluster):
     a = cluster.node("a")
@@ -340,6 +344,7 @@ def test_death_of_the_daemon_that_was_asked_leaves_no_end_on_the_others(cluster)
     balanced(a)
 
 
+@pytest.mark.sweep
 @pytest.mark.promise("P9")
 def test_death_of_the_daemon_of_an_end_leaves_nothing_behind(cluster):
     a = cluster.node("a")
@@ -352,6 +357,7 @@ def test_death_of_the_daemon_of_an_end_leaves_nothing_behind(cluster):
     balanced(a)
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 def test_memory_of_a_measurement_between_nodes_comes_back_on_both(cluster):
     keep_little = ("--arena-bytes", "512MiB")  # of empty segments
