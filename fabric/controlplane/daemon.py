@@ -56,7 +56,8 @@ from fabric.registry.records import EndpointRecord, View
 
 log = logging.getLogger("fabricd.daemon")
 
-TICK_LOOKS = 4  #: what need not be prompt is looked at every so many looks of `limits.LIVENESS_MS`
+#: What need not be prompt is looked at every so many looks of `limits.LIVENESS_MS`; the keeper's SIGN_S.
+TICK_LOOKS = 4
 
 
 class Daemon:
@@ -402,6 +403,7 @@ class Daemon:
             looks += 1
             try:
                 if not self.liveness.look(time.monotonic_ns()):
+                    self.context.keeper.alive()  # it may have waited for a sign all that time
                     self.membership.pardon(time.monotonic())
                 self.membership.tick(time.monotonic(), looks)
                 if looks % TICK_LOOKS == 0:

@@ -28,6 +28,7 @@ WATCH_S = (
 OWN_PAUSE_S = 0.5  #: a turn that comes this much late means that the keeper itself stood still
 BACKOFF_S = (0.1, 2.0)  #: first and longest wait before the daemon is started again
 STEADY_S = 10.0  #: a daemon that served this long starts with the first back-off again
+SIGN_S = 1.0  #: a daemon gives its sign this often; its silence counts from the first that is missing
 ABSENT_S = 10.0  #: modules are ended when no daemon was there this long
 START_S = 60.0  #: a started daemon that serves later than this is killed
 RESTART = 75  #: exit status of a daemon that asks to be started again
@@ -153,10 +154,10 @@ class Keeper:
         paused = now - self._turned_at > WATCH_S + OWN_PAUSE_S
         self._turned_at = now
         if paused:
-            self._sign_until = max(self._sign_until, now + limits.LEASE_MS / 1000)
+            self._sign_until = max(self._sign_until, _lease_from(now))
         if self._daemon_pid and not self._stopping and now >= self._sign_until:
             self._say(f"no sign of the daemon ({self._daemon_pid}): it is killed")
-            self._sign_until = now + limits.LEASE_MS / 1000
+            self._sign_until = _lease_from(now)
             os.kill(self._daemon_pid, signal.SIGKILL)
 
     # ---------------------------------------------------------------- daemon
@@ -274,10 +275,10 @@ class Keeper:
         elif operation == "seen":
             self._exits.pop(head["pid"], None)
         elif operation == "alive":
-            self._sign_until = time.monotonic() + limits.LEASE_MS / 1000
+            self._sign_until = _lease_from(time.monotonic())
         elif operation == "ready":
             self._served = True
-            self._sign_until = time.monotonic() + limits.LEASE_MS / 1000
+            self._sign_until = _lease_from(time.monotonic())
             self._ready_at = time.monotonic()
             self._absent_since = None
         elif operation == "stop":
@@ -412,3 +413,8 @@ class Keeper:
     @staticmethod
     def _say(text: str) -> None:
         print(f"keeper: {text}", file=sys.stderr, flush=True)
+
+
+def _lease_from(now: float) -> float:
+    """When a daemon that gave its sign `now` is taken for hanging."""
+    return now + SIGN_S + limits.LEASE_MS / 1000
