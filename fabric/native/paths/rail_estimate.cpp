@@ -1,0 +1,57 @@
+#include "paths/rail_estimate.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+namespace fabric::paths {
+
+void RailEstimate::posted(u64 bytes, u64 now) {
+  if (inflight_ == 0) mark_ns_ = now + base_ns();
+  inflight_ += bytes;
+}
+
+void RailEstimate::delivered(u64 bytes, u64 was_posted, u64 now) {
+  inflight_ -= std::min(bytes, inflight_);
+  const double least_ns = static_cast<double>(bytes) * 1e9 / kRateMax;
+  const double took_ns = std::max(now > mark_ns_ ? static_cast<double>(now - mark_ns_) : 0.0, least_ns);
+  const double kept = std::exp(-took_ns / static_cast<double>(kRateTauNs));
+  bytes_ = bytes_ * kept + static_cast<double>(bytes);
+  busy_ns_ = busy_ns_ * kept + took_ns;
+  rate_ = std::clamp(bytes_ * 1e9 / busy_ns_, 1.0, kRateMax);
+  mark_ns_ = std::max(mark_ns_, now);
+  if (now > was_posted) round_trip(now - was_posted, now);
+}
+
+void RailEstimate::withdrawn(u64 bytes) { inflight_ -= std::min(bytes, inflight_); }
+
+void RailEstimate::round_trip(u64 ns, u64 now) {
+  if (now >= base_since_ + kBaseWindowNs) {
+    base_before_ = now >= base_since_ + 2 * kBaseWindowNs ? ~u64{0} : base_now_;
+    base_now_ = ~u64{0};
+    base_since_ = now;
+  }
+  base_now_ = std::min(base_now_, ns);
+}
+
+void RailEstimate::forget() { *this = RailEstimate{}; }
+
+u64 RailEstimate::base_ns() const {
+  const u64 least = std::min(base_now_, base_before_);
+  return least == ~u64{0} ? kBaseUnknownNs : least;
+}
+
+double RailEstimate::rate_now(u64 next, u64 now) const {
+  const double known = rate();
+  if (inflight_ == 0 || now <= mark_ns_ || next == 0) return known;
+  const double silent_ns = static_cast<double>(now - mark_ns_);
+  // Acknowledgements come in bursts: twice the time that the next one should have taken says nothing yet.
+  const double grace_ns = 2e9 * static_cast<double>(next) / known + static_cast<double>(base_ns()) + 2e6;
+  if (silent_ns <= grace_ns) return known;
+  return std::max(1.0, known * grace_ns / silent_ns);
+}
+
+void RailEstimate::excuse_until(u64 now) {
+  if (inflight_ != 0) mark_ns_ = std::max(mark_ns_, now);
+}
+
+}  // namespace fabric::paths

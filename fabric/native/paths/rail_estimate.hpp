@@ -1,0 +1,46 @@
+// What one rail delivers, learnt from acknowledgements alone. Sans-IO: every call is given `now`.
+//
+// Owner: a RailScheduler, one per peer. Rate is acknowledged bytes over *busy* time: both are decayed sums, so that a
+// burst of acknowledgements weighs what it is worth. Busy time begins one base latency after the rail was idle.
+#pragma once
+
+#include "core/layout.hpp"
+
+namespace fabric::paths {
+
+inline constexpr u64 kRateTauNs = 40'000'000;      // what lies this far back in busy time weighs 1/e
+inline constexpr u64 kBaseWindowNs = 5'000'000'000;  // the least latency is looked for in the last one to two of these
+inline constexpr u64 kBaseUnknownNs = 200'000;
+inline constexpr double kRateUnknown = 125e6;      // bytes/s: 1 Gbit/s, until the first acknowledgement
+inline constexpr double kRateMax = 400e9;
+
+class RailEstimate {
+ public:
+  /// `bytes` begin their way. @param now monotonic, ns.
+  void posted(u64 bytes, u64 now);
+  /// The peer has them. @param was_posted when they left, ns.
+  void delivered(u64 bytes, u64 was_posted, u64 now);
+  /// They are not waited for any more.
+  void withdrawn(u64 bytes);
+  /// A round trip of next to no bytes.
+  void round_trip(u64 ns, u64 now);
+  /// The path is a new one: latency and rate are to be learnt again.
+  void forget();
+
+  u64 inflight() const { return inflight_; }
+  bool is_known() const { return busy_ns_ > 0; }
+  double rate() const { return is_known() ? rate_ : kRateUnknown; }
+  /// Rate, and not more than the silence since the last acknowledgement leaves possible. @param next bytes awaited first.
+  double rate_now(u64 next, u64 now) const;
+  u64 base_ns() const;
+  /// Since when nothing was acknowledged of what is in flight; 0: nothing is in flight.
+  u64 silent_since() const { return inflight_ == 0 ? 0 : mark_ns_; }
+  void excuse_until(u64 now);           ///< silence before `now` was ours
+
+ private:
+  u64 inflight_ = 0, mark_ns_ = 0;
+  double bytes_ = 0, busy_ns_ = 0, rate_ = 0;
+  u64 base_now_ = ~u64{0}, base_before_ = ~u64{0}, base_since_ = 0;
+};
+
+}  // namespace fabric::paths

@@ -1,0 +1,127 @@
+// Which rail carries the next chunk, when it is sent again elsewhere, and which rails are fit for use.
+//
+// Sans-IO and single-threaded: the engine drives one per peer with monotonic `now`, the simulator drives the same
+// object. A chunk goes to the rail that is predicted to finish it first, `base + (in flight + size) / rate`; in flight
+// is held near the bandwidth-delay product, so that a throttled rail is felt at once and control stays fast.
+#pragma once
+
+#include <array>
+#include <deque>
+#include <vector>
+
+#include "paths/rail_estimate.hpp"
+
+namespace fabric::paths {
+
+inline constexpr u32 kRailsMax = 8;                  // of one peer; RAILS_PER_PEER_MAX
+inline constexpr u32 kNoRail = ~0u;
+inline constexpr u64 kQueueTargetNs = 1'500'000;     // what may wait on a rail beyond its base latency
+inline constexpr u64 kWindowMin = 128 * 1024, kWindowUnknown = 256 * 1024, kWindowMax = 64ULL << 20;
+inline constexpr u32 kChunkMin = 32 * 1024, kChunkMax = 1024 * 1024;
+inline constexpr u64 kChunkNs = 500'000;             // a chunk keeps its rail busy about this long
+inline constexpr u64 kStallNs = 25'000'000;          // nothing acknowledged this long, while others move: suspect
+inline constexpr u64 kResetNs = 250'000'000;         // suspect this long: its connections are given up and made anew
+inline constexpr u64 kOverdueNs = 10'000'000;        // later than predicted by this: the chunk goes again elsewhere
+inline constexpr u64 kTickNs = 5'000'000;            // while anything is in flight
+inline constexpr u64 kOwnPauseNs = 15'000'000;       // a tick this late: this process stood still, no rail is to blame
+inline constexpr u64 kPenaltyHalfNs = 4'000'000'000; // failures of a rail are half forgotten after this
+inline constexpr u64 kHoldMaxNs = 2'000'000'000;     // a rail that flaps waits at most this before it is used again
+inline constexpr double kResentShareMax = 0.02;      // of what was delivered, for overdue chunks of rails that live
+inline constexpr u64 kResentFreeBytes = 1 << 20;
+inline constexpr std::size_t kDecisionsKept = 64;
+inline constexpr u32 kDecisionEvery = 16;            // picks that chose what was expected are noted this rarely
+
+enum class RailState : u8 { absent, up, suspect, held, down };
+enum class Why : u8 { earliest, only, pinned, no_room, no_rail, resent };
+const char* name(RailState state);
+const char* name(Why why);
+
+struct Pick { u32 rail = kNoRail; u32 bytes = 0; };
+
+/// The terms of one rail's score, for `bytes` now.
+struct RailTerms {
+  RailState state;
+  double rate, rate_now;                              ///< bytes/s
+  u64 base_ns, inflight, window, finish_ns, silent_ns;
+  u64 delivered, resent_from, failures;               ///< bytes, bytes, count
+  double penalty;
+  u64 held_until;
+};
+
+struct Decision {
+  u64 at_ns = 0, pending = 0;
+  u32 bytes = 0, rail = kNoRail;
+  Why why = Why::earliest;
+  std::array<u64, kRailsMax> finish_ns{};             ///< 0: not usable
+};
+
+struct Change { u64 at_ns; u32 rail; RailState from, to; const char* reason; };
+
+class RailScheduler {
+ public:
+  // -------------------------------------------------------------- rails
+  void rail_up(u32 rail, u64 now);
+  /// Its connection is gone. What it carried is returned by the next `tick`.
+  void rail_down(u32 rail, u64 now, const char* reason);
+  void remove(u32 rail);
+  void pin(u32 mask) { pinned_ = mask; }              ///< bit per rail; 0: all
+  u32 pinned() const { return pinned_; }
+  void round_trip(u32 rail, u64 ns, u64 now);         ///< a ping came back: the rail lives
+
+  // -------------------------------------------------------------- chunks
+  /// Rail for the next chunk and how much of it; kNoRail: wait for an acknowledgement or a tick.
+  /// @param left bytes of this transfer not posted; @param pending of all transfers to this peer, `left` included.
+  /// @param avoid bit per rail that carried this chunk before.
+  Pick pick(u64 left, u64 pending, u64 now, u32 avoid = 0);
+  u64 posted(u32 rail, u32 bytes, u64 tag, u64 now);  ///< @return ticket
+  void delivered(u64 ticket, u64 now);                ///< acknowledged by the receiver; a second time: ignored
+  void withdrawn(u64 ticket);                         ///< refused, cancelled or not wanted any more
+
+  // -------------------------------------------------------------- time
+  /// Judges the rails. @param again tags of chunks to post again, @param reset rails whose connections to give up.
+  void tick(u64 now, std::vector<u64>& again, std::vector<u32>& reset);
+  u64 next_ns() const { return next_ns_; }            ///< when to tick; ~0: never
+
+  // -------------------------------------------------------------- asked by people
+  u32 fastest(u64 now) const;                         ///< for what goes whole: healthy, lowest latency; kNoRail
+  bool usable(u32 rail) const { return rail < kRailsMax && rails_[rail].state == RailState::up; }
+  RailTerms terms(u32 rail, u64 bytes, u64 now) const;
+  const std::deque<Decision>& decisions() const { return decisions_; }
+  std::vector<Change> take_changes();
+  u64 delivered_bytes() const { return delivered_; }
+  u64 resent_bytes() const { return resent_; }
+
+ private:
+  struct Posted { u64 tag, at_ns, due_ns; u32 bytes; bool done, again; };
+  struct Rail {
+    RailState state = RailState::absent;
+    RailEstimate estimate;
+    std::deque<Posted> posted;
+    u64 first = 0;                                    // ticket number of posted.front()
+    u64 alive_ns = 0, suspect_ns = 0, held_until = 0, penalty_ns = 0;
+    double penalty = 0;
+    u64 delivered = 0, resent = 0, failures = 0;
+    bool reset_told = false;
+  };
+
+  u64 window(const Rail& rail, u64 now) const;
+  static u32 chunk_bytes(const Rail& rail, u64 left);
+  static u64 first_bytes(const Rail& rail);
+  u64 finish(const Rail& rail, u64 bytes, u64 now) const;
+  void move(u32 rail, RailState to, const char* reason, u64 now);
+  void fail(u32 rail, RailState to, const char* reason, u64 now);
+  void give_back(Rail& rail, std::vector<u64>& again);
+  void judge(u32 number, u64 now, u64 newest, std::vector<u64>& again, std::vector<u32>& reset);
+  void look_for_overdue(u32 number, u64 now, std::vector<u64>& again);
+  u64 evidence_of_others(u32 number) const;
+  double decayed(const Rail& rail, u64 now) const;
+
+  std::array<Rail, kRailsMax> rails_;
+  std::deque<Decision> decisions_;
+  std::vector<Change> changes_;
+  std::vector<u64> lost_;                             // tags of rails that went down
+  u64 next_ns_ = ~u64{0}, ticked_ns_ = 0, delivered_ = 0, resent_ = 0;
+  u32 pinned_ = 0, picks_ = 0;
+};
+
+}  // namespace fabric::paths
