@@ -12,6 +12,7 @@ from typing import Any
 from bench import iperf, isolation, plot, report
 from bench.cases import GROUPS
 from bench.match import Line, play
+from bench.paths.play import play as play_paths
 from bench.rounds import Amount
 from bench.rows import Row
 from bench.verdicts import Verdict
@@ -78,7 +79,8 @@ def measure(groups: dict[str, list[Row]], is_quick: bool) -> int:
     for name, rows in groups.items():
         began = time.monotonic()
         print(f"\n== {name}: {len(rows)} rows ==", flush=True)
-        lines = play(rows, progress, show, again=not is_quick)
+        do = play_paths if name == "paths" else play
+        lines = do(rows, progress, show, again=not is_quick)
         if name == "tcp":
             print(f"\n{iperf.sentence()}")
         verdicts += [verdict for line in lines for verdict in line.verdicts]

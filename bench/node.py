@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 START_S = 20.0
@@ -26,13 +28,32 @@ class BenchNode:
         ``HOST:PORT`` of the first node.
     more : str
         Further arguments of ``fabricd``.
+    listen : sequence of str
+        ``HOST:PORT`` of each rail; none: a free port of loopback.
+    inside : sequence of str
+        What goes before the command, to run it in a namespace.
+    environment : Mapping
+        Beside this process's own.
     """
 
-    def __init__(self, folder: Path, name: str = "a", *more: str, join: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str = "a",
+        *more: str,
+        join: str | None = None,
+        listen: Sequence[str] = (),
+        inside: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.socket = folder / f"{name}.sock"
-        self.listen = f"127.0.0.1:{_free_port()}"
-        self._folder, self._name = folder, name
+        addresses = listen or (f"127.0.0.1:{_free_port()}",)
+        self.listen = addresses[0]
+        self._folder, self._name, self._inside = folder, name, inside
+        self._environment = {**os.environ, **(environment or {})}
         self._arguments = [*more, *(("--join", join) if join else ())]
+        for address in addresses:
+            self._arguments += ["--listen", address]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -51,16 +72,19 @@ class BenchNode:
             It ended or did not listen within `START_S`; the message ends with its log.
         """
         log = self._folder / f"{self._name}.log"
-        command = [sys.executable, "-m", "fabric.controlplane.main", "--name", self._name]
+        command = [*self._inside, sys.executable, "-m", "fabric.controlplane.main"]
+        command += ["--name", self._name]
         command += [
             "--socket",
             str(self.socket),
             "--state",
             str(self._folder / f"{self._name}.state"),
         ]
-        command += ["--listen", self.listen, *self._arguments]
+        command += self._arguments
         with log.open("wb") as stream:
-            self._process = subprocess.Popen(command, stdout=stream, stderr=stream)
+            self._process = subprocess.Popen(
+                command, stdout=stream, stderr=stream, env=self._environment
+            )
         deadline = time.monotonic() + START_S
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:

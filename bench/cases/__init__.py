@@ -9,6 +9,7 @@ from __future__ import annotations
 from bench.cases.bulk import BULK
 from bench.cases.growth import GROWTH
 from bench.cases.latency import LATENCY
+from bench.cases.paths import PATHS
 from bench.cases.rate import RATE
 from bench.cases.tcp import TCP
 from bench.rows import Row
@@ -19,4 +20,5 @@ GROUPS: dict[str, tuple[Row, ...]] = {
     "bulk": BULK,
     "tcp": TCP,
     "growth": GROWTH,
+    "paths": PATHS,
 }

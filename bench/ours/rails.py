@@ -1,0 +1,76 @@
+"""One half of a stream over the fabric, attached to a node that the driver started in a namespace.
+
+Options: ``{"near": SOCKET, "far": SOCKET, "channel": NAME}``. Messages of a stream are of class `bulk`, the receiver's
+credit is the stream's window; pings are of class `control`, on channels of their own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import fabric
+from bench.paths.stream import Streaming, clock
+from fabric import errors
+
+
+class RailEnd(Streaming):
+    """One half: a port; ends are opened at the first order that needs them."""
+
+    def __init__(self, role: str, port: Any, channel: str) -> None:
+        self._role, self._port, self._channel = role, port, channel
+        self._ends: dict[str, Any] = {}
+        self._held: Any = None
+        self._bulk: Any = None
+
+    def prepare(self, order: dict[str, Any]) -> None:
+        """Open what the order needs."""
+        if order["run"] == "pings":
+            mine, theirs = ("out", "back") if self._role == "near" else ("back", "out")
+            self.send = self._end(f"ping.{mine}", "control", True).send
+            self.receive = self._end(f"ping.{theirs}", "control", False).receive_bytes
+        else:
+            size, window = order["size"], order["window"]
+            credit = {} if self._role == "near" else {"bytes": size * window, "messages": window}
+            name = f"{size}x{window}"
+            self._bulk = self._end(name, "bulk", self._role == "near", **credit)
+
+    def _end(self, part: str, klass: str, is_sender: bool, **credit: int) -> Any:
+        name = f"{self._channel}.{part}"
+        if name not in self._ends:
+            self._port.declare(name, bytes, klass=klass)
+            make = self._port.sender if is_sender else self._port.receiver
+            self._ends[name] = make(name, bytes, **credit)
+        return self._ends[name]
+
+    def post(self, array: np.ndarray[Any, Any], until_ns: int) -> None:
+        """Copy it into the arena and hand it over, once there is credit."""
+        try:
+            self._bulk.send(array, deadline=max(0.0, (until_ns - clock()) / 1e9))
+        except errors.DeadlineExceeded as error:
+            raise TimeoutError(str(error)) from error
+
+    def finish(self, handle: None, until_ns: int) -> None:
+        """Nothing to wait for: it was copied."""
+
+    def take(self, until_ns: int) -> np.ndarray[Any, Any] | None:
+        """Return a view of the next message."""
+        self._held = self._bulk.receive(timeout=max(0.0, (until_ns - clock()) / 1e9))
+        return None if self._held is None else np.frombuffer(self._held, np.uint8)
+
+    def release(self) -> None:
+        """Give the memory back."""
+        self._held.release()
+        self._held = None
+
+    def close(self) -> None:
+        """Detach."""
+        self._port.close()
+
+
+def connect(role: str, folder: Path, options: dict[str, Any]) -> RailEnd:
+    """Attach to this half's node."""
+    name = f"{options['channel']}-{role}"
+    return RailEnd(role, fabric.attach(name, socket=options[role]), options["channel"])
