@@ -82,6 +82,15 @@ ACCEPT_RETRY_S: Final = 0.1
 HANDSHAKE_BYTES_MAX: Final = 1024  # one message
 HANDSHAKE_REASON_BYTES_MAX: Final = 200
 
+# ---- rails between two nodes
+RAILS_PER_PEER_MAX: Final = 8  # addresses of a node; kRailsMax of paths/rail_scheduler.hpp
+RAIL_DIAL_MS: Final = 200  # an attempt to connect to one rail of several that was up before
+RAIL_PAUSE_MS: Final = (50, 500)  # between attempts: first, longest
+CONTROL_SILENT_MS: Final = (
+    1000  # a control connection beside which there are others, unconfirmed this long, is broken
+)
+CONTROL_LOOK_MS: Final = 250  # an unanswered lease is asked about the path so long after
+
 # ---- credit a receiver grants by default (per flow)
 CREDIT_MESSAGES: Final = 256
 CREDIT_BYTES: Final = 64 << 20
@@ -191,6 +200,13 @@ BENCH_START_S: Final = 20.0  # both ends of an edge are ready and have met withi
 PROBES_MAX: Final = 8  # ends of measurements on one node
 PROBE_SETTLE_S: Final = 5.0  # a probe's port may take this long to be settled once it has left
 TRANSIENT_IDLE_S: Final = 30.0  # a transient channel without ends is gone after this
+PATH_PROBES_MAX: Final = 16  # connections of other nodes' probes that one node serves at once
+PATH_PROBE_TRIPS_MAX: Final = 10_000  # of one probe of one rail
+PATH_PROBE_BYTES_MIN: Final = 256 << 10  # less payload says nothing of a rate
+PATH_PROBE_BYTES_MAX: Final = 1 << 30  # of one probe of one rail
+PATH_PROBE_SECONDS: Final = (0.05, 30.0)  # for the payload of one rail: least, most
+PATH_PROBE_WAIT_S: Final = 3.0  # to connect, and for what a probe takes beside its payload
+RAIL_CHANGES_KEPT: Final = 32  # changes of state that a node remembers of each rail
 
 # ---- plans and generations
 PLAN_BYTES_MAX: Final = (
@@ -208,3 +224,17 @@ MODULE_READY_S: Final = (
     60.0  # a module that a plan starts is ready within this, or the plan is rolled back
 )
 APPLY_S: Final = 150.0  # a whole apply, roll back included
+
+# ---- topology: discovery and files from elsewhere
+NETLINK_ANSWER_S: Final = 1.0  # the kernel answers a question about interfaces within this
+NETLINK_DATAGRAM_BYTES: Final = 64 << 10  # it puts at most 32 KiB in one
+NETLINK_BUFFER_BYTES: Final = 1 << 20  # of changes that nobody has read yet; then all is asked anew
+NETLINK_READS_MAX: Final = 64  # datagrams in one turn of the loop
+TOPOLOGY_FILE_BYTES_MAX: Final = 32 << 20  # XML or JSON; hwloc's of a node with 256 cores has 1 MiB
+TOPOLOGY_ELEMENTS_MAX: Final = 200_000
+TOPOLOGY_DEPTH_MAX: Final = 64
+TOPOLOGY_CPUS_MAX: Final = 65_536  # the highest number of a CPU, less one
+SYSFS_FILE_BYTES_MAX: Final = 64 << 10  # read of one file of a sysfs
+SYSFS_ROOTS_MAX: Final = 16  # folders looked into for the sys/ of a copy
+SYSFS_ARCHIVE_MEMBERS_MAX: Final = 1_000_000
+SYSFS_ARCHIVE_BYTES_MAX: Final = 512 << 20  # of an archive, unpacked in memory
