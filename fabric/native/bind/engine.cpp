@@ -31,6 +31,7 @@ const char* event_name(EngineEvent::Kind kind) {
     case EngineEvent::Kind::link_silent: return "link_silent";
     case EngineEvent::Kind::transfer_stalled: return "transfer_stalled";
     case EngineEvent::Kind::limit: return "limit_reached";
+    case EngineEvent::Kind::rail: return "rail";
   }
   return "?";
 }
@@ -49,6 +50,15 @@ nb::dict event_dict(const EngineEvent& event) {
     case EngineEvent::Kind::lane_corrupt: out["lane"] = event.a; break;
     case EngineEvent::Kind::flow_unknown: out["flow"] = event.a; break;
     case EngineEvent::Kind::limit: out["session"] = event.a; break;
+    case EngineEvent::Kind::rail: {
+      const auto arrow = event.reason.find('>'), colon = event.reason.find(": ");
+      out["session"] = event.a;
+      out["rail"] = event.b;
+      out["from"] = event.reason.substr(0, arrow);
+      out["to"] = event.reason.substr(arrow + 1, colon - arrow - 1);
+      out["reason"] = event.reason.substr(colon + 2);
+      return out;
+    }
     case EngineEvent::Kind::stale:
     case EngineEvent::Kind::transfer_stalled:
     case EngineEvent::Kind::corrupt:
@@ -84,11 +94,10 @@ void add_counters(nb::dict& out, const SessionCounters& c) {
   out["foreign"] = c.foreign;
 }
 
-nb::dict group_dict(const SessionStats& s, u32 group) {
-  const GroupStats& g = s.group[group];
+nb::dict group_dict(const SessionStats& s, const GroupStats& g) {
   nb::dict out;
   out["session"] = s.session;
-  out["group"] = group;
+  out["group"] = g.group;
   out["up"] = g.up;
   out["bytes_in"] = g.sample.bytes_in;
   out["bytes_out"] = g.sample.bytes_out;
@@ -121,7 +130,7 @@ nb::dict stats_dict(Engine& engine) {
   }
   nb::list groups, sessions, ends;
   for (const SessionStats& s : stats.sessions) {
-    for (u32 group = 0; group < 2; ++group) groups.append(group_dict(s, group));
+    for (const GroupStats& group : s.groups) groups.append(group_dict(s, group));
     sessions.append(session_dict(s));
   }
   for (u32 end = 0; end < 4; ++end)
@@ -143,6 +152,57 @@ nb::dict stats_dict(Engine& engine) {
   out["segment_waits"] = stats.segment_waits;
   out["releases_refused"] = stats.releases_refused;
   out["limits_hit"] = stats.limits_hit;
+  return out;
+}
+
+nb::list rails_list(Engine& engine, u64 session, u64 size) {
+  std::vector<RailStats> rails;
+  {
+    bind::ReleasedGil released;
+    rails = engine.rails(session, size);
+  }
+  nb::list out;
+  for (const RailStats& r : rails) {
+    nb::dict rail;
+    rail["rail"] = r.rail;
+    rail["state"] = paths::name(r.terms.state);
+    rail["rate"] = r.terms.rate;
+    rail["rate_now"] = r.terms.rate_now;
+    rail["base_ns"] = r.terms.base_ns;
+    rail["inflight"] = r.terms.inflight;
+    rail["window"] = r.terms.window;
+    rail["finish_ns"] = r.terms.finish_ns;
+    rail["silent_ns"] = r.terms.silent_ns;
+    rail["delivered"] = r.terms.delivered;
+    rail["resent"] = r.terms.resent_from;
+    rail["failures"] = r.terms.failures;
+    rail["penalty"] = r.terms.penalty;
+    rail["held_until_ns"] = r.terms.held_until;
+    rail["is_primary"] = r.is_primary;
+    out.append(rail);
+  }
+  return out;
+}
+
+nb::list decisions_list(Engine& engine, u64 session) {
+  std::vector<paths::Decision> decisions;
+  {
+    bind::ReleasedGil released;
+    decisions = engine.decisions(session);
+  }
+  nb::list out;
+  for (const paths::Decision& d : decisions) {
+    nb::dict decision;
+    nb::list finish;
+    for (u64 at : d.finish_ns) finish.append(at);
+    decision["at_ns"] = d.at_ns;
+    decision["pending"] = d.pending;
+    decision["bytes"] = d.bytes;
+    decision["rail"] = d.rail;
+    decision["why"] = paths::name(d.why);
+    decision["finish_ns"] = finish;
+    out.append(decision);
+  }
   return out;
 }
 
@@ -192,8 +252,21 @@ void bind_sessions(nb::class_<Engine>& engine) {
       .def("add_connection", [](Engine& e, u64 session, int fd, u32 group, u32 features) {
         checked([&] { return e.add_connection(session, fd, group, features); });
       }, "session"_a, "fd"_a, "group"_a, "features"_a = 0,
-      "Takes a handshaken socket (also on failure). Group 0: control and token, 1: embedding and bulk. `features`: what\n"
-      "the handshake agreed on; 1: chunks without checksums.")
+      "Takes a handshaken socket (also on failure). Group: rail × 2 + kind; kind 0 is control and token, 1 embedding and\n"
+      "bulk. `features`: what the handshake agreed on; 1: chunks without checksums.")
+      .def("rails", &rails_list, "session"_a, "size"_a = u64{1} << 20,
+           nb::sig("def rails(self, session: int, size: int = 1048576) -> list[dict[str, typing.Any]]"),
+           "The terms of each rail's score now: rail, state, rate and rate_now (bytes/s), base_ns, inflight and window (bytes),\n"
+           "finish_ns (predicted, for `size` bytes), silent_ns, delivered and resent (bytes), failures, penalty, held_until_ns,\n"
+           "is_primary (records go over it).")
+      .def("decisions", &decisions_list, "session"_a,
+           nb::sig("def decisions(self, session: int) -> list[dict[str, typing.Any]]"),
+           "The last choices of a rail for a chunk, with every usable rail's predicted finish (0: not usable).")
+      .def("pin", [](Engine& e, u64 session, u32 mask) { checked([&] { return e.pin(session, mask); }); }, "session"_a, "mask"_a,
+           "Use only these rails, a bit each; 0: all.")
+      .def("lose_rail", [](Engine& e, u64 session, u32 rail, const std::string& reason) {
+        checked([&] { return e.lose_rail(session, rail, reason); });
+      }, "session"_a, "rail"_a, "reason"_a, "Give up both connections of a rail now: its interface is gone.")
       .def("add_inproc", [](Engine& e, u64 session, u64 link, u32 group) {
         checked([&] { return e.add_inproc(session, link, group); });
       }, "session"_a, "link"_a, "group"_a)

@@ -149,7 +149,7 @@ Status Engine::open_session(u64 session, u32 peer_node, u64 peer_incarnation) {
 
 Status Engine::add_connection(u64 session, int fd, u32 group, u32 features) {
   std::unique_ptr<Link> link = std::make_unique<TcpLink>(
-      fd, session, group == 1 ? kTcpNotSentLowatBulkBytes : kTcpNotSentLowatBytes);
+      fd, session, kind_of(group) == 1 ? kTcpNotSentLowatBulkBytes : kTcpNotSentLowatBytes);
   Access access(*this, true);
   return attach_link(session, std::move(link), group, features & wire::kFeaturesKnown);
 }
@@ -165,7 +165,7 @@ void Engine::close_session(u64 id) {
   Access access(*this, true);
   Session* session = find_session(id);
   if (session == nullptr) return;
-  for (u32 group = 0; group < 2; ++group) {
+  for (u32 group = 0; group < kGroups; ++group) {
     Connection& connection = session->connection[group];
     if (connection.link == nullptr) continue;
     OutFrame goodbye;
@@ -209,7 +209,7 @@ Status Engine::add_forward(u64 flow_id, u32 lane, u64 session) {
     blocked_retry_ = true;  // the thread releases what is acknowledged
   }
   flow.lane = found->second.get();
-  flow.group = flow.lane->klass <= u32(Class::token) ? 0 : 1;
+  flow.kind = flow.lane->klass <= u32(Class::token) ? 0 : 1;
   if (flow.session != session) {  // a new peer: nothing of this flow was taken over by it
     flow.session = session;
     flow.next = 0;

@@ -112,8 +112,10 @@ bool Engine::step(u64 now) {
   tags.swap(ready_tags_);
   for (u64 tag : tags) handle_tag(tag);
   for (auto& [id, session] : sessions_)
-    for (u32 group = 0; group < 2; ++group)
+    for (u32 live = session->live; live != 0; live &= live - 1) {
+      const u32 group = static_cast<u32>(__builtin_ctz(live));
       if (session->connection[group].more) progress_link(*session, group, kReadBudgetBytes);
+    }
   std::vector<EngineLane*> ready;
   if (recheck_) {
     recheck_ = false;
@@ -135,10 +137,12 @@ bool Engine::step(u64 now) {
   if (blocked_retry_ || !ready.empty()) retry_blocked(now);
   ring_dirty();  // who waits for a message goes first: what peers are told takes kernel calls
   bool more = false;
-  acks_due_ns_ = ~u64{0};
+  acks_due_ns_ = rails_due_ns_ = ~u64{0};
   for (auto& [id, session] : sessions_) {
     pump_session(*session, now);
-    more |= session->connection[0].more || session->connection[1].more || has_room_unused(*session);
+    for (u32 live = session->live; live != 0; live &= live - 1)
+      more |= session->connection[__builtin_ctz(live)].more;
+    more |= has_room_unused(*session);
   }
   ring_dirty();
   return more;
@@ -253,7 +257,7 @@ int Engine::wait_timeout_ms(u64 now) const {
   int timeout = blocked_retry_ ? kBlockedRetryMs : -1;
   u64 first = timers_.empty() ? ~u64{0} : timers_.begin()->first;
   if (watch_ns_ != 0) first = std::min(first, watch_ns_);
-  first = std::min(first, acks_due_ns_);
+  first = std::min({first, acks_due_ns_, rails_due_ns_});
   if (first != ~u64{0}) {
     const u64 left_ms = first > now ? std::min<u64>((first - now) / 1'000'000 + 1, 60'000) : 0;
     if (timeout < 0 || left_ms < static_cast<u64>(timeout)) timeout = static_cast<int>(left_ms);

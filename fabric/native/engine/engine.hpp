@@ -30,9 +30,10 @@ struct LaneOptions {
   u64 peer_port = 0, peer_incarnation = 0;
   int peer_doorbell_fd = -1, peer_event_fd = -1;
 };
-struct GroupStats { bool up; LinkSample sample; u64 backlog; u32 features; };
+struct GroupStats { u32 group; bool up; LinkSample sample; u64 backlog; u32 features; };
+struct RailStats { u32 rail; paths::RailTerms terms; bool is_primary; };
 struct SessionStats {
-  u64 session; u32 peer_node; GroupStats group[2]; SessionCounters count;
+  u64 session; u32 peer_node; std::vector<GroupStats> groups; SessionCounters count;
   u64 transfers_out, transfers_in, reports_unacked, reports_blocked;
 };
 struct EngineStats {
@@ -75,6 +76,10 @@ class Engine {
   void remove_flow(u64 flow);           ///< takes effect at the thread's next step
   bool drained(u32 lane);
   EngineStats stats();
+  std::vector<RailStats> rails(u64 session, u64 bytes);        ///< finish times are those of `bytes`
+  std::vector<paths::Decision> decisions(u64 session);
+  Status pin(u64 session, u32 mask);    ///< bit per rail; 0: all
+  Status lose_rail(u64 session, u32 rail, const std::string& reason);  ///< its connections are given up now
   u64 wakeups() const { return wakeups_.load(std::memory_order_relaxed); }
   Status inject(const std::string& fault, u64 argument);
 
@@ -123,15 +128,43 @@ class Engine {
   void mark_acknowledged(Forward& flow, u64 upto);
   void release_front(EngineLane& lane);
   bool release_slots(Outgoing& entry);
-  void pump_bulk(Session& session, u64 now);
-  bool post_chunk(Session& session, OutTransfer& transfer, u64 now);
-  void on_grant(Session& session, const wire::FrameHeader& header, std::span<const u8> body, u64 now);
-  void on_chunk_acks(Session& session, std::span<const u8> body, u64 now);
-  void queue_bulk(Session& session, const std::shared_ptr<OutTransfer>& transfer);
-  std::shared_ptr<OutTransfer> next_bulk(Session& session);
   void expire(u64 now);
   void watch_deadline(Outgoing& entry);
   void drop_out_transfer(Outgoing& entry);
+
+  // chunks.cpp — payload on its way out
+  void pump_bulk(Session& session, u64 now);
+  bool post_chunk(Session& session, OutTransfer& transfer, paths::Pick pick, u64 now);
+  static u32 cut_chunk(OutTransfer& transfer, u32 bytes);
+  static void note_ticket(Session& session, CutChunk& chunk, u32 rail, u64 ticket);
+  static u32 full_rails(Session& session);
+  static bool other_rail(Session& session, u32 tried);
+  static bool is_flying(Session& session, const CutChunk& chunk);
+  static void post_again(OutTransfer& transfer, u32 chunk);
+  static void count_left(OutTransfer& transfer);
+  static void settle_tickets(Session& session, OutTransfer& transfer, bool taken);
+  void on_grant(Session& session, const wire::FrameHeader& header, std::span<const u8> body, u64 now);
+  void on_chunk_acks(Session& session, std::span<const u8> body, u64 now);
+  void take_chunk_ack(Session& session, const std::shared_ptr<OutTransfer>& transfer, CutChunk& chunk,
+                      const wire::ChunkAck& ack, u64 now);
+  static void queue_bulk(Session& session, const std::shared_ptr<OutTransfer>& transfer);
+  static std::shared_ptr<OutTransfer> next_bulk(Session& session);
+
+  // rails.cpp — which connections lead, what goes again
+  static bool is_up(const Session& session, u32 group);
+  static bool fit_to_lead(const Session& session, u32 group);
+  void rail_connected(Session& session, u32 group, u64 now);
+  void rail_disconnected(Session& session, u32 group, u64 now);
+  void choose_leads(Session& session, u64 now);
+  void lead_with(Session& session, u32 group, u64 now);
+  static bool has_choice(const Session& session);
+  static bool rails_matter(const Session& session);
+  static u64 rails_due(const Session& session);
+  void watch_rails(Session& session, u64 now);
+  void ask_rails(Session& session, u64 now);
+  void send_lost(Session& session);
+  void send_again(Session& session, u64 tag);
+  void rails_changed(Session& session);
 
   // incoming.cpp — session → lane
   bool on_record(Session& session, const wire::FrameHeader& header, std::span<const u8> body, u64 now);
@@ -141,7 +174,7 @@ class Engine {
   void retry_slots();
   void slots_changed() { slots_due_ = true; }
   u8* place_chunk(Session& session, const wire::FrameHeader& header);
-  void on_chunk(Session& session, const wire::FrameHeader& header, const u8* body);
+  void on_chunk(Session& session, u32 rail, const wire::FrameHeader& header, const u8* body);
   InTransfer* find_transfer(Session& session, u64 id, Incoming** entry, Deliver** flow);
   void make_skip(Deliver& flow, Incoming& entry, std::span<const u8> record);
   void publish_flow(Deliver& flow);
@@ -166,6 +199,7 @@ class Engine {
   Session* find_session(u64 id);
   Status attach_link(u64 session, std::unique_ptr<Link> link, u32 group, u32 features = 0);
   void connection_up(Session& session, u32 group, u64 now);
+  void repeat_unacknowledged(Session& session, u32 kind, u64 now);
   void break_link(Session& session, u32 group, std::string reason);
   bool exceeded(Session& session, const char* limit);
   void answer_again(Session& session);
@@ -182,6 +216,7 @@ class Engine {
   void flush_backlog(EngineLane& lane);
   void acknowledge_report(u64 session, u64 number);
   void send_acks(Session& session, u64 now);
+  void send_chunk_acks(Session& session, u32 rail);
   bool acks_may_wait(Session& session, u64 now);
   void send_reports(Session& session, u64 now);
   void on_refuse(Session& session, const wire::FrameHeader& header);
@@ -193,8 +228,11 @@ class Engine {
   void watch_links(u64 now);
   void watch_connection(Session& session, u32 group, u64 now);
   void watch_transfers(Session& session, u64 now);
+  static bool carried_all(Session& session);
   void resend_stalled(Session& session, OutTransfer& transfer, u64 now);
   void ask_peer(Session& session, u32 group, u64 now);
+  void post_ping(Session& session, u32 group, u64 now);
+  static void on_pong(Session& session, u32 group, const wire::FrameHeader& header, u64 now);
 
   // faults.cpp
   std::unique_ptr<Link> wrapped(std::unique_ptr<Link> link);
@@ -243,6 +281,7 @@ class Engine {
   SpinPolicy::Moved moved_;             // since the last wait
   bool hold_nothing_ = false;           // in the next step: a wait follows that is not spun
   u64 watch_ns_ = 0;                    // when watch_links is due; 0: no connection
+  u64 rails_due_ns_ = ~u64{0};          // when watch_rails is, of any session
   std::shared_ptr<LinkFaults> link_faults_ = std::make_shared<LinkFaults>();
   SessionCounters closed_;
   EngineStats totals_;                  // only what is counted over all sessions

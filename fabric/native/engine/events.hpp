@@ -12,11 +12,11 @@ inline constexpr std::size_t kEngineEventsMax = 4096;
 
 struct EngineEvent {
   enum class Kind : u8 {
-    need_segment, grow, link_down, flow_unknown, stale, corrupt, lane_corrupt, link_silent, transfer_stalled, limit
+    need_segment, grow, link_down, flow_unknown, stale, corrupt, lane_corrupt, link_silent, transfer_stalled, limit, rail
   };
   Kind kind;
-  u64 a = 0;           // segment | slot bytes | session | flow | flow | flow | lane | session | flow | session
-  u64 b = 0;           // – | – | group | – | flow_seq | flow_seq | – | group | flow_seq | –
+  u64 a = 0;           // segment | slot bytes | session | flow | flow | flow | lane | session | flow | session | session
+  u64 b = 0;           // – | – | group | – | flow_seq | flow_seq | – | group | flow_seq | – | rail
   std::string reason;
 };
 

@@ -50,7 +50,7 @@ Status Engine::inject(const std::string& fault, u64 argument) {
   else if (fault == "stall") faults_.stall_until_ns = monotonic_ns() + argument * 1'000'000;
   else if (fault == "drop_connection") {
     for (auto& [id, session] : sessions_)
-      if (argument <= 1) break_link(*session, static_cast<u32>(argument), "fault injected");
+      if (argument < kGroups) break_link(*session, static_cast<u32>(argument), "fault injected");
   } else if (!inject_link(fault, argument)) {
     return Status::fail(Code::invalid, "no such fault: " + fault);
   }

@@ -9,8 +9,27 @@
 namespace fabric {
 
 bool InTransfer::covers(u64 offset, u64 length) const {
-  const auto found = ranges.find(offset);
-  return found != ranges.end() && found->second == length;
+  auto range = ranges.upper_bound(offset);
+  if (range == ranges.begin()) return false;
+  --range;
+  return range->first + range->second >= offset + length;
+}
+
+/// What touches becomes one: a transfer in small chunks keeps few entries, and a grant can name them all.
+void InTransfer::take(u64 offset, u64 length) {
+  auto at = ranges.emplace(offset, length).first;
+  if (at != ranges.begin()) {
+    const auto before = std::prev(at);
+    if (before->first + before->second == offset) {
+      before->second += length;
+      ranges.erase(at);
+      at = before;
+    }
+  }
+  const auto after = std::next(at);
+  if (after == ranges.end() || at->first + at->second != after->first) return;
+  at->second += after->second;
+  ranges.erase(after);
 }
 
 bool InTransfer::overlaps(u64 offset, u64 length) const {
@@ -71,7 +90,7 @@ bool Engine::on_record(Session& session, const wire::FrameHeader& header, std::s
   }
   std::vector<u8> record(body.begin(), body.end());
   if (view.head.deadline_ns != 0) {
-    const u64 trip = session.connection[0].link != nullptr ? session.connection[0].link->sample().rtt_ns / 2 : 0;
+    const u64 trip = session.leading(0).link != nullptr ? session.leading(0).link->sample().rtt_ns / 2 : 0;
     const u64 left = view.head.deadline_ns > trip ? view.head.deadline_ns - trip : 1;
     RecordHeader head = view.head;
     head.deadline_ns = now + left;
@@ -217,7 +236,7 @@ u8* Engine::place_chunk(Session& session, const wire::FrameHeader& header) {
   return transfer->base + header.b;
 }
 
-void Engine::on_chunk(Session& session, const wire::FrameHeader& header, const u8* body) {
+void Engine::on_chunk(Session& session, u32 rail, const wire::FrameHeader& header, const u8* body) {
   Incoming* entry;
   Deliver* flow;
   InTransfer* transfer = find_transfer(session, header.a, &entry, &flow);
@@ -226,7 +245,7 @@ void Engine::on_chunk(Session& session, const wire::FrameHeader& header, const u
     ++session.count.chunks_late;
     return;
   }
-  wire::ChunkAck ack{header.a, header.b, header.body_len, 0};
+  wire::ChunkAck ack{header.a, header.b, header.body_len, rail << 8};
   if (!transfer->covers(header.b, header.body_len)) {
     if (body == nullptr) {  // had no place: neither taken nor asked for again
       ++session.count.chunks_late;
@@ -237,16 +256,16 @@ void Engine::on_chunk(Session& session, const wire::FrameHeader& header, const u
     const bool plain = (header.features & wire::kFeaturePlainChunks) != 0;
     if (!plain && crc32c(body, header.body_len, 0) != header.body_crc) {
       ++session.count.crc_errors;
-      ack.status = 1;
+      ack.status |= 1;
     } else {
-      transfer->ranges[header.b] = header.body_len;
+      transfer->take(header.b, header.body_len);
       transfer->received += header.body_len;
       transfer->moved_ns = session.chunk_heard_ns;
     }
   } else {
     ++session.count.chunks_late;  // verified before: a repeat
   }
-  session.chunk_acks.push_back(ack);
+  session.chunk_acks[rail].push_back(ack);
   if (transfer->received < transfer->expected) return;
   entry->ready = true;
   publish_flow(*flow);

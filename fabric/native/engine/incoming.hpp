@@ -25,9 +25,10 @@ struct InTransfer {
   SlotRef slot;
   u8* base = nullptr;
   u64 moved_ns = 0;                     // granted, or a chunk was verified
-  std::map<u64, u64> ranges;            // verified: offset → length, one entry a chunk
+  std::map<u64, u64> ranges;            // verified: offset → length
   bool covers(u64 offset, u64 length) const;
   bool overlaps(u64 offset, u64 length) const;
+  void take(u64 offset, u64 length);    ///< it does not overlap what was taken
 };
 
 struct Incoming {

@@ -9,7 +9,7 @@
 namespace fabric {
 namespace {
 
-u32 group_of(u32 klass) { return klass <= u32(Class::token) ? 0 : 1; }
+u32 kind_of_class(u32 klass) { return klass <= u32(Class::token) ? 0 : 1; }
 
 RecordHeader header_of(const Outgoing& entry) {
   RecordHeader header;
@@ -17,22 +17,17 @@ RecordHeader header_of(const Outgoing& entry) {
   return header;
 }
 
-/// Cuts every piece into chunks and lays the pieces out (WIRE.md §4.3).
+/// Lays the pieces out (WIRE.md §4.3).
 void lay_out(OutTransfer& transfer) {
-  u64 sum = 0, at = 0;
-  for (const SegmentEntry& piece : transfer.pieces) sum += piece.length;
-  const u32 step = sum <= 4 * 1024 * 1024 ? wire::kChunkBytesSmall : wire::kChunkBytesMax;
+  u64 at = 0;
   for (u32 i = 0; i < transfer.pieces.size(); ++i) {
     at = wire::align64(at);
     const u64 length = transfer.pieces[i].length;
-    for (u64 done = 0; done < length; done += step) {
-      const u32 part = static_cast<u32>(std::min<u64>(step, length - done));
-      transfer.chunks.push_back({i, part, transfer.pieces[i].offset + done, at + done});
-    }
+    if (length > 0) transfer.uncut.push_back({i, length, transfer.pieces[i].offset, at});
     at += length;
+    transfer.left += length;
   }
   transfer.total = at;
-  transfer.acked.assign(transfer.chunks.size(), false);
 }
 
 }  // namespace
@@ -70,7 +65,7 @@ bool Engine::take_record(EngineLane& lane, const RecordSpan& span, u64 now) {
     return false;
   }
   entry.flow = &flow;
-  flow.group = group_of(lane.klass);
+  flow.kind = kind_of_class(lane.klass);
   if (flow.lane == nullptr) flow.lane = &lane;
   wire::RecordView view;
   const bool known = is_named && wire::view_record(entry.record, view);
@@ -115,7 +110,7 @@ void Engine::watch_deadline(Outgoing& entry) {
 void Engine::pump_flow(Forward& flow, u64 now) {
   Session* session = flow.session != 0 ? find_session(flow.session) : nullptr;
   if (session == nullptr || flow.refused) return;
-  Connection& connection = session->connection[flow.group];
+  Connection& connection = session->leading(flow.kind);
   while (flow.next < std::min(flow.unacked.size(), flow.window)) {
     if (connection.link == nullptr || connection.down) return;
     if (connection.link->backlog() > kRecordBacklogBytes) {
@@ -160,7 +155,6 @@ void Engine::post_entry(Session& session, Forward& flow, Outgoing& entry, u64 no
   if (entry.transfer == nullptr) start_transfer(session, entry);
   session.out_transfers[entry.transfer->id] = entry.transfer;
   entry.transfer->granted = false;
-  entry.transfer->pending.clear();
   post_record(session, flow, entry, wire::FrameType::announce, now);
 }
 
@@ -177,7 +171,8 @@ void Engine::post_record(Session& session, Forward& flow, Outgoing& entry, wire:
     frame.header.b = entry.transfer->total;
   }
   frame.header.body_crc = crc32c(frame.owned.data(), frame.owned.size(), 0);
-  post_frame(session, flow.group, std::move(frame));
+  session.posted_ns = now;
+  post_frame(session, session.lead[flow.kind], std::move(frame));
 }
 
 void Engine::start_transfer(Session&, Outgoing& entry) {
@@ -208,7 +203,7 @@ void Engine::end_here(Outgoing& entry, End end, Reason reason, u64 now) {
   Session* session = find_session(entry.flow->session);
   const bool announced = entry.transfer != nullptr;
   if (announced && session != nullptr) {
-    if (session->connection[entry.flow->group].link != nullptr)
+    if (session->leading(entry.flow->kind).link != nullptr)
       post_record(*session, *entry.flow, entry, wire::FrameType::cancel, now);
     drop_out_transfer(entry);
     ++session->count.transfers_aborted;
@@ -257,8 +252,10 @@ bool Engine::publish_end(Outgoing& entry) {
 
 void Engine::drop_out_transfer(Outgoing& entry) {
   if (entry.transfer == nullptr) return;
-  if (Session* session = find_session(entry.flow != nullptr ? entry.flow->session : 0))
+  if (Session* session = find_session(entry.flow != nullptr ? entry.flow->session : 0)) {
+    settle_tickets(*session, *entry.transfer, entry.acked);
     session->out_transfers.erase(entry.transfer->id);
+  }
   entry.transfer->owner = nullptr;  // a queued reference is skipped by pump_bulk
   entry.transfer.reset();
 }
@@ -324,164 +321,6 @@ void Engine::release_front(EngineLane& lane) {
   const bool was_tight = lane.end.records_in.head() - lane.end.records_in.tail() > kLaneBytes / 2;
   lane.end.records_in.release(upto);
   if (gave || was_tight) mark_dirty(lane, Ring::returns);
-}
-
-void BulkQueue::put(const std::shared_ptr<OutTransfer>& transfer) {
-  auto& waiting = flows[transfer->flow];
-  if (waiting.empty()) turns.push_back(transfer->flow);
-  auto at = waiting.end();
-  while (at != waiting.begin() && (*std::prev(at))->flow_seq > transfer->flow_seq) --at;
-  waiting.insert(at, transfer);
-  transfer->queued = true;
-}
-
-std::shared_ptr<OutTransfer> BulkQueue::take() {
-  const auto found = flows.find(turns.front());
-  turns.pop_front();
-  std::shared_ptr<OutTransfer> transfer = std::move(found->second.front());
-  found->second.pop_front();
-  transfer->queued = false;
-  if (found->second.empty()) flows.erase(found);
-  else turns.push_back(found->first);
-  return transfer;
-}
-
-void BulkQueue::clear() {
-  for (auto& [flow, waiting] : flows)
-    for (const auto& transfer : waiting) transfer->queued = false;
-  flows.clear();
-  turns.clear();
-}
-
-void Engine::queue_bulk(Session& session, const std::shared_ptr<OutTransfer>& transfer) {
-  if (transfer->queued || transfer->pending.empty()) return;
-  session.bulk[transfer->klass].put(transfer);
-}
-
-void Engine::on_grant(Session& session, const wire::FrameHeader& header, std::span<const u8> body, u64 now) {
-  const auto found = session.out_transfers.find(header.a);
-  if (found == session.out_transfers.end() || found->second->owner == nullptr) return;
-  const std::shared_ptr<OutTransfer> transfer = found->second;
-  std::map<u64, u64> have;
-  for (std::size_t at = 0; at + sizeof(wire::Range) <= body.size(); at += sizeof(wire::Range)) {
-    wire::Range range;
-    std::memcpy(&range, body.data() + at, sizeof range);
-    have[range.offset] = range.length;
-  }
-  transfer->granted = true;
-  transfer->moved_ns = now;
-  transfer->pending.clear();
-  for (u32 i = 0; i < transfer->chunks.size(); ++i) {
-    const auto range = have.find(transfer->chunks[i].target_offset);
-    transfer->acked[i] = range != have.end() && range->second == transfer->chunks[i].length;
-    if (!transfer->acked[i]) transfer->pending.push_back(i);
-  }
-  if (transfer->owner->sent) session.count.retransmits += transfer->pending.size();
-  if (transfer->pending.empty()) transfer->owner->sent = true;
-  queue_bulk(session, transfer);
-  pump_bulk(session, now);
-}
-
-/// Round robin over the flows of a class, one chunk each: a large transfer delays one of another flow by one chunk. A
-/// higher class goes first; a lower one has every `kLowerClassEvery`-th turn, so that it is late and never stuck.
-std::shared_ptr<OutTransfer> Engine::next_bulk(Session& session) {
-  BulkQueue *high = nullptr, *low = nullptr;
-  for (BulkQueue& waiting : session.bulk) {
-    if (waiting.turns.empty()) continue;
-    if (high == nullptr) high = &waiting;
-    low = &waiting;
-  }
-  if (high == nullptr) return nullptr;
-  const bool lower = high != low && ++session.bulk_turn % kLowerClassEvery == 0;
-  return (lower ? low : high)->take();
-}
-
-void Engine::pump_bulk(Session& session, u64 now) {
-  Connection& connection = session.connection[1];
-  // While records wait for this connection, chunks leave them room.
-  const bool records_wait = !session.blocked[u32(Class::embedding)].empty() || !session.blocked[u32(Class::bulk)].empty();
-  const u64 room = records_wait ? kRecordBacklogBytes : kBulkBacklogBytes;
-  while (connection.link != nullptr && !connection.down && connection.link->backlog() < room) {
-    const std::shared_ptr<OutTransfer> transfer = next_bulk(session);
-    if (transfer == nullptr) break;
-    if (transfer->owner == nullptr || transfer->pending.empty()) continue;
-    if (!post_chunk(session, *transfer, now)) continue;
-    if (transfer->pending.empty()) {
-      if (transfer->owner->timed) timers_.erase({transfer->owner->deadline_ns, transfer->owner});
-      transfer->owner->timed = false;
-      transfer->owner->sent = true;
-    }
-    queue_bulk(session, transfer);
-  }
-}
-
-bool Engine::post_chunk(Session& session, OutTransfer& transfer, u64 now) {
-  Outgoing& owner = *transfer.owner;
-  if (!owner.sent && owner.deadline_ns != 0 && now >= owner.deadline_ns) {
-    end_here(owner, End::dropped, Reason::expired, now);
-    return false;
-  }
-  const Chunk& chunk = transfer.chunks[transfer.pending.front()];
-  const SegmentEntry& piece = transfer.pieces[chunk.piece];
-  const auto mapped = segments_.find(piece.segment);
-  if (mapped == segments_.end()) {
-    std::set<std::pair<u64, u64>>& waiters = segment_waiters_[piece.segment];
-    if (waiters.empty()) emit(EngineEvent::Kind::need_segment, piece.segment);
-    waiters.emplace(session.id, transfer.id);
-    return false;
-  }
-  const u8* base = nullptr;
-  const Status status = mapped->second->resolve(piece, base);
-  const u8* from = base + (chunk.source_offset - piece.offset);
-  OutFrame frame;
-  const bool plain = (session.connection[1].features & wire::kFeaturePlainChunks) != 0;
-  if (plain) frame.header.features = wire::kFeaturePlainChunks;
-  else if (status.ok()) frame.header.body_crc = crc32c(from, chunk.length, 0);
-  // Both checks hold: the checksum is of the right bytes, and the receiver refuses any others.
-  if (!status.ok() || !mapped->second->holds(piece)) {
-    emit(EngineEvent::Kind::stale, owner.flow_id, owner.flow_seq, status.message);
-    end_here(owner, End::failed, Reason::corrupted, now);
-    return false;
-  }
-  frame.header.type = u8(wire::FrameType::chunk);
-  frame.header.a = transfer.id;
-  frame.header.b = chunk.target_offset;
-  frame.body = from;
-  frame.body_len = chunk.length;
-  frame.keep = mapped->second;
-  transfer.pending.pop_front();
-  transfer.moved_ns = now;
-  post_frame(session, 1, std::move(frame));
-  return true;
-}
-
-void Engine::on_chunk_acks(Session& session, std::span<const u8> body, u64 now) {
-  for (std::size_t at = 0; at + sizeof(wire::ChunkAck) <= body.size(); at += sizeof(wire::ChunkAck)) {
-    wire::ChunkAck ack;
-    std::memcpy(&ack, body.data() + at, sizeof ack);
-    const auto found = session.out_transfers.find(ack.transfer);
-    if (found == session.out_transfers.end() || found->second->owner == nullptr) continue;
-    const std::shared_ptr<OutTransfer> transfer = found->second;
-    for (u32 i = 0; i < transfer->chunks.size(); ++i) {
-      if (transfer->chunks[i].target_offset != ack.offset || transfer->chunks[i].length != ack.length) continue;
-      if (ack.status == 0) {
-        transfer->acked[i] = true;
-        transfer->moved_ns = now;
-        transfer->stalls = 0;
-      }
-      if (ack.status == 0 || transfer->acked[i]) break;
-      ++session.count.retransmits;
-      if (++transfer->bad > kChunksBadMax) {
-        emit(EngineEvent::Kind::corrupt, transfer->owner->flow_id, transfer->owner->flow_seq,
-             "receiver refused too many chunks");
-        end_here(*transfer->owner, End::failed, Reason::corrupted, now);
-        break;
-      }
-      transfer->pending.push_back(i);
-      queue_bulk(session, transfer);
-      break;
-    }
-  }
 }
 
 void Engine::expire(u64 now) {

@@ -22,15 +22,27 @@ struct Outgoing;
 struct Session;
 
 /// One contiguous part of a transfer, never across two segments.
-struct Chunk { u32 piece; u32 length; u64 source_offset; u64 target_offset; };
+struct Chunk { u32 piece; u64 length; u64 source_offset; u64 target_offset; };
+
+inline constexpr u64 kNoTicket = ~u64{0};
+
+/// A chunk that was cut, and so keeps its bounds; `tickets` of the rails that carry it now.
+struct CutChunk {
+  Chunk what;
+  u64 tickets[2] = {kNoTicket, kNoTicket};
+  u32 tried = 0;                       // bit per rail that carried it
+  bool acked = false, queued = false;
+};
 
 struct OutTransfer {
   u64 id = 0, flow = 0, flow_seq = 0;
   Outgoing* owner = nullptr;
   std::vector<SegmentEntry> pieces;
-  std::vector<Chunk> chunks;
-  std::deque<u32> pending;             // indices into chunks: granted, not posted
-  std::vector<bool> acked;
+  std::deque<Chunk> uncut;             // what was never posted, in order; cut to the measure of the rail that takes it
+  std::vector<CutChunk> chunks;        // in the order of their offsets
+  std::deque<u32> again;               // indices into chunks: to be posted again
+  u64 left = 0;                        // bytes in `uncut` and `again`
+  u64 queued_bytes = 0;                // `left` when it was queued
   u64 total = 0;                       // bytes of the destination slot
   u32 bad = 0;                         // chunks that the receiver found corrupted
   u32 klass = 3, stalls = 0;           // stalls: in a row
@@ -42,8 +54,10 @@ struct OutTransfer {
 /// under way at once at the peer takes memory there. Flows take turns.
 struct BulkQueue {
   std::deque<u64> turns;               // flows that have transfers here, each once
+  u64 bytes = 0;                       // to be posted, of all that is here
   std::unordered_map<u64, std::deque<std::shared_ptr<OutTransfer>>> flows;
   void put(const std::shared_ptr<OutTransfer>& transfer);
+  void put_back(const std::shared_ptr<OutTransfer>& transfer);  ///< its turn comes first again
   std::shared_ptr<OutTransfer> take();  ///< not when `turns` is empty
   void clear();
 };
@@ -73,7 +87,7 @@ struct Forward {
   u64 id = 0;
   EngineLane* lane = nullptr;
   u64 session = 0;                     // 0: not known yet
-  u32 group = 0;
+  u32 kind = 0;                        // which of its rail's connections carries it
   std::deque<Outgoing*> unacked;       // in flow_seq order
   std::size_t next = 0;                // first entry to post
   std::size_t window = ~std::size_t{0};  // entries posted and not acknowledged; small after a loss, doubles with each acknowledgement

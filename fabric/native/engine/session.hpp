@@ -1,4 +1,4 @@
-// One peer engine incarnation: two connections and what is numbered between the two.
+// One peer engine incarnation: two connections a rail, and what is numbered between the two engines.
 #pragma once
 
 #include <deque>
@@ -9,6 +9,7 @@
 #include "engine/incoming.hpp"
 #include "engine/outgoing.hpp"
 #include "links/link.hpp"
+#include "paths/rail_scheduler.hpp"
 
 namespace fabric {
 
@@ -24,6 +25,15 @@ inline constexpr u64 kAcksPromptNs = 1'000'000'000;     // after a connection ca
 inline constexpr u64 kAcksWaitBytes = 16 * 1024;        // of records: a lane holds 16 times that
 inline constexpr u64 kAcksWaitReports = 64;
 inline constexpr u32 kLowerClassEvery = 8;              // chunks of a higher class between two of a lower one
+inline constexpr u64 kRailPingNs = 10'000'000;          // while payload is under way over more than one rail
+inline constexpr u64 kRailPingLostNs = 50'000'000;      // an answer that is not there by then is not waited for
+inline constexpr u32 kKinds = 2;                        // connections of a rail: control and token, embedding and bulk
+inline constexpr u32 kGroups = kKinds * paths::kRailsMax;
+
+/// The number of a connection within its session, on the wire too: rail × 2 + kind.
+inline constexpr u32 group_of(u32 rail, u32 kind) { return rail * kKinds + kind; }
+inline constexpr u32 rail_of(u32 group) { return group / kKinds; }
+inline constexpr u32 kind_of(u32 group) { return group % kKinds; }
 
 struct Connection {
   std::unique_ptr<Link> link;
@@ -38,6 +48,7 @@ struct Connection {
   u64 ping_ns = 0, ping_end = 0;        // unanswered: when it was posted, where it ends in the stream; 0: none
   u64 alive_ns = 0;                     // later than the ping: the transport still moves what is before it
   u64 acked = 0, acked_ns = 0;          // what the transport has confirmed, and since when no more
+  u64 asked_ns = 0;                     // what the newest unanswered ping carries: the round trip is measured by it
 };
 
 /// Since the session began; the sums of closed sessions are kept by the engine. Python: Engine.stats().
@@ -63,7 +74,13 @@ struct Report { u64 number; ReturnEntry entry; u32 lane; u64 reading; };
 struct Session {
   u64 id = 0, peer_incarnation = 0;
   u32 peer_node = 0;
-  Connection connection[2];
+  Connection connection[kGroups];
+  u32 live = 0;                         // bit per group that has a link
+  u32 lead[kKinds] = {0, 1};            // the connection that carries the records of each kind
+  paths::RailScheduler rails;
+  u64 posted_ns = 0, taken_ns = 0;      // when a record was posted last, and when the peer last said what it had taken
+  u64 rails_asked_ns = 0;               // when the rails were pinged last
+  bool waits_for_room = false;          // chunks wait because a link has taken all it may hold
   // reports going out
   std::deque<Report> reports;           // not acknowledged
   std::size_t reports_sent = 0;         // of those, posted on the present connection
@@ -78,7 +95,7 @@ struct Session {
   u64 acks_since_ns = 0, acks_bytes = 0;  // the oldest one that waits, and what lies in lanes unacknowledged
   bool acks_pressing = false;           // one of them frees a slot
   u64 acks_prompt_ns = 0;               // until then none waits: a connection is new, its peer's window small
-  std::vector<wire::ChunkAck> chunk_acks;
+  std::vector<wire::ChunkAck> chunk_acks[paths::kRailsMax];  // by the rail that brought the chunk
   std::unordered_map<u64, std::shared_ptr<OutTransfer>> out_transfers;
   BulkQueue bulk[4];                    // by class
   u32 bulk_turn = 0;                    // chunks posted since a lower class had its turn
@@ -86,6 +103,9 @@ struct Session {
   std::unordered_map<u64, u64> in_transfers;   // transfer → flow
   u64 chunk_heard_ns = 0;
   SessionCounters count;
+
+  Connection& leading(u32 kind) { return connection[lead[kind]]; }
+  const Connection& leading(u32 kind) const { return connection[lead[kind]]; }
 };
 
 }  // namespace fabric

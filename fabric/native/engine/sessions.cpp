@@ -48,7 +48,7 @@ Session* Engine::find_session(u64 id) {
 
 Status Engine::attach_link(u64 session_id, std::unique_ptr<Link> link, u32 group, u32 features) {
   Session* session = find_session(session_id);
-  if (session == nullptr || group > 1) return Status::fail(Code::invalid, "no such session or group");
+  if (session == nullptr || group >= kGroups) return Status::fail(Code::invalid, "no such session or group");
   Connection& connection = session->connection[group];
   if (connection.link != nullptr) {
     connection.reason = "replaced";
@@ -65,17 +65,27 @@ Status Engine::attach_link(u64 session_id, std::unique_ptr<Link> link, u32 group
   connection.down = connection.write_armed = false;
   connection.more = true;
   connection.reason.clear();
+  session->live |= 1u << group;
   tags_[connection.tag] = {session_id, group};
   connection_up(*session, group, monotonic_ns());
   return Status::success();
 }
 
-/// Everything that is not acknowledged goes out again: the peer discards what it has (WIRE.md §6).
 void Engine::connection_up(Session& session, u32 group, u64 now) {
+  Connection& connection = session.connection[group];
+  connection.heard_ns = connection.alive_ns = connection.acked_ns = now;
+  connection.acked = connection.asked_ns = 0;
+  rail_connected(session, group, now);
+  ask_peer(session, group, now);
+  watch_ns_ = now;  // the thread finds out when it is due
+}
+
+/// Over the connection that leads now: everything that is not acknowledged; the peer discards what it has (WIRE.md §6).
+void Engine::repeat_unacknowledged(Session& session, u32 kind, u64 now) {
   for (auto& [id, flow] : flows_out_) {
     if (flow.session != session.id) continue;
     const auto announced = [](const Outgoing* entry) { return entry->transfer != nullptr; };
-    const bool affected = group == 0 || flow.group == 1 ||
+    const bool affected = kind == 0 || flow.kind == 1 ||
                           std::any_of(flow.unacked.begin(), flow.unacked.end(), announced);
     if (!affected) continue;
     if (flow.next > 0) flow.window = kWindowAfterLoss;
@@ -88,16 +98,11 @@ void Engine::connection_up(Session& session, u32 group, u64 now) {
     blocked.clear();
   }
   for (BulkQueue& bulk : session.bulk) bulk.clear();
-  if (group == 0) {
+  if (kind == 0) {
     session.reports_sent = 0;
     answer_again(session);
   }
-  Connection& connection = session.connection[group];
-  connection.heard_ns = connection.alive_ns = connection.acked_ns = now;
-  connection.acked = 0;
   session.acks_prompt_ns = now + kAcksPromptNs;
-  ask_peer(session, group, now);
-  watch_ns_ = now;  // the thread finds out when it is due
   for (auto& [id, flow] : flows_out_)
     if (flow.session == session.id) pumps_due_.push_back(id);
 }
@@ -105,7 +110,7 @@ void Engine::connection_up(Session& session, u32 group, u64 now) {
 /// Grants, acknowledgements and resumes that found no control connection were dropped, and what they
 /// answer may have come over the other group, which did not break: every answer that can matter goes again.
 void Engine::answer_again(Session& session) {
-  session.chunk_acks.clear();  // the ranges in the grants say the same
+  for (auto& acks : session.chunk_acks) acks.clear();  // the ranges in the grants say the same
   session.report_ack_due = true;
   for (auto& [id, flow] : flows_in_) {
     if (flow.session != session.id) continue;
@@ -143,7 +148,9 @@ void Engine::tear_down(Session& session, u32 group) {
   connection.link.reset();
   tags_.erase(connection.tag);
   connection.down = connection.more = connection.write_armed = false;
+  session.live &= ~(1u << group);
   emit(EngineEvent::Kind::link_down, session.id, group, connection.reason);
+  rail_disconnected(session, group, monotonic_ns());
 }
 
 void Engine::progress_link(Session& session, u32 group, u64 budget) {
@@ -191,14 +198,14 @@ void Engine::post_control(Session& session, wire::FrameHeader header, std::vecto
   frame.header = header;
   if (!body.empty()) frame.header.body_crc = crc32c(body.data(), body.size(), 0);
   frame.owned = std::move(body);
-  post_frame(session, 0, std::move(frame));
+  post_frame(session, session.lead[0], std::move(frame));
 }
 
 bool Engine::on_frame(Session& session, u32 group, const wire::FrameHeader& header, const u8* body) {
   const auto type = static_cast<wire::FrameType>(header.type);
   if ((header.features & ~session.connection[group].features) != 0) return false;  // was not agreed
   if (type == wire::FrameType::chunk) {
-    on_chunk(session, header, body);
+    on_chunk(session, rail_of(group), header, body);
     return true;
   }
   const std::span<const u8> bytes{body, header.body_len};
@@ -224,7 +231,7 @@ bool Engine::on_frame(Session& session, u32 group, const wire::FrameHeader& head
       post_frame(session, group, std::move(pong));
       return true;
     }
-    case wire::FrameType::pong:
+    case wire::FrameType::pong: on_pong(session, group, header, now); return true;
     case wire::FrameType::chunk: return true;
     case wire::FrameType::goodbye: return true;  // the close that follows is the event
   }
@@ -255,6 +262,7 @@ void Engine::on_resume(Session& session, const wire::FrameHeader& header, u64 no
 
 // ------------------------------------------------------------------ acknowledgements and reports
 void Engine::on_hop_ack(Session& session, const wire::FrameHeader& header, std::span<const u8> body) {
+  session.taken_ns = monotonic_ns();
   for (std::size_t at = 0; at + sizeof(wire::FlowAck) <= body.size(); at += sizeof(wire::FlowAck)) {
     wire::FlowAck ack;
     std::memcpy(&ack, body.data() + at, sizeof ack);
@@ -339,7 +347,7 @@ void Engine::acknowledge_report(u64 session_id, u64 number) {
 /// An acknowledgement frees room in a ring of which little is used, and wakes a peer for nothing else: it waits for a frame
 /// that goes there anyway, the answer most often. What frees a slot, and much of anything, does not wait.
 bool Engine::acks_may_wait(Session& session, u64 now) {
-  const Connection& connection = session.connection[0];
+  const Connection& connection = session.leading(0);
   if (session.acks_pressing || now < session.acks_prompt_ns || connection.link == nullptr) return false;
   if (session.acks_bytes > kAcksWaitBytes) return false;
   if (session.report_seen - session.report_acked > kAcksWaitReports || connection.link->backlog() > 0) return false;
@@ -350,16 +358,26 @@ bool Engine::acks_may_wait(Session& session, u64 now) {
   return true;
 }
 
-void Engine::send_acks(Session& session, u64 now) {
-  while (!session.chunk_acks.empty()) {
-    const std::size_t count =
-        std::min<std::size_t>(session.chunk_acks.size(), wire::kControlBodyBytesMax / sizeof(wire::ChunkAck));
-    const u8* from = reinterpret_cast<const u8*>(session.chunk_acks.data());
-    wire::FrameHeader header{};
-    header.type = u8(wire::FrameType::chunk_ack);
-    post_control(session, header, {from, from + count * sizeof(wire::ChunkAck)});
-    session.chunk_acks.erase(session.chunk_acks.begin(), session.chunk_acks.begin() + std::ptrdiff_t(count));
+/// What a rail brought is acknowledged on it: its silence is its own, and not that of another.
+void Engine::send_chunk_acks(Session& session, u32 rail) {
+  std::vector<wire::ChunkAck>& acks = session.chunk_acks[rail];
+  if (acks.empty()) return;
+  const u32 own = group_of(rail, 0), group = is_up(session, own) ? own : session.lead[0];
+  constexpr std::size_t kBatch = wire::kControlBodyBytesMax / sizeof(wire::ChunkAck);
+  for (std::size_t done = 0; done < acks.size(); done += kBatch) {
+    const u8* from = reinterpret_cast<const u8*>(acks.data() + done);
+    const std::size_t count = std::min(kBatch, acks.size() - done);
+    OutFrame frame;
+    frame.header.type = u8(wire::FrameType::chunk_ack);
+    frame.owned.assign(from, from + count * sizeof(wire::ChunkAck));
+    frame.header.body_crc = crc32c(frame.owned.data(), frame.owned.size(), 0);
+    post_frame(session, group, std::move(frame));
   }
+  acks.clear();
+}
+
+void Engine::send_acks(Session& session, u64 now) {
+  for (u32 rail = 0; rail < paths::kRailsMax; ++rail) send_chunk_acks(session, rail);
   if ((session.ack_due.empty() && !session.report_ack_due) || acks_may_wait(session, now)) return;
   session.acks_since_ns = session.acks_bytes = 0;
   session.acks_pressing = false;
@@ -388,7 +406,7 @@ void Engine::send_reports(Session& session, u64 now) {
   if (reports_may_wait(session, now)) return;
   session.reports_since_ns = 0;
   constexpr std::size_t kBatch = wire::kControlBodyBytesMax / sizeof(ReturnEntry);
-  Connection& connection = session.connection[0];
+  Connection& connection = session.leading(0);
   while (connection.link != nullptr && !connection.down && session.reports_sent < session.reports.size() &&
          session.reports_sent < kReportsUnackedMax && connection.link->backlog() <= kRecordBacklogBytes) {
     wire::FrameHeader header{};
@@ -406,19 +424,21 @@ void Engine::send_reports(Session& session, u64 now) {
 /// Something waits for a connection that took all it was given: no event will tell that it could go on.
 bool Engine::has_room_unused(const Session& session) {
   for (u32 klass = 0; klass < 4; ++klass) {
-    const auto is_free = [&](u32 group) {
-      const Connection& connection = session.connection[group];
-      return connection.link != nullptr && !connection.down && connection.link->backlog() == 0;
-    };
-    if (!session.blocked[klass].empty() && is_free(klass <= u32(Class::token) ? 0 : 1)) return true;
-    if (!session.bulk[klass].turns.empty() && is_free(1)) return true;
+    if (session.blocked[klass].empty()) continue;
+    const Connection& connection = session.leading(klass <= u32(Class::token) ? 0 : 1);
+    if (connection.link != nullptr && !connection.down && connection.link->backlog() == 0) return true;
+  }
+  if (!session.waits_for_room) return false;
+  for (u32 rail = 0; rail < paths::kRailsMax; ++rail) {
+    const Connection& connection = session.connection[group_of(rail, 1)];
+    if (session.rails.usable(rail) && connection.link != nullptr && connection.link->backlog() == 0) return true;
   }
   return false;
 }
 
 void Engine::pump_session(Session& session, u64 now) {
   for (u32 klass = 0; klass < 4; ++klass) {
-    Connection& connection = session.connection[klass <= u32(Class::token) ? 0 : 1];
+    Connection& connection = session.leading(klass <= u32(Class::token) ? 0 : 1);
     std::deque<u64>& blocked = session.blocked[klass];
     while (!blocked.empty() && connection.link != nullptr && !connection.down &&
            connection.link->backlog() <= kRecordBacklogBytes) {
@@ -429,15 +449,18 @@ void Engine::pump_session(Session& session, u64 now) {
       pump_flow(flow->second, now);
     }
   }
+  if (now >= rails_due(session) || (session.rails_asked_ns == 0 && rails_matter(session))) watch_rails(session, now);
   pump_bulk(session, now);
   send_reports(session, now);
   send_acks(session, now);  // last: they may go with the rest
   // Control first; a connection that waits for room is written when epoll says so.
-  for (u32 group = 0; group < 2; ++group) {
+  for (u32 live = session.live; live != 0; live &= live - 1) {
+    const u32 group = static_cast<u32>(__builtin_ctz(live));
     Connection& connection = session.connection[group];
     if (connection.link != nullptr && connection.link->backlog() > 0 && !connection.write_armed)
       progress_link(session, group, 0);
   }
+  rails_due_ns_ = std::min(rails_due_ns_, rails_due(session));
 }
 
 }  // namespace fabric

@@ -72,7 +72,7 @@ bool Engine::has_transfers() {
 /// What a reader says of a message comes before what it answers. While this thread stays awake, the first waits for the second:
 /// one frame to write, and one to be woken by.
 bool Engine::reports_may_wait(Session& session, u64 now) {
-  const Connection& connection = session.connection[0];
+  const Connection& connection = session.leading(0);
   const u64 unsent = session.reports.size() - session.reports_sent;
   if (unsent == 0 || hold_nothing_ || !spin_policy_.is_patient() || now < session.acks_prompt_ns || connection.link == nullptr) return false;
   if (unsent > kAcksWaitReports || connection.link->backlog() > 0) return false;

@@ -12,8 +12,8 @@ void SessionCounters::add(const SessionCounters& other) {
 
 namespace {
 
-GroupStats of_group(Connection& connection) {
-  GroupStats stats{connection.link != nullptr, connection.past, 0, connection.features};
+GroupStats of_group(u32 group, Connection& connection) {
+  GroupStats stats{group, connection.link != nullptr, connection.past, 0, connection.features};
   if (connection.link == nullptr) return stats;
   const LinkSample now = connection.link->sample();
   stats.sample.bytes_in += now.bytes_in;
@@ -32,10 +32,13 @@ EngineStats Engine::stats() {
   Access access(*this);
   EngineStats out = totals_;
   out.closed = closed_;
-  for (auto& [id, session] : sessions_)
-    out.sessions.push_back({id, session->peer_node, {of_group(session->connection[0]), of_group(session->connection[1])},
-                            session->count, session->out_transfers.size(), session->in_transfers.size(),
-                            session->reports.size(), session->report_blocked.size()});
+  for (auto& [id, session] : sessions_) {
+    std::vector<GroupStats> groups;
+    for (u32 group = 0; group < kGroups; ++group)
+      if (group < kKinds || session->connection[group].tag != 0) groups.push_back(of_group(group, session->connection[group]));
+    out.sessions.push_back({id, session->peer_node, std::move(groups), session->count, session->out_transfers.size(),
+                            session->in_transfers.size(), session->reports.size(), session->report_blocked.size()});
+  }
   out.wakeups = wakeups();
   out.flows_out = flows_out_.size();
   out.flows_in = flows_in_.size();

@@ -58,8 +58,10 @@ struct FrameHeader {
 };
 static_assert(sizeof(FrameHeader) == kFrameHeaderBytes);
 
-struct ChunkAck { u64 transfer; u64 offset; u32 length; u32 status; };  // status 0 taken, 1 send again
+struct ChunkAck { u64 transfer; u64 offset; u32 length; u32 status; };  // status: low byte 0 taken, 1 send again; above: the rail
 static_assert(sizeof(ChunkAck) == 24);
+inline constexpr u32 ack_status(const ChunkAck& ack) { return ack.status & 0xff; }
+inline constexpr u32 ack_rail(const ChunkAck& ack) { return ack.status >> 8; }   ///< that brought the chunk
 struct FlowAck { u64 flow; u64 flow_seq; };
 struct Range { u64 offset; u64 length; };
 

@@ -55,10 +55,11 @@ void RailScheduler::rail_up(u32 number, u64 now) {
   if (rail.state == RailState::suspect || rail.state == RailState::up) rail_down(number, now, "replaced");
   rail.estimate.forget();
   rail.alive_ns = now;
+  rail.asked_ns = 0;
   rail.reset_told = false;
   const double penalty = decayed(rail, now);
   rail.held_until = 0;
-  if (penalty < kPenaltyForgiven) {
+  if (penalty < kPenaltyForgiven || is_last(number)) {
     move(number, RailState::up, "connected", now);
   } else {  // it flaps: every failure doubles the wait
     rail.held_until = now + std::min(kHoldMaxNs, static_cast<u64>(static_cast<double>(kHoldUnitNs) * std::exp2(penalty)));
@@ -85,6 +86,17 @@ void RailScheduler::round_trip(u32 number, u64 ns, u64 now) {
   Rail& rail = rails_[number];
   rail.estimate.round_trip(ns, now);
   rail.alive_ns = std::max(rail.alive_ns, now);
+  rail.asked_ns = 0;
+}
+
+void RailScheduler::asked(u32 number, u64 now) {
+  if (rails_[number].asked_ns == 0) rails_[number].asked_ns = now;
+  next_ns_ = std::min(next_ns_, now + kTickNs);
+}
+
+void RailScheduler::take_lost(std::vector<u64>& again) {
+  again.insert(again.end(), lost_.begin(), lost_.end());
+  lost_.clear();
 }
 
 void RailScheduler::give_back(Rail& rail, std::vector<u64>& again) {
@@ -121,7 +133,7 @@ u32 RailScheduler::chunk_bytes(const Rail& rail, u64 left) {
   return static_cast<u32>(std::min<u64>(left, bytes));
 }
 
-u32 RailScheduler::fastest(u64) const {
+u32 RailScheduler::fastest() const {
   u32 best = kNoRail;
   for (u32 i = 0; i < kRailsMax; ++i) {
     if (rails_[i].state != RailState::up || (pinned_ != 0 && (pinned_ >> i & 1) == 0)) continue;
@@ -200,6 +212,18 @@ void RailScheduler::delivered(u64 ticket, u64 now) {
   }
 }
 
+const RailScheduler::Posted* RailScheduler::find(u64 ticket) const {
+  const u64 number = ticket >> kTicketRailShift, index = ticket & ((u64{1} << kTicketRailShift) - 1);
+  if (number >= kRailsMax) return nullptr;
+  const Rail& rail = rails_[number];
+  return index < rail.first || index - rail.first >= rail.posted.size() ? nullptr : &rail.posted[index - rail.first];
+}
+
+bool RailScheduler::is_outstanding(u64 ticket) const {
+  const Posted* chunk = find(ticket);
+  return chunk != nullptr && !chunk->done;
+}
+
 void RailScheduler::withdrawn(u64 ticket) {
   const u32 number = static_cast<u32>(ticket >> kTicketRailShift);
   const u64 index = ticket & ((u64{1} << kTicketRailShift) - 1);
@@ -223,30 +247,48 @@ u64 RailScheduler::evidence_of_others(u32 number) const {
 }
 
 void RailScheduler::tick(u64 now, std::vector<u64>& again, std::vector<u32>& reset) {
-  if (ticked_ns_ != 0 && next_ns_ != kNever && now > next_ns_ + kOwnPauseNs)
-    for (Rail& rail : rails_) rail.estimate.excuse_until(now);
+  if (ticked_ns_ != 0 && next_ns_ != kNever && now > next_ns_ + kOwnPauseNs) {
+    for (Rail& rail : rails_) {
+      rail.estimate.excuse_until(now);
+      if (rail.asked_ns != 0) rail.asked_ns = now;
+    }
+  }
   ticked_ns_ = now;
-  again.insert(again.end(), lost_.begin(), lost_.end());
-  lost_.clear();
+  take_lost(again);
   next_ns_ = kNever;
   for (u32 i = 0; i < kRailsMax; ++i) {
     judge(i, now, evidence_of_others(i), again, reset);
     if (rails_[i].state == RailState::up) look_for_overdue(i, now, again);
     const RailState state = rails_[i].state;
-    if (rails_[i].estimate.inflight() != 0 || state == RailState::suspect || state == RailState::held)
+    const bool waits = rails_[i].estimate.inflight() != 0 || (rails_[i].asked_ns != 0 && state == RailState::up);
+    if (waits || state == RailState::suspect || state == RailState::held)
       next_ns_ = std::min(next_ns_, now + kTickNs);
   }
+}
+
+bool RailScheduler::is_last(u32 number) const {
+  for (u32 i = 0; i < kRailsMax; ++i)
+    if (i != number && rails_[i].state == RailState::up) return false;
+  return true;
+}
+
+bool RailScheduler::is_silent(const Rail& rail, u64 now, u64 newest) const {
+  const u64 patience = std::max(3 * rail.estimate.base_ns(), 4 * as_ns(static_cast<double>(first_bytes(rail)), rail.estimate.rate()));
+  const auto too_long = [&](u64 since, u64 least) {
+    const u64 wait = std::max(least, patience);
+    return since != 0 && now >= since + wait && newest >= since + wait / 2;
+  };
+  return too_long(rail.estimate.silent_since(), kStallNs) || too_long(rail.asked_ns, kAskedNs);
 }
 
 // A rail is suspect when it is silent while others are not: where all are, it is the peer that stands still.
 void RailScheduler::judge(u32 number, u64 now, u64 newest, std::vector<u64>& again, std::vector<u32>& reset) {
   Rail& rail = rails_[number];
-  if (rail.state == RailState::held && now >= rail.held_until) move(number, RailState::up, "it held", now);
+  if (rail.state == RailState::held && (now >= rail.held_until || is_last(number))) move(number, RailState::up, "it held", now);
   if (rail.state == RailState::up) {
-    const u64 since = rail.estimate.silent_since();
-    const u64 patience = std::max({kStallNs, 3 * rail.estimate.base_ns(), 4 * as_ns(static_cast<double>(first_bytes(rail)), rail.estimate.rate())});
-    if (since == 0 || now < since + patience || newest < since + patience / 2) return;
+    if (!is_silent(rail, now, newest)) return;
     rail.suspect_ns = now;
+    rail.asked_ns = 0;
     give_back(rail, again);
     fail(number, RailState::suspect, "nothing was acknowledged while other rails moved", now);
     return;

@@ -20,6 +20,7 @@ inline constexpr u64 kWindowMin = 128 * 1024, kWindowUnknown = 256 * 1024, kWind
 inline constexpr u32 kChunkMin = 32 * 1024, kChunkMax = 1024 * 1024;
 inline constexpr u64 kChunkNs = 500'000;             // a chunk keeps its rail busy about this long
 inline constexpr u64 kStallNs = 25'000'000;          // nothing acknowledged this long, while others move: suspect
+inline constexpr u64 kAskedNs = 40'000'000;          // a ping, which may wait behind chunks, unanswered this long: the same
 inline constexpr u64 kResetNs = 250'000'000;         // suspect this long: its connections are given up and made anew
 inline constexpr u64 kOverdueNs = 10'000'000;        // later than predicted by this: the chunk goes again elsewhere
 inline constexpr u64 kTickNs = 5'000'000;            // while anything is in flight
@@ -66,7 +67,10 @@ class RailScheduler {
   void remove(u32 rail);
   void pin(u32 mask) { pinned_ = mask; }              ///< bit per rail; 0: all
   u32 pinned() const { return pinned_; }
+  void asked(u32 rail, u64 now);                      ///< a ping left; its silence counts like that of a chunk
   void round_trip(u32 rail, u64 ns, u64 now);         ///< a ping came back: the rail lives
+  /// Tags of what went with a connection, to be posted again; else the next `tick` gives them.
+  void take_lost(std::vector<u64>& again);
 
   // -------------------------------------------------------------- chunks
   /// Rail for the next chunk and how much of it; kNoRail: wait for an acknowledgement or a tick.
@@ -75,6 +79,7 @@ class RailScheduler {
   Pick pick(u64 left, u64 pending, u64 now, u32 avoid = 0);
   u64 posted(u32 rail, u32 bytes, u64 tag, u64 now);  ///< @return ticket
   void delivered(u64 ticket, u64 now);                ///< acknowledged by the receiver; a second time: ignored
+  bool is_outstanding(u64 ticket) const;              ///< posted on a connection that is still there, and not acknowledged
   void withdrawn(u64 ticket);                         ///< refused, cancelled or not wanted any more
 
   // -------------------------------------------------------------- time
@@ -83,7 +88,8 @@ class RailScheduler {
   u64 next_ns() const { return next_ns_; }            ///< when to tick; ~0: never
 
   // -------------------------------------------------------------- asked by people
-  u32 fastest(u64 now) const;                         ///< for what goes whole: healthy, lowest latency; kNoRail
+  u32 fastest() const;                                ///< for what goes whole: healthy, lowest latency; kNoRail
+  RailState state(u32 rail) const { return rail < kRailsMax ? rails_[rail].state : RailState::absent; }
   bool usable(u32 rail) const { return rail < kRailsMax && rails_[rail].state == RailState::up; }
   RailTerms terms(u32 rail, u64 bytes, u64 now) const;
   const std::deque<Decision>& decisions() const { return decisions_; }
@@ -98,7 +104,7 @@ class RailScheduler {
     RailEstimate estimate;
     std::deque<Posted> posted;
     u64 first = 0;                                    // ticket number of posted.front()
-    u64 alive_ns = 0, suspect_ns = 0, held_until = 0, penalty_ns = 0;
+    u64 alive_ns = 0, asked_ns = 0, suspect_ns = 0, held_until = 0, penalty_ns = 0;
     double penalty = 0;
     u64 delivered = 0, resent = 0, failures = 0;
     bool reset_told = false;
@@ -114,6 +120,9 @@ class RailScheduler {
   void judge(u32 number, u64 now, u64 newest, std::vector<u64>& again, std::vector<u32>& reset);
   void look_for_overdue(u32 number, u64 now, std::vector<u64>& again);
   u64 evidence_of_others(u32 number) const;
+  bool is_last(u32 number) const;                     // no other rail is up
+  bool is_silent(const Rail& rail, u64 now, u64 newest) const;
+  const Posted* find(u64 ticket) const;
   double decayed(const Rail& rail, u64 now) const;
 
   std::array<Rail, kRailsMax> rails_;

@@ -202,7 +202,7 @@ void a_chunk_that_comes_after_its_slot_was_used_again_goes_nowhere() {
   // Half of the first chunk is under way in its slot when its message is withdrawn.
   const Bytes late = bench.peer.frame(1, FrameType::chunk, 71, 0, Bytes(size, 0xee));
   bench.peer.send(1, late, late.size() / 2);
-  CHECK(eventually([&] { return bench.node.engine.stats().sessions.at(0).group[1].sample.bytes_in >= late.size() / 2; }));
+  CHECK(eventually([&] { return bench.node.engine.stats().sessions.at(0).groups[1].sample.bytes_in >= late.size() / 2; }));
   Bytes skip = record_of(kFlow, first.seq, {});
   skip[53] = u8(RecordKind::skip);
   bench.peer.post(0, FrameType::cancel, 71, 0, skip);
