@@ -24,8 +24,8 @@ nb::object pick(RailScheduler& self, u64 left, u64 pending, u64 now, u32 avoid) 
   return nb::make_tuple(found.rail, found.bytes);
 }
 
-nb::object fastest(const RailScheduler& self, u64 now) {
-  const u32 rail = self.fastest(now);
+nb::object fastest(const RailScheduler& self) {
+  const u32 rail = self.fastest();
   return rail == kNoRail ? nb::object(nb::none()) : nb::object(nb::int_(rail));
 }
 
@@ -66,7 +66,7 @@ void bind_rail_scheduler(nb::module_& module) {
              return self.posted(checked(rail), bytes, tag, now);
            }, "rail"_a, "bytes"_a, "tag"_a, "now"_a, "Returns the ticket to deliver.")
       .def("delivered", &RailScheduler::delivered, "ticket"_a, "now"_a)
-      .def("fastest", fastest, "now"_a, nb::sig("def fastest(self, now: int) -> int | None"),
+      .def("fastest", fastest, nb::sig("def fastest(self) -> int | None"),
            "The rail for what goes whole; None: no healthy one.")
       .def("tick", tick, "now"_a, nb::sig("def tick(self, now: int) -> tuple[list[int], list[int]]"),
            "Judges the rails: tags to post again, rails whose connections to give up.")
