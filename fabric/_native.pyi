@@ -448,6 +448,59 @@ class LaneSampler:
 def sample_segment(fd: int) -> dict[str, int]:
     """slot_bytes, slot_count and taken slots of an arena segment."""
 
+def simulate_plan(text: str, bucket_ns: int = 50000000) -> dict:
+    """
+    Run one schedule (docs/guides/simulation.md); ``violation`` is empty when everything held. ValueError names a line.
+    """
+
+def random_plan(seed: int) -> str:
+    """The schedule that a seed draws, as text."""
+
+def simulate_seeds(first: int, count: int) -> list[tuple[int, int, str]]:
+    """
+    Run the schedules of `count` seeds; returns (seed, at_ns, violation) of those in which something did not hold.
+    """
+
+def simulate_cluster(policy: str, nodes: int, rates: Sequence[float], delay_ns: int, transfers: Sequence[tuple[int, int, int, int]], slow: Sequence[tuple[int, int, float]], flows: int, seed: int) -> dict:
+    """
+    Replay transfers (at_ns, bytes, source, target) over nodes with rails of `rates` (bytes/s); `slow` holds (node, rail, factor). policy: adaptive, hashed, striped. ``took_ns`` by transfer.
+    """
+
+class RailScheduler:
+    """
+    Which rail carries the next chunk: the engine's own object, driven by `now` in ns.
+    """
+
+    def __init__(self) -> None: ...
+
+    def rail_up(self, rail: int, now: int) -> None: ...
+
+    def round_trip(self, rail: int, ns: int, now: int) -> None: ...
+
+    def pin(self, mask: int) -> None:
+        """A bit per rail; 0: all."""
+
+    def pick(self, left: int, pending: int, now: int, avoid: int = 0) -> tuple[int, int] | None:
+        """Rail for the next chunk and its bytes; None: wait for a delivery."""
+
+    def posted(self, rail: int, bytes: int, tag: int, now: int) -> int:
+        """Returns the ticket to deliver."""
+
+    def delivered(self, ticket: int, now: int) -> None: ...
+
+    def fastest(self, now: int) -> int | None:
+        """The rail for what goes whole; None: no healthy one."""
+
+    def tick(self, now: int) -> tuple[list[int], list[int]]:
+        """
+        Judges the rails: tags to post again, rails whose connections to give up.
+        """
+
+    def terms(self, rail: int, bytes: int, now: int) -> dict[str, Any]:
+        """
+        state, rate, rate_now, base_ns, inflight, window, finish_ns of a rail, for `bytes` more.
+        """
+
 def inproc_pair() -> tuple[int, int]:
     """Ids of both ends of a fresh in-process link, for Engine.add_inproc."""
 
