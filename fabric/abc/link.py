@@ -14,6 +14,7 @@ from dataclasses import dataclass
 GROUP_TOKEN = 0  #: control and token traffic, and every acknowledgement
 GROUP_BULK = 1  #: embedding and bulk traffic
 GROUP_CONTROL = 255  #: node to node control, not the engine's
+GROUP_PROBE = 254  #: a measurement of one rail, between the two daemons
 PLAIN_CHUNKS = 1  #: a feature of a data connection: payload travels without checksums of ours
 
 
@@ -28,9 +29,10 @@ class NodeInfo:
     number : int
         Node number, 0 while the registry has not given one.
     incarnation : int
-        Of the engine (groups 0, 1) or of the daemon (group 255).
+        Of the engine, and of the daemon that it belongs to.
     group : int
-        `GROUP_TOKEN`, `GROUP_BULK` or `GROUP_CONTROL`.
+        ``rail * 2 + GROUP_TOKEN`` or ``rail * 2 + GROUP_BULK``, rails as the accepting node lists its addresses; or
+        `GROUP_CONTROL`.
     features : int
         Bits of optional protocol parts; both sides use the intersection.
     """

@@ -29,7 +29,12 @@ State = Annotated[
     _TEXT, typer.Option("--state", help="Folder for registry and logs.", show_default=False)
 ]
 Listen = Annotated[
-    _TEXT, typer.Option("--listen", help="HOST:PORT for other nodes.", show_default=False)
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--listen",
+        help="HOST:PORT for other nodes; again for each further rail. 0.0.0.0:PORT: every interface.",
+        show_default=False,
+    ),
 ]
 Join = Annotated[
     _TEXT, typer.Option("--join", help="HOST:PORT of a node to join.", show_default=False)
@@ -90,8 +95,9 @@ def up(
     log = places.daemon_log(folder)
     command = [*DAEMON, "--name", name, "--socket", socket_path]
     command += ["--state", str(folder)]
+    for address in listen or ():
+        command += ["--listen", address]
     given = {
-        "--listen": listen,
         "--join": join,
         "--secret-file": secret_file,
         "--links": links,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -32,7 +33,15 @@ class ControlConnection:
         self._waiting: dict[tuple[str, int], asyncio.Future[dict[str, Any]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.name = name
+        self.incarnation = 0  #: of the daemon at the other end; 0: of a process
         self.is_closed = False
+        self.is_lost = False  #: its path is gone: nothing more will come
+        self.ended = asyncio.Event()
+
+    @property
+    def socket(self) -> socket.socket:
+        """The connected socket; to look at, not to use."""
+        return self._stream.socket
 
     async def run(self) -> None:
         """Serve until the peer is gone or broke the rules; then fail every waiting call."""
@@ -67,6 +76,7 @@ class ControlConnection:
     def close(self) -> None:
         """Close the connection; waiting calls get `PeerLostError`. Idempotent."""
         self.is_closed = True
+        self.ended.set()
         self._stream.close()
         for answer in self._waiting.values():
             if not answer.done():
@@ -74,6 +84,19 @@ class ControlConnection:
                 answer.exception()  # a caller that was cancelled will not look
         for task in self._tasks:
             task.cancel()
+
+    def retire(self) -> None:
+        """Another connection has taken over: close when what is under way has ended, or CONTROL_CALL_S has passed."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + limits.CONTROL_CALL_S
+
+        def look() -> None:  # not at once: a request of the peer may be on its way
+            if not (self._waiting or self._tasks) or loop.time() >= until:
+                self.close()
+            elif not self.is_closed:
+                loop.call_later(limits.CLOSE_S, look)
+
+        loop.call_later(limits.CLOSE_S, look)
 
     async def drain(self) -> None:
         """Wait until what was sent has left."""

@@ -160,6 +160,10 @@ class Daemon:
         self.context.keeper.on_exit = self.modules.on_exit
         self.context.keeper.on_lost = self._on_keeper_lost
 
+    def rails_of(self, number: int, size_bytes: int = 0) -> list[dict[str, Any]]:
+        """Return a row for each rail to a node; the engine's prediction is for `size_bytes` (0: its own choice)."""
+        return self.membership.links.rails_to(number, size_bytes)
+
     # ---------------------------------------------------------------- life
     def uptime_s(self) -> float:
         """Return seconds since this daemon (not the node) was started."""

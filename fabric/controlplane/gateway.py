@@ -43,8 +43,12 @@ class NodeGateway:
         self._wanted: dict[int, tuple[str, int, int]] = {}  # flow → (direction, lane, node)
         self._idle = IdleSegments()
         self._looking: asyncio.TimerHandle | None = None
-        self.up: set[tuple[int, int]] = set()  #: (node, group) with a data connection
+        self.up: set[tuple[int, int]] = set()  #: (node, rail * 2 + group) with a data connection
         self.on_link_down: Callable[[int, int, str], None] = lambda node, group, reason: None
+        #: each is told (node, event) when the engine thinks otherwise of a rail
+        self.on_rail: list[Callable[[int, dict[str, Any]], None]] = []
+        self.on_closed: Callable[[int], None] = lambda node: None
+        self.on_opened: Callable[[int], None] = lambda node: None
         self.is_flow: Callable[[int], bool] = lambda flow: True
 
     @property
@@ -139,6 +143,7 @@ class NodeGateway:
         self.close_session(node)
         self.engine.open_session(session, node, incarnation)
         self._sessions[node] = (session, incarnation)
+        self.on_opened(node)
         for flow, (direction, lane, where) in list(self._wanted.items()):
             if where == node:
                 self._make_entry(flow, direction, lane, session)
@@ -157,7 +162,8 @@ class NodeGateway:
     def close_session(self, node: int) -> None:
         """Close the session with a node that is gone."""
         known = self._sessions.pop(node, None)
-        self.up -= {(node, 0), (node, 1)}
+        self.up = {each for each in self.up if each[0] != node}
+        self.on_closed(node)
         if known is not None and self._engine is not None:
             self._engine.close_session(known[0])
 
@@ -178,6 +184,24 @@ class NodeGateway:
                     if row["flow"] == flow:
                         return int(row["drained"])
         return 0
+
+    def rails(self, node: int, size_bytes: int = 0) -> list[dict[str, Any]]:
+        """Return what the engine knows of each rail to a node; it predicts for `size_bytes` (0: its own choice)."""
+        session = self.session_of(node)
+        if not session or not hasattr(self.engine, "rails"):
+            return []
+        found: list[dict[str, Any]] = (
+            self.engine.rails(session, size=size_bytes)
+            if size_bytes
+            else self.engine.rails(session)
+        )
+        return found
+
+    def lose_rail(self, node: int, rail: int, reason: str) -> None:
+        """Give up both connections of a rail at once: its interface is gone."""
+        session = self.session_of(node)
+        if session and hasattr(self.engine, "lose_rail"):
+            self.engine.lose_rail(session, rail, reason)
 
     def session_of(self, node: int) -> int:
         """Return the session with a node; 0 without one."""
@@ -247,6 +271,10 @@ class NodeGateway:
             if node and reason != "replaced":
                 self.up.discard((node, event["group"]))
                 self.on_link_down(node, event["group"], reason)
+        elif kind == "rail":
+            node = next((n for n, (s, _) in self._sessions.items() if s == event["session"]), 0)
+            for told in self.on_rail if node else ():
+                told(node, event)
         elif kind in ("link_silent", "limit_reached"):
             node = next((n for n, (s, _) in self._sessions.items() if s == event["session"]), 0)
             self._context.events.add(kind.replace("_", " "), node=node, reason=event["reason"])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fabric import errors
 from fabric.abc.link import PLAIN_CHUNKS
 from fabric.controlplane.audit import END_DELIVERED, END_NAMES, ENDED
-from fabric.registry.records import ArchivedCounts, ChannelRecord, View
+from fabric.registry.records import ArchivedCounts, ChannelRecord, RailRecord, View
 
 if TYPE_CHECKING:
     from fabric.controlplane.daemon import Daemon
@@ -48,12 +48,21 @@ def node_rows(view: View, own: int) -> list[dict[str, Any]]:
             "name": n.name,
             "number": n.number,
             "address": f"{n.host}:{n.port}" if n.port else None,
+            "rails": [_rail(rail) for rail in n.addresses()],
             "incarnation": n.incarnation,
             "state": _NODE_STATES[n.state],
             "local": n.number == own,
         }
         for n in view.nodes
     ]
+
+
+def _rail(rail: RailRecord) -> dict[str, Any]:
+    return {
+        "address": f"{rail.host}:{rail.port}",
+        "interface": rail.interface,
+        "bits_per_second": rail.bits_per_second,
+    }
 
 
 def module_row(node: str, process: Process) -> dict[str, Any]:
@@ -214,7 +223,8 @@ def _link_rows(daemon: Daemon) -> list[dict[str, Any]]:
         node = daemon.registry.view.node(number)
         session = daemon.gateway.session_of(number)
         groups = [g for g in groups_of_all if g["session"] == session]
-        connections = sum((number, group) in daemon.gateway.up for group in (0, 1))
+        rails = daemon.rails_of(number)
+        up = [rail["rail"] for rail in rails if rail["connections"] == 2]
         rows.append(
             {
                 "source": daemon.context.name,
@@ -222,8 +232,9 @@ def _link_rows(daemon: Daemon) -> list[dict[str, Any]]:
                 "link": daemon.paths.to(number).taken,
                 "preferred": daemon.paths.to(number).preferred,
                 "reason": daemon.paths.to(number).reason,
-                "state": "up" if connections == 2 else "down",
-                "connections": connections,
+                "state": "up" if up else "down",
+                "connections": sum(rail["connections"] for rail in rails),
+                "rails": rails,
                 "bytes_sent": sum(g["bytes_out"] for g in groups),
                 "bytes_received": sum(g["bytes_in"] for g in groups),
                 "checksums": not any(g["features"] & PLAIN_CHUNKS for g in groups),

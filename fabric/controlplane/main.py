@@ -11,9 +11,9 @@ import sys
 
 from fabric.controlplane.incarnations import next_incarnation
 from fabric.controlplane.keeper import Keeper, KeeperOptions
+from fabric.controlplane.listening import listen_on
 from fabric.controlplane.options import (
     Options,
-    listen_tcp,
     listen_unix,
     parse,
     prepare_state,
@@ -41,8 +41,8 @@ def _prepare(options: Options, arguments: list[str]) -> Keeper:
     _raise_descriptor_limit()
     lock = prepare_state(options.state)
     items = {"lock": (b"", lock)}
-    if options.listen is not None:
-        items["listen/tcp"] = (b"", listen_tcp(options.listen).detach())
+    for rail, sock in enumerate(listen_on(options.listens)):
+        items[f"listen/tcp/{rail}" if rail else "listen/tcp"] = (b"", sock.detach())
     items["listen/unix"] = (b"", listen_unix(options.socket).detach())
     # The incarnation of the node is the keeper's: it outlives every daemon under it.
     items["node"] = (_node_record(next_incarnation(options.state), os.getpid()), -1)
@@ -58,7 +58,10 @@ def _prepare(options: Options, arguments: list[str]) -> Keeper:
 
 def check_exposure(options: Options) -> None:
     """Refuse to listen beyond loopback, or to join there, without a secret file; check that a secret can be read."""
-    for key, address in (("--listen", options.listen), ("--join", options.join)):
+    for key, address in (
+        *(("--listen", each) for each in options.listens),
+        ("--join", options.join),
+    ):
         if address is not None and options.secret_file is None and not _is_loopback(address[0]):
             raise ConfigError(
                 f"{key} {address[0]}:{address[1]} is not loopback: nodes must prove a shared secret there,"

@@ -17,7 +17,7 @@ from fabric import errors, limits, steps
 from fabric.controlplane.calls import ControlConnection
 from fabric.controlplane.death import OUTCOME_UNKNOWN
 from fabric.controlplane.node_calls import plain
-from fabric.controlplane.peer_links import BACKOFF_S, Peer, PeerLinks
+from fabric.controlplane.peer_links import Peer, PeerLinks
 from fabric.paths.choice import offered_links
 from fabric.registry.cluster import Registry
 from fabric.registry.records import EndpointRecord, NodeRecord, View, view_from
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fabricd.membership")
 
+BACKOFF_S = (0.05, 2.0)  #: first and longest pause before the registry is looked for again
 LEASE_LOOKS = 2  #: a lease is prolonged every so many looks: twice within `limits.SUSPECT_MS`
 REGISTRY_WAIT_S = 4.0  #: a request outlives a restart of the registry: its watchdog and start
 REGISTRY_RETRY_S = 0.1
@@ -127,24 +128,28 @@ class Membership:
     def _on_bound(self, peer: Peer) -> None:
         if self._daemon.registry.local is not None:
             asyncio.get_running_loop().call_soon(self._send_view, peer)
+        elif peer.number == self.registry_number and self._joined.is_set():
+            self.links.spawn(self._prolong())  # the last one may have been lost with its rail
 
     def _send_view(self, peer: Peer) -> None:
-        if not peer.is_sending_view and peer.control is not None:
-            peer.is_sending_view = True
-            self.links.spawn(self._send_views(peer))
+        if peer.control is not None and peer.sending_view is not peer.control:
+            peer.sending_view = peer.control
+            self.links.spawn(self._send_views(peer, peer.control))
 
-    async def _send_views(self, peer: Peer) -> None:
+    async def _send_views(self, peer: Peer, connection: ControlConnection) -> None:
         """Send the newest view until the peer has it; what changes meanwhile is sent together."""
         registry = self._daemon.registry.local
         assert registry is not None
         try:
-            while peer.control is not None and (view := registry.view()).epoch > peer.epoch_sent:
-                await peer.control.request("endpoints", {"view": plain(view)})
-                peer.epoch_sent = view.epoch
+            while peer.control is connection and (view := registry.view()).epoch > peer.epoch_sent:
+                await connection.request("endpoints", {"view": plain(view)})
+                if peer.control is connection:
+                    peer.epoch_sent = view.epoch
         except errors.FabricError as error:
             log.info("view not pushed", extra={"node": peer.number, "reason": str(error)})
         finally:
-            peer.is_sending_view = False
+            if peer.sending_view is connection:
+                peer.sending_view = None
 
     def serve(
         self, op: str, fields: dict[str, Any], connection: ControlConnection | None
@@ -199,19 +204,27 @@ class Membership:
         """Be connected to the registry and joined, again after every loss."""
         pause = BACKOFF_S[0]
         while True:
+            connection = None
             try:
-                connection, _ = await self.links.dial_control(address)
-                run = self.links.spawn(connection.run())
+                connection, _ = await self.links.dial_control(self.registry_number)
+                self.links.spawn(connection.run())
                 await self._join(connection)
                 pause = BACKOFF_S[0]
-                await asyncio.wait([run])
+                await self.links.until_lost(self.registry_number)
             except (errors.FabricError, OSError) as error:
                 extra = {"address": f"{address[0]}:{address[1]}", "reason": str(error)}
                 log.info("registry not joined", extra=extra)
                 self.trouble = f"registry {extra['address']} not joined: {error}"
+                if connection is not None:
+                    connection.close()
             self._joined.clear()
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, BACKOFF_S[1])
+            await self.links.rails.pause(pause)
+            pause = min(pause * 2, self._longest_pause_s())
+
+    def _longest_pause_s(self) -> float:
+        """Return the longest pause before the registry is looked for again, in seconds: short if a rail may do."""
+        has_rails = len(self.links.rails.addresses_of(*(self.registry_number,) * 2)) > 1
+        return limits.RAIL_PAUSE_MS[1] / 1000 if has_rails else BACKOFF_S[1]
 
     async def _join(self, connection: ControlConnection) -> None:
         node = plain(self._record())
@@ -258,6 +271,9 @@ class Membership:
         connection = self.peer(self.registry_number)
         if connection is None:
             return
+        look = asyncio.get_running_loop().call_later(
+            limits.CONTROL_LOOK_MS / 1000, self.links.look_at_control, self.registry_number
+        )
         try:
             fields = {"number": self._context.number, "incarnation": self._context.incarnation}
             await connection.request("lease", fields, limits.LEASE_MS / 1000)
@@ -266,6 +282,8 @@ class Membership:
             await self._join(connection)
         except errors.FabricError as error:
             log.info("lease not prolonged", extra={"reason": str(error)})
+        finally:
+            look.cancel()
 
     def _fence(self) -> None:
         """We were declared dead while we slept: everything remote has been settled without us.
@@ -286,7 +304,8 @@ class Membership:
 
     # ---------------------------------------------------------------- parts
     def _record(self) -> NodeRecord:
-        host, port = self.links.listens_on() or ("", 0)
+        rails = self.links.rails.own()
+        host, port = (rails[0].host, rails[0].port) if rails else ("", 0)
         return NodeRecord(
             number=self._context.number,
             name=self._context.name,
@@ -295,6 +314,7 @@ class Membership:
             port=port,
             links=offered_links(self._daemon.options.links),
             links_wanted=self._daemon.options.links,
+            rails=rails,
         )
 
     def _take_number(self, number: int) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fabric import limits
+from fabric.controlplane.listening import address_of, addresses_of
 from fabric.errors import BusyError, ConfigError
 from fabric.paths.choice import BETWEEN_NODES, available_links, offered_links
 from fabric.units import parse_bytes
@@ -39,6 +40,12 @@ class Options:
     checksums: bool = True  #: over payloads between nodes; off where both ends of a link say so
     metrics: tuple[str, int] | None = METRICS_DEFAULT  #: where Prometheus reads; None: nowhere
     tcp_congestion: str = "auto"  #: as `links.congestion.choose` takes it
+    more_listen: tuple[tuple[str, int], ...] = ()  #: further rails; a port of 0 is the first's
+
+    @property
+    def listens(self) -> tuple[tuple[str, int], ...]:
+        """Return every address to listen on, the first rail's first."""
+        return (self.listen, *self.more_listen) if self.listen is not None else ()
 
 
 def default_socket(name: str) -> str:
@@ -64,7 +71,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--state", type=Path, help="state directory: registry, counters, logs")
     parser.add_argument(
-        "--listen", metavar="HOST:PORT", help="where other nodes connect (default: nowhere)"
+        "--listen",
+        metavar="HOST:PORT",
+        action="append",
+        default=[],
+        help="where other nodes connect (default: nowhere); again for each further rail, with or without a port;"
+        " 0.0.0.0:PORT is every usable interface",
     )
     parser.add_argument(
         "--join",
@@ -117,12 +129,13 @@ def parse(argv: list[str] | None = None) -> Options:
             f"--name {args.name!r}: use 1 to {limits.NAME_BYTES_MAX} bytes without '/'",
             key="--name",
         )
+    listens = addresses_of(args.listen)
     path = args.socket or os.environ.get("FABRIC_SOCKET") or default_socket(args.name)
     return Options(
         args.name,
         os.path.abspath(path),
         (args.state or default_state(args.name)).absolute(),
-        _address("--listen", args.listen),
+        listens[0] if listens else None,
         _address("--join", args.join),
         args.secret_file.absolute() if args.secret_file else None,
         args.log_level,
@@ -131,6 +144,7 @@ def parse(argv: list[str] | None = None) -> Options:
         args.checksums == "on",
         _metrics(args.metrics),
         _congestion(args.tcp_congestion),
+        listens[1:],
     )
 
 
@@ -190,14 +204,7 @@ def _metrics(text: str) -> tuple[str, int] | None:
 
 
 def _address(key: str, text: str | None) -> tuple[str, int] | None:
-    if not text:
-        return None
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise ConfigError(
-            f"{key} {text!r}: write HOST:PORT, for example 127.0.0.1:7400", key=key, found=text
-        )
-    return host.strip("[]"), int(port)
+    return address_of(key, text) if text else None
 
 
 def prepare_state(path: Path) -> int:
@@ -312,27 +319,6 @@ def _claim(path: str) -> None:
         f"a live daemon serves on {path}: stop it (fabricctl down) or choose another --socket",
         path=path,
     )
-
-
-def listen_tcp(address: tuple[str, int]) -> socket.socket:
-    """Listen for other nodes; `BusyError` when the address is taken, `ConfigError` when it is not ours."""
-    host, port = address
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((host, port))
-        sock.listen(128)
-    except OSError as error:
-        sock.close()
-        if error.errno == errno.EADDRINUSE:
-            raise BusyError(
-                f"the address {host}:{port} is taken; choose another --listen", host=host, port=port
-            ) from error
-        raise ConfigError(
-            f"cannot listen on {host}:{port}: {error}; choose another --listen", host=host
-        ) from error
-    return sock
 
 
 def read_secret(path: Path | None) -> bytes:

@@ -1,8 +1,8 @@
 """The connections of a node to its peers: dialled, accepted, proven, dialled again.
 
-Of two nodes the one with the higher number dials: one control connection and two data connections, each
-through the handshake of WIRE.md §5; a joining node dials the registry. Data sockets go to the engine, which
-asks back when one is down.
+Of two nodes the one with the higher number dials: one control connection, and two data connections for each rail,
+each through the handshake of WIRE.md §5; a joining node dials the registry. Data sockets go to the engine, which
+asks back when one is down. The control connection moves to another rail when its own is silent.
 """
 
 from __future__ import annotations
@@ -11,27 +11,36 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fabric import errors, limits, steps
-from fabric.abc.link import PLAIN_CHUNKS
+from fabric.abc.link import GROUP_PROBE, PLAIN_CHUNKS
 from fabric.controlplane.calls import ControlConnection
 from fabric.controlplane.incarnations import next_incarnation
 from fabric.controlplane.options import read_secret
+from fabric.controlplane.rails import (
+    Rails,
+    attempt_s,
+    ends_of,
+    groups_of,
+    handshake_s,
+    pause_s,
+    rail_of,
+)
 from fabric.dataplane.framing import FrameStream
-from fabric.registry.records import View
+from fabric.links.dial import dial, give_up_after, is_stalled
+from fabric.registry.records import RailRecord, View
 
 if TYPE_CHECKING:
     from fabric.controlplane.daemon import Daemon
     from fabric.links.handshake import NodeInfo, PeerInfo
+    from fabric.paths.discovery.netlink import LinkChange, LinkWatcher
 
 log = logging.getLogger("fabricd.peers")
 
-CONTROL, DATA_GROUPS = 255, (0, 1)
-DIAL_S = 3.0
-BACKOFF_S = (0.05, 2.0)
+CONTROL = 255
 
 
 @dataclass(eq=False)
@@ -42,7 +51,7 @@ class Peer:
     control: ControlConnection | None = None
     dialing: dict[int, asyncio.Task[None]] = field(default_factory=dict)
     epoch_sent: int = 0
-    is_sending_view: bool = False
+    sending_view: ControlConnection | None = None  #: over which a view is on its way
 
 
 class PeerLinks:
@@ -56,7 +65,9 @@ class PeerLinks:
             int, tuple[str, ControlConnection]
         ] = {}  # of nodes that no view has named yet
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._listening: socket.socket | None = None
+        self._listening: list[socket.socket] = []
+        self._watcher: LinkWatcher | None = None
+        self.rails = Rails(daemon)
         # Of this daemon and its engine: new after each restart.
         self._incarnation = next_incarnation(daemon.context.state_dir)
         self._secret = b""
@@ -69,20 +80,26 @@ class PeerLinks:
         if options.listen is not None or options.join is not None:
             self._secret = read_secret(options.secret_file)
         self._daemon.gateway.on_link_down = self._on_link_down
+        self._daemon.gateway.on_closed = self.rails.close_session
+        self._daemon.gateway.on_rail.append(self._on_rail)
+        if options.listen is not None or options.join is not None:
+            self._watch_interfaces()
 
     def accept(self) -> None:
-        """Accept other nodes from now on, when this node was told to listen."""
-        item = self._daemon.loaded.items.get("listen/tcp")
-        if item is not None:
-            self._listening = socket.socket(fileno=os.dup(item[1]))
-            self._listening.setblocking(False)
-            asyncio.get_running_loop().add_reader(self._listening.fileno(), self._accept)
+        """Accept other nodes from now on, on every rail that this node was told to listen on."""
+        for fd in self.rails.listening_fds():
+            sock = socket.socket(fileno=os.dup(fd))
+            sock.setblocking(False)
+            self._listening.append(sock)
+            asyncio.get_running_loop().add_reader(sock.fileno(), self._accept, sock)
 
     def stop(self) -> None:
         """Accept and dial no more, close every control connection."""
-        if self._listening is not None:
-            asyncio.get_running_loop().remove_reader(self._listening.fileno())
-            self._listening.close()
+        if self._watcher is not None:
+            self._watcher.close()
+        for sock in self._listening:
+            asyncio.get_running_loop().remove_reader(sock.fileno())
+            sock.close()
         for task in (*self._tasks, *(t for p in self._peers.values() for t in p.dialing.values())):
             task.cancel()
         for peer in self._peers.values():
@@ -110,13 +127,28 @@ class PeerLinks:
             self._daemon.gateway.close_session(number)
 
     def listens_on(self) -> tuple[str, int] | None:
-        """Return the address where other nodes connect, with the port that was really taken."""
-        item = self._daemon.loaded.items.get("listen/tcp")
-        if item is None:
-            return None
-        with socket.socket(fileno=os.dup(item[1])) as bound:
-            host, port = bound.getsockname()[:2]
-        return host, port
+        """Return the address of the first rail, with the port that was really taken."""
+        return next(iter(self.rails.listening()), None)
+
+    def rails_to(self, number: int, size_bytes: int = 0) -> list[dict[str, Any]]:
+        """Return a row for each rail to a node; the engine's prediction is for `size_bytes` (0: its own choice)."""
+        is_dialled = self._is_ours_to_dial(number)
+        rails = self._rails_of(number) if is_dialled else self.rails.own()
+        return self.rails.rows(number, rails, is_dialled, size_bytes)
+
+    def dials(self, number: int) -> bool:
+        """Tell whether this node dials the rails to another one."""
+        return self._is_ours_to_dial(number)
+
+    async def dial_probe(self, number: int, rail: int) -> socket.socket:
+        """Connect for a measurement of one rail, between the addresses of its data connections; raises as `dial`."""
+        from fabric.links import congestion, handshake
+
+        target = self.rails.targets(self._rails_of(number))[rail]
+        sock = await dial(target, limits.PATH_PROBE_WAIT_S)
+        congestion.choose(sock, self._daemon.options.tcp_congestion)
+        sock, _ = await handshake.connect(sock, self._local(GROUP_PROBE), self._secret)
+        return sock
 
     # ---------------------------------------------------------------- dialling
     def on_view(self, view: View) -> None:
@@ -140,6 +172,8 @@ class PeerLinks:
             ):
                 self._dial(node.number, CONTROL)
                 self.dial_data(node.number)
+            elif node.number == self.registry_number and self.peer(node.number):
+                self.dial_data(node.number)  # it may have come back with other rails
 
     def _bind_early(self, view: View) -> None:
         """Bind the connections of nodes that dialled before the first view named them: they will not dial again."""
@@ -157,106 +191,187 @@ class PeerLinks:
                 task.cancel()
             if peer.control is not None:
                 peer.control.close()
+        self.rails.forget(number)
         self._daemon.gateway.close_session(number)
 
     def bind(self, number: int, connection: ControlConnection) -> Peer:
-        """Take a control connection as the one to a node; an older one is closed."""
+        """Take a control connection as the one to a node.
+
+        An older one is closed; one to the same life of that node only when what is under way on it has ended.
+        """
         peer = self._peers.setdefault(number, Peer(number))
         old, peer.control, peer.epoch_sent = peer.control, connection, 0
         connection.name = f"node {number}"
         if old is not None and old is not connection:
-            old.close()
+            same = old.incarnation == connection.incarnation and not old.is_lost
+            old.retire() if same else old.close()
+        self.rails.connected(number, CONTROL, ends_of(connection.socket))
         self.on_bound(peer)
         self._daemon.reconciler.look()
         return peer
 
     def dial_data(self, number: int) -> None:
-        """Have both data connections to a node."""
-        for group in DATA_GROUPS:
-            self._dial(number, group)
+        """Have both data connections of every rail to a node."""
+        for rail in range(len(self._rails_of(number))):
+            for group in groups_of(rail):
+                self._dial(number, group)
 
-    def _dial(self, number: int, group: int) -> None:
+    def _rails_of(self, number: int) -> tuple[RailRecord, ...]:
+        return self.rails.addresses_of(number, self.registry_number)
+
+    def _is_ours_to_dial(self, number: int) -> bool:
+        return number < self._context.number or number == self.registry_number
+
+    def _dial(self, number: int, group: int, instead_of: ControlConnection | None = None) -> None:
         """Connect (again), in the background, until it is up or the node is dead."""
         peer = self._peers.setdefault(number, Peer(number))
         task = peer.dialing.get(group)
-        if (task is not None and not task.done()) or (group == CONTROL and self.peer(number)):
+        if task is not None and not task.done():
+            return
+        if group == CONTROL and self.peer(number) not in (None, instead_of):
             return
         if group != CONTROL and (number, group) in self._daemon.gateway.up:
             return
         peer.dialing[group] = asyncio.get_running_loop().create_task(
-            self._dial_until_up(number, group)
+            self._dial_until_up(number, group, instead_of)
         )
 
-    async def _dial_until_up(self, number: int, group: int) -> None:
-        pause = BACKOFF_S[0]
-        while (address := self._address_of(number)) is not None:
+    async def _dial_until_up(
+        self, number: int, group: int, instead_of: ControlConnection | None
+    ) -> None:
+        while rails := self._rails_of(number):
+            if group == CONTROL and self.peer(number) not in (None, instead_of):
+                return
+            if group != CONTROL and rail_of(group) >= len(rails):
+                return  # it has fewer rails now
             try:
                 if group == CONTROL:
-                    connection, _ = await self.dial_control(address)
+                    connection, _ = await self.dial_control(number, instead_of)
                     self.spawn(self._run_control(number, connection))
                     self.bind(number, connection)
-                else:
-                    used = self._incarnation
-                    sock, info = await self._connect(address, group)
-                    if used != self._incarnation:
-                        sock.close()  # proven for a session that was given up meanwhile
-                        continue
-                    self._take_data(number, sock, info)
-                    # A new session closes what an older one had: the other group may be needed again.
-                    asyncio.get_running_loop().call_soon(self.dial_data, number)
+                elif not await self._dial_once(number, group, rails):
+                    continue
                 return
             except (errors.FabricError, OSError) as error:
+                if group != CONTROL:
+                    self.rails.failed(number, group, error, len(rails))
                 log.info(
                     "peer not reached", extra={"node": number, "group": group, "reason": str(error)}
                 )
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, BACKOFF_S[1])
+            failures = self.rails.dial_of(number, group).failures
+            await self.rails.pause(pause_s(failures, self.rails.is_cut_off(number)))
+
+    async def _dial_once(self, number: int, group: int, rails: Sequence[RailRecord]) -> bool:
+        """Make one data connection; False when it was proven for a session that was given up meanwhile."""
+        used = self._incarnation
+        sock, info = await self._connect(number, group, rails, rail_of(group))
+        if used != self._incarnation:
+            sock.close()
+            return False
+        self._take_data(number, sock, info)
+        # A new session closes what an older one had: the other groups may be needed again.
+        asyncio.get_running_loop().call_soon(self.dial_data, number)
+        return True
 
     async def _run_control(self, number: int, connection: ControlConnection) -> None:
         """Serve a control connection that we dialled, and dial it again when it is lost."""
         await connection.run()
-        if number in self._peers:
+        if number in self._peers and number != self.registry_number:  # that one is joined again
             self._dial(number, CONTROL)
 
-    def _address_of(self, number: int) -> tuple[str, int] | None:
-        if number == self.registry_number and self._daemon.options.join is not None:
-            return self._daemon.options.join
-        node = self._daemon.registry.view.node(number)
-        return (
-            (node.host, node.port)
-            if node is not None and node.state != "dead" and node.port
-            else None
-        )
+    async def dial_control(
+        self, number: int, instead_of: ControlConnection | None = None
+    ) -> tuple[ControlConnection, PeerInfo]:
+        """Connect for control over the healthiest rail, the next one after a failure; the caller runs what it gets."""
+        rails = self._rails_of(number)
+        avoid = self._control_rail(number, rails) if instead_of is not None else -1
+        dialled = self.rails.dial_of(number, CONTROL)
+        rail = self.rails.ranked(number, len(rails), avoid)[dialled.failures % len(rails)]
+        try:
+            sock, info = await self._connect(number, CONTROL, rails, rail)
+        except (errors.FabricError, OSError) as error:
+            self.rails.failed(number, CONTROL, error, len(rails))
+            raise
+        if (rails[rail].host, rails[rail].port) == self._daemon.options.join:
+            self.rails.reached = ends_of(sock).far
+        return self._control_over(sock, info, len(rails)), info
 
-    async def dial_control(self, address: tuple[str, int]) -> tuple[ControlConnection, PeerInfo]:
-        """Connect for control; the caller runs the connection."""
-        sock, info = await self._connect(address, CONTROL)
+    def _control_over(self, sock: socket.socket, info: PeerInfo, rails: int) -> ControlConnection:
+        if rails > 1:  # where there is no other, it may as well wait
+            give_up_after(sock, limits.CONTROL_SILENT_MS / 1000)
         stream = FrameStream(sock)
-        return ControlConnection(stream, self._daemon.calls.serve_peer, f"node {info.node}"), info
+        connection = ControlConnection(stream, self._daemon.calls.serve_peer, f"node {info.node}")
+        connection.incarnation = info.incarnation
+        return connection
 
     async def _connect(
-        self, address: tuple[str, int], group: int
+        self, number: int, group: int, rails: Sequence[RailRecord], rail: int
     ) -> tuple[socket.socket, PeerInfo]:
         from fabric.links import handshake
 
-        loop = asyncio.get_running_loop()
-        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        sock.setblocking(False)
+        dialled = self.rails.dial_of(number, group)
+        began_s = asyncio.get_running_loop().time()
+        is_cut_off = self.rails.is_cut_off(number)
+        sock = await dial(
+            self.rails.target(rails, rail, dialled), attempt_s(dialled, len(rails), is_cut_off)
+        )
+        took_s = asyncio.get_running_loop().time() - began_s
+        within_s = handshake_s(dialled, len(rails))
+        found = await handshake.connect(sock, self._local(group), self._secret, within_s=within_s)
+        dialled.took_s = max(took_s, 1e-6)
+        return found
+
+    # ---------------------------------------------------------------- another rail for control
+    def fail_over(self, number: int) -> None:
+        """Have the control connection to a node on another rail, where one carries; the node that dials does it."""
+        old = self.peer(number)
+        if old is None or not self._is_ours_to_dial(number):
+            return
+        rails = self._rails_of(number)
+        if self.rails.has_other(number, len(rails), self._control_rail(number, rails)):
+            self._dial(number, CONTROL, instead_of=old)
+
+    def look_at_control(self, number: int) -> None:
+        """Something was sent a while ago and is not answered: is it the path?"""
+        connection = self.peer(number)
+        if connection is not None and is_stalled(connection.socket):
+            self.fail_over(number)
+
+    async def until_lost(self, number: int) -> None:
+        """Wait until there is no control connection to a node."""
+        while (connection := self.peer(number)) is not None:
+            await connection.ended.wait()
+
+    def _control_rail(self, number: int, rails: Sequence[RailRecord]) -> int:
+        ends = self.rails.ends_of(number, CONTROL)
+        far = ends.far if ends is not None else None
+        return next((n for n, rail in enumerate(rails) if (rail.host, rail.port) == far), 0)
+
+    def _on_rail(self, number: int, event: dict[str, Any]) -> None:
+        """The engine thinks otherwise of a rail."""
+        is_worse = event["to"] != "up" and self._is_ours_to_dial(number)
+        if is_worse and event["rail"] == self._control_rail(number, self._rails_of(number)):
+            self.fail_over(number)
+
+    def _watch_interfaces(self) -> None:
+        from fabric.paths.discovery.netlink import LinkWatcher
+
+        self._watcher = LinkWatcher(self._on_interface)
         try:
-            async with asyncio.timeout(DIAL_S):
-                if self._daemon.options.listen is not None and family == socket.AF_INET:
-                    # The rail that this node was told to use.
-                    sock.bind((self._daemon.options.listen[0], 0))
-                await loop.sock_connect(sock, address)
-        except TimeoutError as error:
-            sock.close()
-            raise errors.DeadlineExceeded(f"{address[0]}:{address[1]} does not answer") from error
-        except BaseException:
-            sock.close()
-            raise
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return await handshake.connect(sock, self._local(group), self._secret)
+            self._watcher.start(asyncio.get_running_loop())
+        except errors.BrokenError as error:
+            self._context.events.add("interfaces not watched", reason=str(error))
+
+    def _on_interface(self, change: LinkChange) -> None:
+        """An interface came or went: what went over it is lost now, not when its silence shows."""
+        gone = self.rails.interfaces_changed()
+        for number, rail in {(n, rail_of(group)) for n, group, _ in gone if group != CONTROL}:
+            self._daemon.gateway.lose_rail(number, rail, f"{change.interface}: {change.reason}")
+        for number in [n for n, group, _ in gone if group == CONTROL]:
+            connection = self.peer(number)
+            if connection is not None:
+                connection.is_lost = True
+                self.fail_over(number)
 
     def _local(self, group: int) -> NodeInfo:
         from fabric.links.handshake import NodeInfo
@@ -267,10 +382,9 @@ class PeerLinks:
         )
 
     # ---------------------------------------------------------------- accepting
-    def _accept(self) -> None:
-        assert self._listening is not None
+    def _accept(self, listening: socket.socket) -> None:
         try:
-            sock, address = self._listening.accept()
+            sock, address = listening.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return
         except OSError as error:
@@ -294,6 +408,9 @@ class PeerLinks:
         except errors.FabricError as error:
             self._context.events.add("node refused", reason=str(error))
             return
+        if info.group == GROUP_PROBE:
+            await self._daemon.control.paths.probes.accept(sock)
+            return
         if used != self._incarnation and info.group != CONTROL:
             sock.close()  # proven for a session that was given up meanwhile; it is dialled again
             return
@@ -305,9 +422,7 @@ class PeerLinks:
                     "data connection refused", node=info.number, reason=str(error)
                 )
             return
-        connection = ControlConnection(
-            FrameStream(sock), self._daemon.calls.serve_peer, f"node {info.node}"
-        )
+        connection = self._control_over(sock, info, len(self._listening))
         node = self._daemon.registry.view.node(info.number)
         if node is not None and node.name == info.node:
             self.bind(info.number, connection)
@@ -331,10 +446,13 @@ class PeerLinks:
             sock.close()
             raise
         congestion.choose(sock, self._daemon.options.tcp_congestion)
+        ends = ends_of(sock)
         self._daemon.gateway.add_connection(number, sock.detach(), info.group, info.features)
+        self.rails.connected(number, info.group, ends)
 
     def _on_link_down(self, number: int, group: int, reason: str) -> None:
-        if number < self._context.number or number == self.registry_number:
+        self.rails.disconnected(number, group)
+        if self._is_ours_to_dial(number):
             self._dial(number, group)
 
     def spawn(self, coroutine: Any) -> asyncio.Task[Any]:

@@ -21,13 +21,14 @@ from typing import Any, Final
 import msgspec
 
 from fabric import limits
-from fabric.abc.link import GROUP_BULK, GROUP_CONTROL, GROUP_TOKEN, NodeInfo, PeerInfo
+from fabric.abc.link import GROUP_CONTROL, GROUP_PROBE, NodeInfo, PeerInfo
 from fabric.errors import BrokenError, DeadlineExceeded, PeerProtocolError, PeerRestartedError
 
 MAGIC: Final = b"FABH"
 VERSION_MIN: Final = 1
 VERSION_MAX: Final = 1
 _HEAD = struct.Struct("<4sBBH")  # magic, kind, 0, body length
+GROUPS: Final = 2 * limits.RAILS_PER_PEER_MAX  # rail * 2 + GROUP_TOKEN or GROUP_BULK
 _PROOF_BYTES: Final = 32
 _NONCE_BYTES: Final = 32
 
@@ -226,7 +227,12 @@ def session_id(local: NodeInfo, peer_node: str, peer_incarnation: int) -> int:
 
 
 async def connect(
-    sock: socket.socket, local: NodeInfo, secret: bytes, *, expect: int | None = None
+    sock: socket.socket,
+    local: NodeInfo,
+    secret: bytes,
+    *,
+    expect: int | None = None,
+    within_s: float = limits.HANDSHAKE_S,
 ) -> tuple[socket.socket, PeerInfo]:
     """Run the connecting side on `sock` (connected, any mode; non-blocking after).
 
@@ -241,25 +247,28 @@ async def connect(
     PeerProtocolError, PeerRestartedError
         See `Handshake.receive`.
     DeadlineExceeded
-        Not done within `limits.HANDSHAKE_S`.
+        Not done within `within_s`.
     BrokenError
         The connection ended meanwhile.
     """
-    return await _drive(sock, Handshake(local, secret, initiator=True, expect=expect))
+    return await _drive(sock, Handshake(local, secret, initiator=True, expect=expect), within_s)
 
 
 async def accept(
     sock: socket.socket, local: NodeInfo, secret: bytes, *, expect: int | None = None
 ) -> tuple[socket.socket, PeerInfo]:
     """Run the accepting side on `sock`; as `connect`. The group is the one the peer asked for."""
-    return await _drive(sock, Handshake(local, secret, initiator=False, expect=expect))
+    done = Handshake(local, secret, initiator=False, expect=expect)
+    return await _drive(sock, done, limits.HANDSHAKE_S)
 
 
-async def _drive(sock: socket.socket, handshake: Handshake) -> tuple[socket.socket, PeerInfo]:
+async def _drive(
+    sock: socket.socket, handshake: Handshake, within_s: float
+) -> tuple[socket.socket, PeerInfo]:
     sock.setblocking(False)
     loop = asyncio.get_running_loop()
     try:
-        async with asyncio.timeout(limits.HANDSHAKE_S):
+        async with asyncio.timeout(within_s):
             first = handshake.start()
             if first:
                 await loop.sock_sendall(sock, first)
@@ -273,7 +282,7 @@ async def _drive(sock: socket.socket, handshake: Handshake) -> tuple[socket.sock
     except TimeoutError as error:
         sock.close()
         raise DeadlineExceeded(
-            f"no handshake within {limits.HANDSHAKE_S:g} s, in state '{handshake.state.value}'"
+            f"no handshake within {within_s:g} s, in state '{handshake.state.value}'"
         ) from error
     except OSError as error:
         sock.close()
@@ -322,7 +331,7 @@ def _check_hello(body: bytes) -> dict[str, Any]:
         0 < len(hello["node"].encode()) <= limits.NAME_BYTES_MAX
         and 0 <= hello["number"] < 1 << 16
         and 0 < hello["incarnation"] < 1 << 64
-        and hello["group"] in (GROUP_TOKEN, GROUP_BULK, GROUP_CONTROL)
+        and (0 <= hello["group"] < GROUPS or hello["group"] in (GROUP_PROBE, GROUP_CONTROL))
         and len(hello["nonce"]) == _NONCE_BYTES
         and 0 <= hello["features"] < 1 << 64
     )

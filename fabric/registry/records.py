@@ -12,6 +12,15 @@ import msgspec
 NodeState = Literal["alive", "silent", "dead"]
 
 
+class RailRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One address of a node: `interface` is its name there, `bits_per_second` what it claims (0: it does not say)."""
+
+    host: str
+    port: int
+    interface: str = ""
+    bits_per_second: int = 0
+
+
 class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One node. `silent`: no lease lately (or not back since the registry restarted); its endpoints stay."""
 
@@ -23,6 +32,11 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     state: NodeState = "alive"
     links: tuple[str, ...] = ("tcp",)  #: that work there, the better first
     links_wanted: tuple[str, ...] = ()  #: that its operator asked for
+    rails: tuple[RailRecord, ...] = ()  #: where it listens; the first is `host` and `port`
+
+    def addresses(self) -> tuple[RailRecord, ...]:
+        """Return where it listens: its rails, or the one address of a node that names no more; empty: nowhere."""
+        return self.rails or ((RailRecord(host=self.host, port=self.port),) if self.port else ())
 
 
 class Graph(msgspec.Struct, frozen=True, kw_only=True):

@@ -62,6 +62,7 @@ class Node:
         self.name = name
         self._options = options
         self.address = "127.0.0.1:0"  #: to listen on; a test that restarts the node fixes the port
+        self.inside: list[str] = []  #: what runs its command elsewhere, as in a network namespace
         self.folder = folder / name
         self.folder.mkdir()
         self.socket = str(self.folder / "s")
@@ -74,7 +75,8 @@ class Node:
 
     def start(self) -> Node:
         """Start it and wait until it serves."""
-        command = [sys.executable, "-m", "fabric.controlplane.main", "--name", self.name]
+        command = [*self.inside, sys.executable, "-m", "fabric.controlplane.main"]
+        command += ["--name", self.name]
         command += ["--socket", self.socket, "--state", str(self.folder / "state")]
         command += ["--listen", self.address, "--secret-file", str(self._secret)]
         command += ["--join", self._join] if self._join else []

@@ -8,9 +8,10 @@ import socket
 import pytest
 
 from fabric import limits
-from fabric.controlplane import options
+from fabric.controlplane import listening, options
 from fabric.controlplane.main import check_exposure, main
 from fabric.errors import BusyError, ConfigError
+from fabric.links.addresses import LocalAddress
 
 pytestmark = pytest.mark.promise("P10")
 
@@ -68,14 +69,14 @@ def test_state_directory_that_cannot_be_written_is_refused():
 
 
 def test_taken_address_is_refused(short_dir):
-    with options.listen_tcp(("127.0.0.1", 0)) as first:
+    with listening.listen_tcp(("127.0.0.1", 0)) as first:
         with pytest.raises(BusyError, match="is taken; choose another --listen"):
-            options.listen_tcp(("127.0.0.1", first.getsockname()[1]))
+            listening.listen_tcp(("127.0.0.1", first.getsockname()[1]))
 
 
 def test_address_of_another_machine_is_refused():
     with pytest.raises(ConfigError, match="choose another --listen"):
-        options.listen_tcp(("192.0.2.1", 0))
+        listening.listen_tcp(("192.0.2.1", 0))
 
 
 @pytest.mark.parametrize("text", ["nowhere", "127.0.0.1:", ":7400", "127.0.0.1:99999"])
@@ -170,3 +171,62 @@ def test_metrics_are_where_the_option_says_and_can_be_off(text, address):
 def test_an_address_of_metrics_that_is_none_is_refused(text):
     with pytest.raises(ConfigError, match="--metrics"):
         options.parse(["--metrics", text])
+
+
+def test_each_listen_is_a_rail_and_further_ones_take_the_first_ones_port():
+    given = ["--listen", "10.0.0.1:7400", "--listen", "10.1.0.1", "--listen", "10.2.0.1:7500"]
+    found = options.parse(given)
+    assert found.listen == ("10.0.0.1", 7400)
+    assert found.listens == (("10.0.0.1", 7400), ("10.1.0.1", 7400), ("10.2.0.1", 7500))
+    assert options.parse([]).listens == ()
+    assert listening.addresses_of(["[fd00::1]:7400", "[fd00::2]"])[1] == ("fd00::2", 7400)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["10.0.0.1"], "write HOST:PORT"),
+        (["10.0.0.1:7400", "10.1.0.1:port"], "write HOST:PORT"),
+        (["10.0.0.1:7400", ""], "write HOST:PORT"),
+        (["10.0.0.1:7400", "10.0.0.1"], "is given twice"),
+        ([f"10.0.0.{n}:7400" for n in range(limits.RAILS_PER_PEER_MAX + 1)], "RAILS_PER_PEER_MAX"),
+    ],
+    ids=["first without a port", "port is a word", "empty", "twice", "too many"],
+)
+def test_rails_that_cannot_be_are_refused(given, said):
+    with pytest.raises(ConfigError, match=said):
+        listening.addresses_of(given)
+
+
+def test_rails_share_the_free_port_that_the_first_one_got():
+    made = listening.listen_on([("127.0.0.1", 0), ("127.0.0.2", 0)])
+    names = [sock.getsockname() for sock in made]
+    for sock in made:
+        sock.close()
+    assert [host for host, _ in names] == ["127.0.0.1", "127.0.0.2"]
+    assert names[0][1] == names[1][1] != 0
+
+
+def test_everywhere_is_each_usable_interface_and_only_as_many_as_there_may_be(monkeypatch, capsys):
+    many = tuple(
+        LocalAddress("lo", f"127.0.1.{n}", 8) for n in range(1, limits.RAILS_PER_PEER_MAX + 2)
+    )
+    monkeypatch.setattr(listening.addresses, "local_addresses", lambda: many)
+    made = listening.listen_on([("0.0.0.0", 0)])
+    hosts = [sock.getsockname()[0] for sock in made]
+    for sock in made:
+        sock.close()
+    assert hosts == [a.address for a in many[: limits.RAILS_PER_PEER_MAX]]
+    assert f"{many[-1].address} is not listened on" in capsys.readouterr().err
+
+
+def test_rail_that_cannot_be_listened_on_leaves_none_open():
+    with pytest.raises(ConfigError, match="cannot listen on 198"):
+        listening.listen_on([("127.0.0.1", 0), ("198.51.100.7", 0)])
+
+
+@pytest.mark.parametrize("listens", [["0.0.0.0:0"], ["127.0.0.1:0", "10.0.0.1"]])
+def test_any_rail_beyond_loopback_needs_a_secret(listens, short_dir):
+    given = [word for each in listens for word in ("--listen", each)]
+    with pytest.raises(ConfigError, match="give --secret-file"):
+        check_exposure(options.parse(given))

@@ -116,7 +116,7 @@ def hello(**changes: object) -> bytes:
         hello(node="x" * (limits.NAME_BYTES_MAX + 1)),
         hello(number=1 << 16),
         hello(incarnation=0),
-        hello(group=2),
+        hello(group=2 * limits.RAILS_PER_PEER_MAX),
         hello(nonce=b"short"),
         hello(features=True),
         hello(versions=[2, 9]),

@@ -1,0 +1,349 @@
+"""The rails to each peer: which addresses join the two nodes, how dialling them goes, which connections are up.
+
+A rail is one address of the node that accepts; the node that dials comes from its own address in the same network.
+Belongs to the daemon's loop; `PeerLinks` dials, the engine moves bytes and judges health. Tables are bounded: rails of
+a peer by RAILS_PER_PEER_MAX, peers by NODES_MAX.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from fabric import limits
+from fabric.abc.link import GROUP_CONTROL
+from fabric.links import addresses
+from fabric.links.addresses import LocalAddress
+from fabric.links.dial import Target
+from fabric.registry.records import NodeRecord, RailRecord
+
+if TYPE_CHECKING:
+    from fabric.controlplane.daemon import Daemon
+
+DIAL_S = 3.0  #: the longest attempt, to a peer that nothing is known of
+FIRST_DIAL_S = 1.0  #: the longest attempt to one rail of several, before it was ever up
+HANDSHAKE_S = 1.0  #: of one rail of several; doubled with each failure
+ROUND_TRIPS = 4  #: an attempt may take as many times what the last one took
+CUT_OFF_TRIES = 60  #: as often, a peer that no rail leads to is tried without growing pauses
+TELL_AFTER = 3  #: failures in a row, then a rail is told of as not reached
+
+
+def rail_of(group: int) -> int:
+    """Return the rail of a combined group number."""
+    return group // 2
+
+
+def groups_of(rail: int) -> tuple[int, int]:
+    """Return the combined numbers of a rail's two connections."""
+    return rail * 2, rail * 2 + 1
+
+
+@dataclass(eq=False, slots=True)
+class Dial:
+    """How dialling one connection goes. `took_s` is of the last that succeeded; 0: none has."""
+
+    failures: int = 0  #: in a row
+    took_s: float = 0.0
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """Both addresses of a connection that is up, and the peer's port."""
+
+    local: str
+    remote: str
+    port: int = 0
+
+    @property
+    def far(self) -> tuple[str, int]:
+        """The peer's address with its port."""
+        return self.remote, self.port
+
+
+def attempt_s(dial: Dial, rails: int, is_cut_off: bool) -> float:
+    """Return how long one attempt to connect may take, in seconds.
+
+    One of several rails is given up soon, since trying anew beats the back-off of one attempt; sooner where nothing
+    else leads to the peer. One that never was up gets longer each time, up to `FIRST_DIAL_S`: its path may be slow.
+    """
+    soon = limits.RAIL_DIAL_MS / 1000
+    if dial.took_s:
+        return min(max(soon / 2 if is_cut_off else soon, ROUND_TRIPS * dial.took_s), DIAL_S)
+    return min(soon * (1 << min(dial.failures, 8)), FIRST_DIAL_S) if rails > 1 else DIAL_S
+
+
+def handshake_s(dial: Dial, rails: int) -> float:
+    """Return how long the handshake after it may take, in seconds."""
+    if rails <= 1:
+        return limits.HANDSHAKE_S
+    return min(HANDSHAKE_S * (1 << min(dial.failures, 8)), limits.HANDSHAKE_S)
+
+
+def pause_s(failures: int, is_cut_off: bool) -> float:
+    """Return the pause after so many failures in a row, in seconds."""
+    first, longest = (ms / 1000 for ms in limits.RAIL_PAUSE_MS)
+    if is_cut_off and failures <= CUT_OFF_TRIES:
+        return first
+    return min(first * (1 << min(max(failures - 1, 0), 16)), longest)
+
+
+def with_join(
+    rails: tuple[RailRecord, ...], join: tuple[str, int], reached: tuple[str, int] | None
+) -> tuple[RailRecord, ...]:
+    """Return the addresses of the registry as this node can dial them.
+
+    Where the address that the operator gave, and the one that it `reached`, are none of those that the registry knows
+    itself by, it stands behind a forwarding: then what the operator gave is its first rail.
+    """
+    known = {(rail.host, rail.port) for rail in rails}
+    if known & {join, reached}:
+        return rails
+    return (RailRecord(host=join[0], port=join[1]), *rails[1:])
+
+
+class Rails:
+    """What this node knows of its rails."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self._dials: dict[tuple[int, int], Dial] = {}
+        self._ends: dict[tuple[int, int], Ends] = {}
+        self._missed: set[tuple[int, int]] = set()  # (node, rail) told of as not reached
+        self._changed = asyncio.Event()  # an interface came or went: try at once
+        self.losses: collections.Counter[tuple[int, int]] = collections.Counter()  #: (node, rail)
+        self.reached: tuple[str, int] | None = None  #: the registry's address, as connected
+
+    # ---------------------------------------------------------------- own addresses
+    def listening(self) -> list[tuple[str, int]]:
+        """Return the addresses that this node listens on, the first rail first."""
+        found = []
+        for fd in self.listening_fds():
+            with socket.socket(fileno=os.dup(fd)) as bound:
+                host, port = bound.getsockname()[:2]
+                found.append((host, port))
+        return found
+
+    def listening_fds(self) -> list[int]:
+        """Return the keeper's listening sockets, the first rail's first."""
+        items = self._daemon.loaded.items
+        names = ["listen/tcp", *(f"listen/tcp/{n}" for n in range(1, limits.RAILS_PER_PEER_MAX))]
+        return [items[name][1] for name in names if name in items]
+
+    def own(self) -> tuple[RailRecord, ...]:
+        """Return this node's rails as others are told of them."""
+        found = addresses.local_addresses()
+        return tuple(self._record(host, port, found) for host, port in self.listening())
+
+    @staticmethod
+    def _record(host: str, port: int, found: Sequence[LocalAddress]) -> RailRecord:
+        owner = addresses.owner_of(host, found)
+        if owner is None:
+            return RailRecord(host=host, port=port)
+        speed = addresses.bits_per_second(owner.interface, owner.index)
+        return RailRecord(host=host, port=port, interface=owner.interface, bits_per_second=speed)
+
+    # ---------------------------------------------------------------- a peer's
+    def addresses_of(self, number: int, registry: int) -> tuple[RailRecord, ...]:
+        """Return the addresses to dial a node at; empty when it is dead, unknown or listens nowhere."""
+        node = self._daemon.registry.view.node(number)
+        join = self._daemon.options.join
+        if join is not None and number == registry:
+            rails = node.addresses() if node is not None else ()
+            return with_join(rails, join, self.reached)[: limits.RAILS_PER_PEER_MAX]
+        if node is None or node.state == "dead":
+            return ()
+        return node.addresses()[: limits.RAILS_PER_PEER_MAX]
+
+    def targets(self, rails: Sequence[RailRecord]) -> list[Target]:
+        """Return for each rail where to connect, and from where."""
+        found = addresses.local_addresses()
+        own = [addresses.owner_of(host, found) for host, _ in self.listening()]
+        near = addresses.pair([a for a in own if a is not None], found, [r.host for r in rails])
+        return [
+            Target(rail.host, rail.port)
+            if local is None
+            else Target(
+                rail.host,
+                rail.port,
+                local.address,
+                addresses.device_for(local, rail.host, found),
+            )
+            for rail, local in zip(rails, near, strict=True)
+        ]
+
+    def target(self, rails: Sequence[RailRecord], rail: int, dial: Dial) -> Target:
+        """Return where to connect to one rail.
+
+        One that never was up is tried without its interface every second time: its peer may answer over another one.
+        """
+        target = self.targets(rails)[rail]
+        return replace(target, device="") if not dial.took_s and dial.failures % 2 else target
+
+    def ranked(self, number: int, count: int, avoid: int = -1) -> list[int]:
+        """Return the rails of a peer, those first on which its engine is heard; `avoid` last."""
+        states = {row["rail"]: row for row in self._daemon.gateway.rails(number)}
+
+        def order(rail: int) -> tuple[bool, bool, int, int]:
+            row = states.get(rail, {})
+            is_well = self.is_up(number, rail) and row.get("state", "up") == "up"
+            return rail == avoid, not is_well, int(row.get("base_ns", 0)), rail
+
+        return sorted(range(count), key=order)
+
+    def has_other(self, number: int, count: int, avoid: int) -> bool:
+        """Tell whether another rail than `avoid` carries now."""
+        states = {row["rail"]: row["state"] for row in self._daemon.gateway.rails(number)}
+        others = (rail for rail in range(count) if rail != avoid and self.is_up(number, rail))
+        return any(states.get(rail, "up") == "up" for rail in others)
+
+    # ---------------------------------------------------------------- connections
+    def is_up(self, number: int, rail: int) -> bool:
+        """Tell whether both connections of a rail are up."""
+        return all((number, group) in self._daemon.gateway.up for group in groups_of(rail))
+
+    def is_cut_off(self, number: int) -> bool:
+        """Tell whether no data connection leads to a node."""
+        return not any(node == number for node, _ in self._daemon.gateway.up)
+
+    def ends_of(self, number: int, group: int) -> Ends | None:
+        """Return both addresses of a connection that is up, or was last."""
+        return self._ends.get((number, group))
+
+    def dial_of(self, number: int, group: int) -> Dial:
+        """Return how dialling one connection goes."""
+        return self._dials.setdefault((number, group), Dial())
+
+    def failed(self, number: int, group: int, error: BaseException, count: int) -> None:
+        """Note an attempt that failed; of several rails, tell once of one that is not reached."""
+        dial = self.dial_of(number, group)
+        dial.failures += 1
+        dial.error = str(error)
+        key = number, rail_of(group)
+        is_new = group != GROUP_CONTROL and dial.failures >= TELL_AFTER and key not in self._missed
+        if is_new and count > 1:
+            self._missed.add(key)
+            self._tell("rail not reached", *key, severity="warning", reason=dial.error)
+
+    def connected(self, number: int, group: int, ends: Ends) -> None:
+        """Note a connection that is up, dialled or accepted."""
+        self._ends[number, group] = ends
+        dial = self.dial_of(number, group)
+        dial.failures, dial.error = 0, ""
+        key = number, rail_of(group)
+        if group != GROUP_CONTROL and key in self._missed and self.is_up(*key):
+            self._missed.discard(key)
+            self._tell("rail reached", *key, severity="info", local=ends.local)
+
+    def disconnected(self, number: int, group: int) -> None:
+        """Note a data connection that is lost."""
+        self._ends.pop((number, group), None)
+        self.losses[number, rail_of(group)] += 1
+
+    def forget(self, number: int) -> None:
+        """Forget a node that is gone."""
+        self._dials = {key: kept for key, kept in self._dials.items() if key[0] != number}
+        self._ends = {key: kept for key, kept in self._ends.items() if key[0] != number}
+        self._missed = {key for key in self._missed if key[0] != number}
+        for key in [key for key in self.losses if key[0] == number]:
+            del self.losses[key]
+
+    def close_session(self, number: int) -> None:
+        """Its data connections are closed: a new session begins."""
+        for key in [k for k in self._ends if k[0] == number and k[1] != GROUP_CONTROL]:
+            del self._ends[key]
+
+    def _tell(self, kind: str, number: int, rail: int, **fields: Any) -> None:
+        name = self._name(number)
+        self._daemon.context.events.add(kind, node=name, rail=rail, **fields)
+
+    # ---------------------------------------------------------------- interfaces
+    async def pause(self, seconds: float) -> None:
+        """Wait before the next attempt; shorter when an interface comes or goes."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
+
+    def interfaces_changed(self) -> list[tuple[int, int, str]]:
+        """Return (node, group, interface) of the connections whose interface is gone; those that wait are tried now."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+        found = addresses.local_addresses()
+        if not found:
+            return []
+        gone = []
+        for (number, group), ends in self._ends.items():
+            owner = addresses.owner_of(ends.local, found)
+            is_here = addresses.owner_of(ends.remote, found) is not None
+            if not is_here and (owner is None or not owner.is_usable):
+                gone.append((number, group, owner.interface if owner else ends.local))
+        return gone
+
+    # ---------------------------------------------------------------- shown
+    def rows(
+        self, number: int, rails: Sequence[RailRecord], is_dialled: bool, size_bytes: int = 0
+    ) -> list[dict[str, Any]]:
+        """Return one row for each rail of a peer; `rails` are the addresses of the node that accepts."""
+        scores = {row["rail"]: row for row in self._daemon.gateway.rails(number, size_bytes)}
+        found = addresses.local_addresses()
+        node = self._daemon.registry.view.node(number)
+        return [
+            {
+                "state": "down",
+                **scores.get(rail, {}),
+                **self._row(number, rail, record, is_dialled),
+                **self._interfaces(number, rail, found, node),
+            }
+            for rail, record in enumerate(rails)
+        ]
+
+    def _row(self, number: int, rail: int, record: RailRecord, is_dialled: bool) -> dict[str, Any]:
+        dials = [self.dial_of(number, group) for group in groups_of(rail)]
+        connections = sum((number, group) in self._daemon.gateway.up for group in groups_of(rail))
+        waiting = "dialling" if is_dialled else "awaited"
+        return {
+            "rail": rail,
+            "address": f"{record.host}:{record.port}",
+            "connections": connections,
+            "dial": "up" if connections == 2 else waiting,
+            "dial_failures": max(dial.failures for dial in dials),
+            "last_error": next((dial.error for dial in dials if dial.error), ""),
+            "losses": self.losses[number, rail],
+        }
+
+    def _interfaces(
+        self, number: int, rail: int, found: Sequence[LocalAddress], node: NodeRecord | None
+    ) -> dict[str, Any]:
+        ends = next((e for g in groups_of(rail) if (e := self._ends.get((number, g)))), None)
+        if ends is None:
+            return {"local": "", "remote": "", "interface": "", "peer_interface": "",
+                    "bits_per_second": 0, "peer_bits_per_second": 0}  # fmt: skip
+        own = self._record(ends.local, 0, found)
+        known = node.addresses() if node is not None else ()
+        there = next((r for r in known if r.host == ends.remote), RailRecord(host="", port=0))
+        return {
+            "local": ends.local,
+            "remote": ends.remote,
+            "interface": own.interface,
+            "peer_interface": there.interface,
+            "bits_per_second": own.bits_per_second,
+            "peer_bits_per_second": there.bits_per_second,
+        }
+
+    def _name(self, number: int) -> str:
+        node = self._daemon.registry.view.node(number)
+        return node.name if node is not None else str(number)
+
+
+def ends_of(sock: socket.socket) -> Ends:
+    """Return both addresses of a connected socket; empty ones when it is broken already."""
+    try:
+        return Ends(sock.getsockname()[0], *sock.getpeername()[:2])
+    except OSError:
+        return Ends("", "")

@@ -1,0 +1,111 @@
+"""Connect to one rail of a peer: from the local address in its network, over that interface alone, within a time.
+
+A connection that is bound to its interface stays on its rail: when the interface goes, the kernel must not lead it over
+another one, where it would share that one's rate and hide the loss.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from dataclasses import dataclass
+
+from fabric.errors import DeadlineExceeded, PathBrokenError
+
+_TCP_INFO_BYTES = 104
+_RETRANSMITS, _UNACKED = 2, 24  # offsets in struct tcp_info: a byte, and a 32-bit count of segments
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where to connect, and from where.
+
+    Parameters
+    ----------
+    host : str
+        Address or name.
+    port : int
+    local : str
+        Own address to connect from; empty: the kernel's route decides.
+    device : str
+        Interface to keep to; empty: any.
+    """
+
+    host: str
+    port: int
+    local: str = ""
+    device: str = ""
+
+    def __str__(self) -> str:
+        here = f" from {self.local}" if self.local else ""
+        over = f" over {self.device}" if self.device else ""
+        return f"{self.host}:{self.port}{here}{over}"
+
+
+async def dial(target: Target, within_s: float) -> socket.socket:
+    """Connect and return the socket, non-blocking.
+
+    Raises
+    ------
+    DeadlineExceeded
+        No answer within `within_s`.
+    PathBrokenError
+        Refused, unreachable, or the local address or interface is not there now.
+
+    Notes
+    -----
+    A system that keeps SO_BINDTODEVICE from this user gets the address only.
+    """
+    loop = asyncio.get_running_loop()
+    family = socket.AF_INET6 if ":" in target.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setblocking(False)
+    try:
+        async with asyncio.timeout(within_s):
+            _bind(sock, target)
+            await loop.sock_connect(sock, (target.host, target.port))
+    except TimeoutError as error:
+        sock.close()
+        raise DeadlineExceeded(f"{target} does not answer within {within_s:g} s") from error
+    except OSError as error:
+        sock.close()
+        raise PathBrokenError(f"cannot reach {target}: {error}", address=str(target)) from error
+    except BaseException:
+        sock.close()
+        raise
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+def _bind(sock: socket.socket, target: Target) -> None:
+    if target.device:
+        with contextlib.suppress(PermissionError):
+            name = target.device.encode() + b"\0"
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name)
+    if target.local and sock.family == socket.AF_INET:
+        sock.bind((target.local, 0))
+
+
+def give_up_after(sock: socket.socket, silent_s: float) -> None:
+    """Have the kernel break a connection whose peer's kernel confirms nothing for that long, idle or not.
+
+    A peer that is stopped or busy still confirms: only a dead path, or a dead machine, breaks it.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)  # whole seconds, the least there is
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(silent_s * 1000))
+
+
+def is_stalled(sock: socket.socket) -> bool:
+    """Tell whether what was sent is not confirmed although the kernel has already sent it again."""
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+    except OSError:
+        return False  # closed, or not tcp: whoever reads it finds out
+    if len(info) < _UNACKED + 4:
+        return False
+    (unacked,) = struct.unpack_from("=I", info, _UNACKED)
+    return info[_RETRANSMITS] > 0 and unacked > 0

@@ -1,0 +1,250 @@
+"""Which addresses are rails, how long dialling one may take, and what is told of each."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fabric import limits
+from fabric.controlplane import rails as rails_module
+from fabric.controlplane.rails import Dial, Ends, Rails, attempt_s, handshake_s, pause_s, with_join
+from fabric.links.addresses import LocalAddress
+from fabric.registry.records import NodeRecord, RailRecord, View
+from fabric.telemetry.events import EventLog
+
+NEAR, FAR, REGISTRY = 2, 3, 1
+TWO = (RailRecord(host="10.1.0.9", port=7400), RailRecord(host="10.2.0.9", port=7400))
+HERE = (
+    LocalAddress("eth0", "10.1.0.5", 24, index=2),
+    LocalAddress("eth1", "10.2.0.5", 24, index=3),
+)
+
+
+def node(number: int, *rails: RailRecord, **more: Any) -> NodeRecord:
+    about = {"name": f"n{number}", "incarnation": 1, "host": "10.1.0.9", "port": 7400, **more}
+    return NodeRecord(number=number, rails=rails, **about)
+
+
+class Gateway:
+    """Knows which connections are up, and what the engine says of rails."""
+
+    def __init__(self) -> None:
+        self.up: set[tuple[int, int]] = set()
+        self.said: list[dict[str, Any]] = []
+
+    def rails(self, number: int, size_bytes: int = 0) -> list[dict[str, Any]]:
+        return self.said
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Rails of a node that listens nowhere, on a machine with two interfaces."""
+    monkeypatch.setattr(rails_module.addresses, "local_addresses", lambda: HERE)
+    view = View(nodes=(node(NEAR, *TWO), node(FAR, state="dead"), node(REGISTRY, *TWO)))
+    daemon: Any = SimpleNamespace(
+        loaded=SimpleNamespace(items={}),
+        registry=SimpleNamespace(view=view),
+        options=SimpleNamespace(join=None),
+        gateway=Gateway(),
+        context=SimpleNamespace(events=EventLog()),
+    )
+    return Rails(daemon), daemon
+
+
+def bring_up(rails: Rails, daemon: Any, *groups: int) -> None:
+    for group in groups:
+        daemon.gateway.up.add((NEAR, group))
+        rails.connected(NEAR, group, Ends(f"10.{1 + group // 2}.0.5", TWO[group // 2].host, 7400))
+
+
+def told(daemon: Any) -> list[tuple[str, int]]:
+    return [(row["event"], row["rail"]) for row in daemon.context.events.rows()]
+
+
+# -------------------------------------------------------------------- how long
+def test_rail_that_was_up_is_given_up_soon_and_sooner_where_nothing_else_is_left():
+    known = Dial(took_s=0.001)
+    assert attempt_s(known, 2, is_cut_off=False) == limits.RAIL_DIAL_MS / 1000
+    assert attempt_s(known, 2, is_cut_off=True) < attempt_s(known, 2, is_cut_off=False)
+
+
+def test_slow_network_gets_the_time_that_it_needed_before():
+    assert attempt_s(Dial(took_s=0.4), 2, is_cut_off=True) == pytest.approx(1.6)
+    assert attempt_s(Dial(took_s=60.0), 2, is_cut_off=True) == rails_module.DIAL_S
+
+
+def test_rail_that_never_answered_gets_longer_each_time_up_to_a_bound():
+    times = [attempt_s(Dial(failures=n), 2, is_cut_off=False) for n in (0, 1, 2, 3, 1000)]
+    assert times == sorted(times) and times[0] < times[1]
+    assert times[-1] == rails_module.FIRST_DIAL_S
+
+
+def test_only_rail_of_a_peer_is_waited_for_as_long_as_ever():
+    assert attempt_s(Dial(), 1, is_cut_off=True) == rails_module.DIAL_S
+    assert handshake_s(Dial(), 1) == limits.HANDSHAKE_S
+    assert handshake_s(Dial(), 2) < handshake_s(Dial(failures=1), 2)
+    assert handshake_s(Dial(failures=1000), 2) == limits.HANDSHAKE_S
+
+
+def test_pauses_grow_to_their_bound_and_never_beyond():
+    first, longest = (ms / 1000 for ms in limits.RAIL_PAUSE_MS)
+    pauses = [pause_s(n, is_cut_off=False) for n in range(1, 100)]
+    assert pauses[0] == first and pauses[1] == 2 * first
+    assert pauses == sorted(pauses) and pauses[-1] == longest
+    longest_return = longest + limits.RAIL_DIAL_MS / 1000
+    assert longest_return < 1.0, "a rail that returns is used again within a second"
+
+
+def test_pauses_stay_short_while_nothing_leads_to_the_peer_but_not_for_ever():
+    first, longest = (ms / 1000 for ms in limits.RAIL_PAUSE_MS)
+    assert {pause_s(n, is_cut_off=True) for n in range(1, 20)} == {first}
+    assert pause_s(100_000, is_cut_off=True) == longest
+
+
+# -------------------------------------------------------------------- addresses
+def test_registry_is_dialled_where_it_says_when_the_operators_address_is_one_of_those():
+    assert with_join(TWO, ("10.2.0.9", 7400), None) == TWO
+    assert with_join(TWO, ("head", 7400), ("10.2.0.9", 7400)) == TWO, "a name of its second rail"
+
+
+def test_registry_behind_a_forwarding_is_dialled_where_the_operator_said():
+    found = with_join(TWO, ("gate", 9000), ("203.0.113.5", 9000))
+    assert [(r.host, r.port) for r in found] == [("gate", 9000), ("10.2.0.9", 7400)]
+    assert [r.host for r in with_join((), ("gate", 9000), None)] == ["gate"]
+
+
+def test_dead_node_and_stranger_have_no_address(made):
+    rails, _ = made
+    assert rails.addresses_of(FAR, REGISTRY) == () == rails.addresses_of(77, REGISTRY)
+    assert rails.addresses_of(NEAR, REGISTRY) == TWO
+
+
+def test_node_that_knows_one_address_has_one_rail(made):
+    rails, daemon = made
+    daemon.registry.view = View(nodes=(node(NEAR),))
+    assert rails.addresses_of(NEAR, REGISTRY) == (RailRecord(host="10.1.0.9", port=7400),)
+
+
+@pytest.mark.promise("P8")
+def test_peer_that_names_too_many_addresses_is_dialled_at_the_first_few(made):
+    rails, daemon = made
+    many = tuple(RailRecord(host=f"10.1.0.{n}", port=1) for n in range(1, 40))
+    daemon.registry.view = View(nodes=(node(NEAR, *many),))
+    assert rails.addresses_of(NEAR, REGISTRY) == many[: limits.RAILS_PER_PEER_MAX]
+
+
+def test_each_rail_is_dialled_over_its_own_interface(made):
+    rails, _ = made
+    targets = rails.targets(TWO)
+    assert [(t.local, t.device) for t in targets] == [("10.1.0.5", "eth0"), ("10.2.0.5", "eth1")]
+
+
+def test_rail_that_never_was_up_is_also_tried_without_its_interface(made):
+    rails, _ = made
+    devices = [rails.target(TWO, 1, Dial(failures=n)).device for n in range(4)]
+    assert devices == ["eth1", "", "eth1", ""]
+    known = {rails.target(TWO, 1, Dial(failures=n, took_s=0.01)).device for n in range(4)}
+    assert known == {"eth1"}, "else it would go over the other rail when its own is down"
+
+
+# -------------------------------------------------------------------- health
+def test_rails_that_carry_come_first_and_the_one_to_leave_last(made):
+    rails, daemon = made
+    bring_up(rails, daemon, 2, 3)
+    assert rails.ranked(NEAR, 2) == [1, 0]
+    bring_up(rails, daemon, 0, 1)
+    assert rails.ranked(NEAR, 2, avoid=0) == [1, 0]
+    daemon.gateway.said = [{"rail": 0, "state": "suspect"}, {"rail": 1, "state": "up"}]
+    assert rails.ranked(NEAR, 2) == [1, 0]
+
+
+def test_rail_half_up_is_none_to_go_to(made):
+    rails, daemon = made
+    bring_up(rails, daemon, 0, 1, 2)
+    assert not rails.has_other(NEAR, 2, avoid=0)
+    bring_up(rails, daemon, 3)
+    assert rails.has_other(NEAR, 2, avoid=0)
+    daemon.gateway.said = [{"rail": 1, "state": "suspect"}]
+    assert not rails.has_other(NEAR, 2, avoid=0)
+
+
+@pytest.mark.promise("P5")
+def test_rail_that_is_not_reached_is_told_of_once_and_again_when_it_is(made):
+    rails, daemon = made
+    for _ in range(rails_module.TELL_AFTER + 5):
+        for group in (2, 3):
+            rails.failed(NEAR, group, OSError("no route"), 2)
+    assert told(daemon) == [("rail not reached", 1)]
+    row = rails.rows(NEAR, TWO, is_dialled=True)[1]
+    assert (row["state"], row["dial"], row["last_error"]) == ("down", "dialling", "no route")
+    bring_up(rails, daemon, 2)
+    assert told(daemon) == [("rail not reached", 1)], "one of its two connections is no rail yet"
+    bring_up(rails, daemon, 3)
+    assert told(daemon) == [("rail not reached", 1), ("rail reached", 1)]
+    assert rails.dial_of(NEAR, 2).failures == 0
+
+
+def test_rows_join_what_the_engine_says_with_addresses_and_dialling(made):
+    rails, daemon = made
+    bring_up(rails, daemon, 0, 1)
+    daemon.gateway.said = [{"rail": 0, "state": "up", "rate": 1e8}]
+    first, second = rails.rows(NEAR, TWO, is_dialled=True)
+    assert (first["state"], first["rate"], first["dial"]) == ("up", 1e8, "up")
+    assert (first["local"], first["remote"], first["interface"]) == ("10.1.0.5", "10.1.0.9", "eth0")
+    assert (second["state"], second["connections"], second["address"]) == (
+        "down",
+        0,
+        "10.2.0.9:7400",
+    )
+    daemon.gateway.up.discard((NEAR, 0))
+    rails.disconnected(NEAR, 0)
+    assert rails.rows(NEAR, TWO, is_dialled=False)[0]["losses"] == 1
+    rails.forget(NEAR)
+    assert rails.rows(NEAR, TWO, is_dialled=False)[0]["losses"] == 0
+
+
+# -------------------------------------------------------------------- interfaces
+def test_connections_of_an_interface_that_goes_are_named(made, monkeypatch):
+    rails, daemon = made
+    bring_up(rails, daemon, 0, 1, 2, 3)
+    assert rails.interfaces_changed() == []
+    unplugged = LocalAddress("eth1", "10.2.0.5", 24, is_usable=False, index=3)
+    monkeypatch.setattr(rails_module.addresses, "local_addresses", lambda: (HERE[0], unplugged))
+    assert rails.interfaces_changed() == [(NEAR, 2, "eth1"), (NEAR, 3, "eth1")]
+    monkeypatch.setattr(rails_module.addresses, "local_addresses", lambda: HERE[:1])
+    assert [group for _, group, _ in rails.interfaces_changed()] == [2, 3], "it was removed"
+
+
+def test_connection_within_this_machine_outlives_its_interface(made, monkeypatch):
+    rails, _ = made
+    rails.connected(NEAR, 0, Ends("10.1.0.5", "10.1.0.5"))
+    unplugged = LocalAddress("eth0", "10.1.0.5", 24, is_usable=False, index=2)
+    monkeypatch.setattr(rails_module.addresses, "local_addresses", lambda: (unplugged,))
+    assert rails.interfaces_changed() == []
+
+
+async def test_who_waits_to_dial_tries_at_once_when_an_interface_comes(made):
+    rails, _ = made
+    waiting = asyncio.create_task(rails.pause(60.0))
+    await asyncio.sleep(0)
+    rails.interfaces_changed()
+    await asyncio.wait_for(waiting, 5.0)
+
+
+def test_listening_sockets_are_rails_in_the_keepers_order(made, monkeypatch):
+    rails, daemon = made
+    servers = [socket.create_server((host, 0)) for host in ("127.0.0.1", "127.0.0.2")]
+    daemon.loaded.items = {
+        "listen/tcp/1": ({}, servers[1].fileno()),
+        "listen/tcp": ({}, servers[0].fileno()),
+    }
+    assert [host for host, _ in rails.listening()] == ["127.0.0.1", "127.0.0.2"]
+    loopback = LocalAddress("lo", "127.0.0.1", 8, True, True, 1)
+    monkeypatch.setattr(rails_module.addresses, "local_addresses", lambda: (loopback,))
+    assert [r.interface for r in rails.own()] == ["lo", "lo"]
+    for server in servers:
+        server.close()
