@@ -19,6 +19,7 @@ from fabric.cli import (
     listing,
     metrics,
     node,
+    path,
     plan,
     schema,
     spec,
@@ -29,7 +30,7 @@ from fabric.cli import (
 HELP = """Show and change what a node of the fabric does.
 
 Which node: --socket PATH, or FABRIC_SOCKET, or the default socket of node "a".
-Every listing takes -o table|json|yaml. A failure says what, why and the one thing to do.
+Every listing takes -o table|wide|json|yaml. A failure says what, why and the one thing to do.
 
 Exit status: 0 done, 1 failed, 2 wrong usage; audit: 1 a difference, 3 no verdict;
 plan and diff: 2 something differs.
@@ -71,6 +72,7 @@ app.add_typer(
 app.add_typer(
     workers.plugin_app, name="plugin", help="List, show and load plugins; read their logs."
 )
+app.add_typer(path.path_app, name="path")
 app.add_typer(bench.bench_app, name="bench")
 
 

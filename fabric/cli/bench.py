@@ -16,11 +16,6 @@ from fabric.cli.output import ABSENT, Column, Format, cell, emit, table
 bench_app = typer.Typer(help="Measure a live deployment without stopping it.", no_args_is_help=True)
 
 
-@bench_app.callback()
-def _group() -> None:
-    """Keep `edge` a verb of its own while it is the only one."""
-
-
 def _figure(title: str, *keys: str) -> Column:
     """Return a column of the first of the keys that a row has."""
     return Column(title, lambda row: next((row[k] for k in keys if k in row), None), True)
@@ -82,12 +77,38 @@ def edge(
     target = source if target is None else target
     what = f"cannot measure {source} → {target}"
     size_bytes, memory_bytes = _size(what, "--bytes", size), _size(what, "--memory", memory)
-    sys.stderr.write(_budget(source, target, seconds, size_bytes, memory_bytes) + "\n")
+    sys.stderr.write(_budget(f"{source} → {target}", seconds, size_bytes, memory_bytes) + "\n")
     with failing(what), connect(socket, deadline_s=limits.CONTROL_S) as client:
         answer = client.bench_edge(
             source, target, seconds=seconds, size_bytes=size_bytes, memory_bytes=memory_bytes
         )
     emit(answer, output, lambda: render(answer))
+
+
+@bench_app.command("path")
+def path(
+    peer: Annotated[str, typer.Argument(metavar="PEER", help="Node at the other end.")],
+    seconds: Seconds = 5.0,
+    size: Bytes = "1GiB",
+    memory: Memory = "64MiB",
+    socket: Socket = None,
+    output: Output = Format.table,
+) -> None:
+    """Measure the live rails to a node: each alone, all at once, and what the fabric makes of them.
+
+    The first two are connections of their own beside the traffic that is there, the third is messages over channels of
+    its own, as `bench edge` sends them. Whatever ends it takes them away.
+    """
+    from fabric.cli import path_tables
+
+    what = f"cannot measure the rails to {peer}"
+    size_bytes, memory_bytes = _size(what, "--bytes", size), _size(what, "--memory", memory)
+    sys.stderr.write(_budget(f"the rails to {peer}", seconds, size_bytes, memory_bytes) + "\n")
+    with failing(what), connect(socket, deadline_s=limits.CONTROL_S) as client:
+        answer = client.bench_path(
+            peer, seconds=seconds, size_bytes=size_bytes, memory_bytes=memory_bytes
+        )
+    emit(answer, output, lambda: path_tables.measured(answer))
 
 
 def _size(what: str, option: str, text: str) -> int:
@@ -97,10 +118,10 @@ def _size(what: str, option: str, text: str) -> int:
         raise Failure(what, f"{option}: {error}", "correct it and run the command again") from error
 
 
-def _budget(source: str, target: str, seconds: float, size: int, memory: int) -> str:
+def _budget(measured: str, seconds: float, size: int, memory: int) -> str:
     """Return the budget in words."""
     return (
-        f"measuring {source} → {target}: at most {seconds:g} s, {units.format_bytes(size)} of payload and"
+        f"measuring {measured}: at most {seconds:g} s, {units.format_bytes(size)} of payload and"
         f" {units.format_bytes(memory)} of memory a node; Ctrl-C takes everything away"
     )
 

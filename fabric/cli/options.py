@@ -21,7 +21,7 @@ Socket = Annotated[
         "--socket", envvar="FABRIC_SOCKET", help="Attach socket of the node.", show_default=False
     ),
 ]
-Output = Annotated[Format, typer.Option("--output", "-o", help="table, json or yaml.")]
+Output = Annotated[Format, typer.Option("--output", "-o", help="table, wide, json or yaml.")]
 Lines = Annotated[
     int,
     typer.Option("--lines", "-n", min=1, max=limits.LOG_LINES_MAX, help="How many, from the end."),

@@ -6,6 +6,7 @@ grep, diff and tests see whole words.
 
 from __future__ import annotations
 
+import contextvars
 import enum
 import io
 import json
@@ -18,12 +19,16 @@ from fabric import units
 
 PLAIN_WIDTH = 10_000  # columns of a table that is not shown on a terminal
 ABSENT = "-"
+_is_wide = contextvars.ContextVar(
+    "is_wide", default=False
+)  # what is printed now keeps every column
 
 
 class Format(enum.StrEnum):
     """What `-o` takes."""
 
     table = "table"
+    wide = "wide"
     json = "json"
     yaml = "yaml"
 
@@ -58,7 +63,8 @@ def size_of(key: str) -> Callable[[Mapping[str, Any]], str | None]:
 
 
 def emit(values: Any, form: Format, table: Callable[[], str]) -> None:
-    """Print values in a format; `table` is only called for tables."""
+    """Print values in a format; `table` is only called for tables, `wide` ones among them: those are never cut."""
+    _is_wide.set(form is Format.wide)
     if form is Format.json:
         text = json.dumps(values, indent=2, ensure_ascii=False)
     elif form is Format.yaml:
@@ -86,7 +92,7 @@ def table(
     for row in rows:
         drawn.add_row(*(_cell_text(column, row) for column in columns))
     heading = f"{title}\n" if title else ""
-    rest = f"\n(too narrow for {', '.join(hidden)}: see -o yaml)" if rows and hidden else ""
+    rest = f"\n(too narrow for {', '.join(hidden)}: see -o wide)" if rows and hidden else ""
     return heading + (_draw(drawn) if rows else empty) + rest
 
 
@@ -95,7 +101,7 @@ def _fitting(
 ) -> tuple[list[Column], list[str]]:
     """Return the columns that a terminal has room for without folding, and the titles of those left out."""
     shown, hidden = list(columns), list[str]()
-    if not sys.stdout.isatty():
+    if not sys.stdout.isatty() or _is_wide.get():
         return shown, hidden
     widths = {
         column.title: max(len(column.title), *(len(cell(_value(column, row))) for row in rows), 0)
@@ -138,12 +144,14 @@ def _draw(drawn: Any) -> str:
     from rich.console import Console
 
     is_terminal = sys.stdout.isatty()
+    is_fitted = is_terminal and not _is_wide.get()
     buffer = io.StringIO()
     console = Console(
         file=buffer,
         force_terminal=is_terminal,
         color_system="auto" if is_terminal else None,
-        width=None if is_terminal else PLAIN_WIDTH,
+        width=None if is_fitted else PLAIN_WIDTH,
+        height=None if is_fitted else 1,  # without it, a terminal called dumb has 80 columns
         highlight=False,
     )
     console.print(drawn)

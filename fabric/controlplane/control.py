@@ -9,7 +9,7 @@ import asyncio
 import difflib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,9 @@ from fabric.controlplane.node_calls import plain
 from fabric.controlplane.node_memory import memory
 from fabric.controlplane.observed_events import find_events
 from fabric.controlplane.observer import observed
+from fabric.controlplane.path_bench import PathBench
+from fabric.controlplane.path_calls import PathCalls
+from fabric.controlplane.rail_probe import Wish
 from fabric.registry.declare import unknown_channel
 from fabric.worker.probe_plan import Budget
 
@@ -55,6 +58,8 @@ class Control:
         self._daemon = daemon
         self.auditor = Auditor(daemon)
         self._edge_bench = EdgeBench(daemon)
+        self.paths = PathCalls(daemon)
+        self._path_bench = PathBench(daemon, self.paths, self._edge_bench)
 
     async def status(self) -> dict[str, Any]:
         """Say who this node is and how much it carries."""
@@ -84,6 +89,7 @@ class Control:
             "epoch": view.epoch,
             "uptime_s": daemon.uptime_s(),
             "downgrades": daemon.paths.downgrades,
+            "waiting": self.paths.waiting(),
             "ports": sum(p.is_alive and p.kind != "gateway" for p in daemon.ports),
             "channels": len(view.channels),
             "modules": len(daemon.modules.all("module")),
@@ -264,6 +270,36 @@ class Control:
     async def bench_edge(self, source: str, target: str, budget: Budget) -> dict[str, Any]:
         """Measure what the edge from node `source` to `target` delivers now; leaves nothing behind."""
         return await self._edge_bench.run(source, target, budget)
+
+    async def path_ls(self, source: str = "") -> list[dict[str, Any]]:
+        """List every rail of a node (this one by default) to every other."""
+        return await self.paths.ls(source)
+
+    async def path_show(
+        self, peer: str, rail: int | None, size_bytes: int, source: str = ""
+    ) -> dict[str, Any]:
+        """Show the rails to a node: scores, changes, decisions."""
+        return await self.paths.show(peer, rail, size_bytes, source)
+
+    async def path_why(
+        self, source: str, target: str, size_bytes: int, klass: str
+    ) -> dict[str, Any]:
+        """Say where a message would go, and why; nothing is sent."""
+        return await self.paths.why(source, target, size_bytes, klass)
+
+    async def path_probe(
+        self, peer: str, rail: int | None, wish: Wish, source: str = ""
+    ) -> dict[str, Any]:
+        """Measure rails by themselves."""
+        return await self.paths.probe(peer, rail, wish, source)
+
+    async def path_pin(self, peer: str, rails: Sequence[int]) -> dict[str, Any]:
+        """Bind what this node sends to a peer to some rails; none: let all carry."""
+        return await self.paths.pin(peer, rails)
+
+    async def bench_path(self, peer: str, budget: Budget) -> dict[str, Any]:
+        """Measure the live rails to a node, alone and together, and the fabric over them."""
+        return await self._path_bench.run(peer, budget)
 
     async def events(self, after: Mapping[str, int] | None = None, **query: Any) -> dict[str, Any]:
         """Return the events of all nodes that a query takes; see `fabric.telemetry.events.Query`."""

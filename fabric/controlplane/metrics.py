@@ -70,6 +70,8 @@ class Metrics:
                 },
                 archived=observer.archived,
                 limits=observer.limits,
+                rails=daemon.control.paths.all_rows(),
+                rail_changes=daemon.control.paths.changes.entered,
                 events=daemon.context.events.by_kind,
                 events_lost=daemon.context.events.lost,
                 downgrades=daemon.paths.downgrades,

@@ -37,9 +37,13 @@ class NodePaths:
             for number, node in others.items()
         }
 
+    def count_downgrade(self) -> None:
+        """Count one more: a rail to a node was lost."""
+        self.downgrades += 1
+
     def _chosen(self, number: int, path: Path, name: str) -> Path:
         if path.is_downgrade and self._paths.get(number) != path:
-            self.downgrades += 1
+            self.count_downgrade()
             self._context.events.add(
                 "path downgraded",
                 node=name,

@@ -41,6 +41,8 @@ class Readings(msgspec.Struct, kw_only=True):
     restarts: Mapping[tuple[str, str], int] = {}  #: (kind, name) of a supervised process → restarts
     archived: Mapping[tuple[int, int], int] = {}  #: (channel, end) → messages
     limits: Mapping[str, int] = {}
+    rails: Sequence[Mapping[str, Any]] = ()  #: a row each: peer, rail, state, terms and counts
+    rail_changes: Mapping[tuple[str, int, str], int] = {}  #: (peer, rail, state) → times entered
     events: Mapping[str, int] = {}
     events_lost: int = 0
     downgrades: int = 0
@@ -58,6 +60,7 @@ class _Once(Collector):
         yield from _rings(self._readings)
         yield from _arenas(self._readings)
         yield from _links(self._readings)
+        yield from _rails(self._readings)
         yield from _told(self._readings)
 
 
@@ -274,6 +277,40 @@ def _links(r: Readings) -> Iterator[Metric]:
     }
     yield _counter(
         "session_events", "What happened in the session with a node.", ("peer", "event"), counts
+    )
+
+
+_RAIL_GAUGES = (
+    ("rate", "rail_rate_bytes", "Bytes a second that the rail delivers while it is busy.", 1.0),
+    ("rate_now", "rail_rate_now_bytes", "The same, bounded by its present silence.", 1.0),
+    ("base_ns", "rail_base_seconds", "Least time from posting to acknowledgement lately.", 1e-9),
+    ("inflight", "rail_inflight_bytes", "Posted, and not acknowledged by the receiver.", 1.0),
+    ("window", "rail_window_bytes", "What may be in flight.", 1.0),
+    ("penalty", "rail_penalty", "Failures, half forgotten every few seconds.", 1.0),
+    ("is_primary", "rail_primary", "1 for the rail that records take.", 1.0),
+)
+_RAIL_COUNTERS = (
+    ("delivered", "rail_delivered_bytes", "Acknowledged by the receiver, in this session."),
+    ("resent", "rail_resent_bytes", "Sent again on another rail, in this session."),
+    ("failures", "rail_failures", "Times that the rail was lost while up, in this session."),
+)
+
+
+def _rails(r: Readings) -> Iterator[Metric]:
+    labels = ("peer", "rail")
+    states = {(row["peer"], row["rail"], row["state"]): 1.0 for row in r.rails}
+    yield _gauge("rail_state", "1 for the state that a rail is in.", (*labels, "state"), states)
+    for field, name, text, scale in _RAIL_GAUGES:
+        found = {(row["peer"], row["rail"]): float(row.get(field, 0)) * scale for row in r.rails}
+        yield _gauge(name, text, labels, found)
+    for field, name, text in _RAIL_COUNTERS:
+        found = {(row["peer"], row["rail"]): float(row.get(field, 0)) for row in r.rails}
+        yield _counter(name, text, labels, found)
+    yield _counter(
+        "rail_changes",
+        "Times that a rail entered a state.",
+        (*labels, "state"),
+        dict(r.rail_changes),
     )
 
 

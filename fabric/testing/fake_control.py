@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from fabric import config, errors
 from fabric.controlplane.api import server
+from fabric.controlplane.rail_probe import Wish
 from fabric.worker.probe_plan import Budget
 
 STATUS = {
@@ -92,6 +93,62 @@ BENCH = {
         {"node": "a", "end": "near", "cores": 2, "load_1m": 0.5, "busy_percent": 12.5, "daemon_percent": 1.5},
     ],
 }  # fmt: skip
+RAILS = [
+    {"source": "a", "peer": "b", "link": "tcp", "rail": 0, "state": "up", "is_primary": True, "pinned": False,
+     "waits": True, "rate": 118_400_000, "rate_now": 118_400_000, "base_ns": 180_000, "inflight": 256 << 10,
+     "window": 196 << 10, "finish_ns": 11_216_000, "silent_ns": 0, "delivered": 92 << 20, "resent": 0, "failures": 0,
+     "penalty": 0.0, "held_ms": 0.0, "share": 0.92, "local": "10.0.1.1", "remote": "10.0.1.2", "interface": "veth0",
+     "peer_interface": "eth0", "address": "10.0.1.2:7400", "last_error": ""},
+    {"source": "a", "peer": "b", "link": "tcp", "rail": 1, "state": "down", "is_primary": False, "pinned": True,
+     "waits": True, "rate": 0, "rate_now": 0, "base_ns": 0, "inflight": 0, "window": 0, "finish_ns": 0, "silent_ns": 0,
+     "delivered": 8 << 20, "resent": 64 << 10, "failures": 2, "penalty": 1.5, "held_ms": 0.0, "share": 0.08,
+     "local": "", "remote": "", "interface": "", "peer_interface": "", "address": "10.0.2.2:7400",
+     "last_error": "10.0.2.2:7400 does not answer within 0.2 s"},
+]  # fmt: skip
+PATH_SHOWN = {
+    "source": "a", "peer": "b", "path": "tcp", "path_preferred": "tcp",
+    "path_reason": "the best that both nodes offer", "pinned": [1], "warning": "", "rails": RAILS,
+    "changes": [
+        {"rail": 1, "at": 1_763_000_000.25, "before": "up", "after": "suspect", "reason": "nothing was acknowledged"},
+        {"rail": 1, "at": 1_763_000_000.5, "before": "suspect", "after": "down", "reason": "it stayed silent"},
+    ],
+    "decisions": [
+        {"age_ms": 12.5, "pending": 8 << 20, "bytes": 64 << 10, "rail": 0, "why": "earliest",
+         "finish_ns": [9_000_000, 12_000_000]},
+        {"age_ms": 2.5, "pending": 8 << 20, "bytes": 0, "rail": None, "why": "no_rail", "finish_ns": [0, 0]},
+    ],
+}  # fmt: skip
+PATH_WHY = {
+    "path": "tcp", "path_preferred": "tcp", "path_reason": "wanted", "is_downgrade": False, "way": "chunks",
+    "by": "scheduler", "pinned": [], "end_ns": 569_200_000, "fastest": 0,
+    "rails": [
+        {**RAILS[0], "carries": 64 << 20, "carries_share": 1.0, "is_fastest": True, "left_out": "",
+         "score": "180.0 µs + (256.0 KiB in flight + 64.0 MiB) / 118.4 MB/s = 569.2 ms"},
+        {**RAILS[1], "carries": 0, "carries_share": 0.0, "is_fastest": False, "score": "",
+         "left_out": "down: it has no connection (10.0.2.2:7400 does not answer within 0.2 s)"},
+    ],
+    "words": ["64.0 MiB of class bulk go in chunks, each to the rail that is predicted to deliver it first: rail 0"
+              " (veth0) 100 %; all delivered in 569.2 ms."],
+}  # fmt: skip
+PROBED = {
+    **{key: RAILS[0][key] for key in ("rail", "state", "local", "remote", "interface")}, "rtt_us_min": 150.5,
+    "rtt_us_p50": 210.25, "rtt_us_max": 900.0, "trips": 20, "tcp_rtt_us": 41.0, "retransmits": 0,
+    "rate": 118_400_000, "bytes": 16 << 20, "seconds": 0.2,
+}  # fmt: skip
+PATH_PROBED = {
+    "source": "a", "peer": "b", "seconds": 1.25, "bytes": 16 << 20,
+    "rails": [PROBED, {"rail": 1, "state": "down", "failed": "10.0.2.2:7400 does not answer within 1 s"}],
+}  # fmt: skip
+PATH_BENCHED = {
+    "source": "a", "peer": "b", "seconds": 4.5, "bytes": 700 << 20, "rails": [PROBED],
+    "together": [
+        {"name": "probes", "rate": 236_000_000, "of_sum": 0.99, "bytes": 100 << 20,
+         "by_rail": [{"rail": 0, "rate": 118_000_000}, {"rail": 1, "rate": 118_000_000}]},
+        {"name": "fabric, 16 MiB loaned, window 4", "rate": 234_000_000, "of_sum": 0.98, "bytes": 300 << 20,
+         "by_rail": [{"rail": 0, "rate": 117_000_000}, {"rail": 1, "rate": 117_000_000}]},
+    ],
+    "words": ["At once the rails reach 99 % of their sum: they share no bottleneck."],
+}  # fmt: skip
 CHANGE = {
     "kind": "channel",
     "name": "kv",
@@ -115,6 +172,7 @@ class FakeControl:
         self.audit_answer: dict[str, Any] = dict(AUDIT)
         self.status_answer: dict[str, Any] = dict(STATUS)
         self.down_answer: dict[str, Any] = {"pids": []}
+        self.path_probe_answer: dict[str, Any] = dict(PATH_PROBED)
         self.plan_changes: list[dict[str, Any]] = [dict(CHANGE)]
 
     def _note(self, *call: Any) -> None:
@@ -208,6 +266,39 @@ class FakeControl:
     async def bench_edge(self, source: str, target: str, budget: Budget) -> dict[str, Any]:
         self._note("bench_edge", source, target, budget)
         return {**BENCH, "source": source, "target": target, "budget": asdict(budget)}
+
+    async def path_ls(self, source: str) -> list[dict[str, Any]]:
+        self._note("path_ls", source)
+        return RAILS
+
+    async def path_show(
+        self, peer: str, rail: int | None, size_bytes: int, source: str
+    ) -> dict[str, Any]:
+        self._note("path_show", peer, rail, size_bytes, source)
+        return {**PATH_SHOWN, "size_bytes": size_bytes}
+
+    async def path_why(
+        self, source: str, target: str, size_bytes: int, klass: str
+    ) -> dict[str, Any]:
+        self._note("path_why", source, target, size_bytes, klass)
+        about = {"source": source, "target": target, "size_bytes": size_bytes, "class": klass}
+        return {**PATH_WHY, **about}
+
+    async def path_probe(
+        self, peer: str, rail: int | None, wish: Wish, source: str
+    ) -> dict[str, Any]:
+        self._note("path_probe", peer, rail, wish, source)
+        return self.path_probe_answer
+
+    async def path_pin(self, peer: str, rails: Sequence[int]) -> dict[str, Any]:
+        self._note("path_pin", peer, list(rails))
+        warning = f"traffic to node {peer} waits: it is pinned to rail 1, and none of it is up"
+        return {"peer": peer, "pinned": list(rails), "was_pinned": True, "warning": warning if rails else "",
+                "rails": RAILS}  # fmt: skip
+
+    async def bench_path(self, peer: str, budget: Budget) -> dict[str, Any]:
+        self._note("bench_path", peer, budget)
+        return {**PATH_BENCHED, "budget": asdict(budget)}
 
     async def events(self, **query: Any) -> dict[str, Any]:
         self._note("events", query)

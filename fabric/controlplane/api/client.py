@@ -20,11 +20,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fabric import errors, limits
 from fabric.controlplane.api import convert, status
+from fabric.controlplane.api.path_client import PathClient
 from fabric.controlplane.api.v1 import control_pb2 as pb
 from fabric.controlplane.api.v1 import control_pb2_grpc as pb_grpc
 
 
-class ControlClient:
+class ControlClient(PathClient):
     """Calls of one daemon.
 
     Parameters

@@ -10,7 +10,6 @@ import asyncio
 import os
 import socket
 import stat
-from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,16 +20,16 @@ from grpc_reflection.v1alpha import reflection
 
 from fabric import config, errors, limits
 from fabric.config.rules import line
-from fabric.controlplane.api import convert, status
+from fabric.controlplane.api.answer import Answer, answer
+from fabric.controlplane.api.path_server import PathServicer, PathsLike
 from fabric.controlplane.api.v1 import control_pb2 as pb
 from fabric.controlplane.api.v1 import control_pb2_grpc as pb_grpc
 from fabric.worker.probe_plan import Budget
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Control"].full_name
-Answer = Mapping[str, Any]
 
 
-class ControlLike(Protocol):
+class ControlLike(PathsLike, Protocol):
     """What the API needs of the daemon (`fabric.controlplane.control.Control`, or a fake)."""
 
     async def status(self) -> Answer: ...
@@ -61,45 +60,46 @@ class ControlLike(Protocol):
     async def down(self) -> Answer: ...
 
 
-class ControlServicer(pb_grpc.ControlServicer):
+class ControlServicer(PathServicer, pb_grpc.ControlServicer):
     """Each method: request fields → `Control` → reply fields, with errors mapped by `status`."""
 
     def __init__(self, control: ControlLike) -> None:
         self._control = control
+        self._paths = control
 
     async def Status(self, request: pb.StatusRequest, context: Any) -> Message:
-        return await _answer(context, pb.StatusReply, self._control.status)
+        return await answer(context, pb.StatusReply, self._control.status)
 
     async def Topology(self, request: pb.TopologyRequest, context: Any) -> Message:
-        return await _answer(context, pb.TopologyReply, self._control.topology)
+        return await answer(context, pb.TopologyReply, self._control.topology)
 
     async def List(self, request: pb.ListRequest, context: Any) -> Message:
         async def rows() -> Answer:
             return {"rows": await self._control.ls(request.kind)}
 
-        return await _answer(context, pb.ListReply, rows)
+        return await answer(context, pb.ListReply, rows)
 
     async def Show(self, request: pb.ShowRequest, context: Any) -> Message:
         async def row() -> Answer:
             return {"row": await self._control.show(request.kind, request.name)}
 
-        return await _answer(context, pb.ShowReply, row)
+        return await answer(context, pb.ShowReply, row)
 
     async def Validate(self, request: pb.SpecRequest, context: Any) -> Message:
         async def check() -> Answer:
             spec, problems = await asyncio.to_thread(_read, request)
-            answer = dict(await self._control.validate(spec))
-            return {**answer, "problems": _merge(problems, answer.get("problems"))}
+            found = dict(await self._control.validate(spec))
+            return {**found, "problems": _merge(problems, found.get("problems"))}
 
-        return await _answer(context, pb.ValidateReply, check)
+        return await answer(context, pb.ValidateReply, check)
 
     async def Plan(self, request: pb.SpecRequest, context: Any) -> Message:
         async def plan() -> Answer:
             spec, problems = await _read_legal(request)
-            answer = dict(await self._control.plan(spec))
-            return {**answer, "problems": _merge(problems, answer.get("problems"))}
+            found = dict(await self._control.plan(spec))
+            return {**found, "problems": _merge(problems, found.get("problems"))}
 
-        return await _answer(context, pb.ApplyReply, plan)
+        return await answer(context, pb.ApplyReply, plan)
 
     async def Diff(self, request: pb.DiffRequest, context: Any) -> Message:
         async def diff() -> Answer:
@@ -108,7 +108,7 @@ class ControlServicer(pb_grpc.ControlServicer):
             new = request.new if request.HasField("new") else None
             return await self._control.diff(old, new, spec)
 
-        return await _answer(context, pb.ApplyReply, diff)
+        return await answer(context, pb.ApplyReply, diff)
 
     async def Rollback(self, request: pb.RollbackRequest, context: Any) -> Message:
         async def rollback() -> Answer:
@@ -116,18 +116,18 @@ class ControlServicer(pb_grpc.ControlServicer):
                 request.generation if request.HasField("generation") else None
             )
 
-        return await _answer(context, pb.ApplyReply, rollback)
+        return await answer(context, pb.ApplyReply, rollback)
 
     async def History(self, request: pb.HistoryRequest, context: Any) -> Message:
-        return await _answer(context, pb.HistoryReply, self._control.history)
+        return await answer(context, pb.HistoryReply, self._control.history)
 
     async def Apply(self, request: pb.SpecRequest, context: Any) -> Message:
         async def apply() -> Answer:
             spec, problems = await _read_legal(request)
-            answer = dict(await self._control.apply(spec))
-            return {**answer, "problems": _merge(problems, answer.get("problems"))}
+            found = dict(await self._control.apply(spec))
+            return {**found, "problems": _merge(problems, found.get("problems"))}
 
-        return await _answer(context, pb.ApplyReply, apply)
+        return await answer(context, pb.ApplyReply, apply)
 
     async def PluginLoad(self, request: pb.PluginLoadRequest, context: Any) -> Message:
         async def load() -> Answer:
@@ -137,53 +137,53 @@ class ControlServicer(pb_grpc.ControlServicer):
                 request.path, request.source, channel=channel, kind=kind
             )
 
-        return await _answer(context, pb.PluginLoadReply, load)
+        return await answer(context, pb.PluginLoadReply, load)
 
     async def PluginLogs(self, request: pb.LogsRequest, context: Any) -> Message:
         async def logs() -> Answer:
             return await self._control.plugin_logs(request.name, _lines(request))
 
-        return await _answer(context, pb.LogsReply, logs)
+        return await answer(context, pb.LogsReply, logs)
 
     async def ModuleLogs(self, request: pb.LogsRequest, context: Any) -> Message:
         async def logs() -> Answer:
             return await self._control.module_logs(request.name, _lines(request))
 
-        return await _answer(context, pb.LogsReply, logs)
+        return await answer(context, pb.LogsReply, logs)
 
     async def ModuleStop(self, request: pb.ModuleStopRequest, context: Any) -> Message:
         async def stop() -> Answer:
             return await self._control.module_stop(request.name)
 
-        return await _answer(context, pb.ModuleStopReply, stop)
+        return await answer(context, pb.ModuleStopReply, stop)
 
     async def ModuleDrain(self, request: pb.ModuleDrainRequest, context: Any) -> Message:
         async def drain() -> Answer:
             return await self._control.module_drain(request.name, request.grace_s)
 
-        return await _answer(context, pb.ModuleStopReply, drain)
+        return await answer(context, pb.ModuleStopReply, drain)
 
     async def ModuleScale(self, request: pb.ModuleScaleRequest, context: Any) -> Message:
         async def scale() -> Answer:
             return await self._control.module_scale(request.name, request.replicas)
 
-        return await _answer(context, pb.ModuleStopReply, scale)
+        return await answer(context, pb.ModuleStopReply, scale)
 
     async def ModuleAdd(self, request: pb.SpecRequest, context: Any) -> Message:
         async def add() -> Answer:
             return await self._control.module_add(await asyncio.to_thread(_checked, request))
 
-        return await _answer(context, pb.ApplyReply, add)
+        return await answer(context, pb.ApplyReply, add)
 
     async def Audit(self, request: pb.AuditRequest, context: Any) -> Message:
-        return await _answer(context, pb.AuditReply, self._control.audit)
+        return await answer(context, pb.AuditReply, self._control.audit)
 
     async def BenchEdge(self, request: pb.BenchEdgeRequest, context: Any) -> Message:
         async def bench() -> Answer:
             budget = Budget(request.seconds, request.size_bytes, request.memory_bytes)
             return await self._control.bench_edge(request.source, request.target, budget)
 
-        return await _answer(context, pb.BenchReply, bench)
+        return await answer(context, pb.BenchReply, bench)
 
     async def Events(self, request: pb.EventsRequest, context: Any) -> Message:
         async def find() -> Answer:
@@ -195,33 +195,13 @@ class ControlServicer(pb_grpc.ControlServicer):
                 after=dict(request.after),
             )
 
-        return await _answer(context, pb.EventsReply, find)
+        return await answer(context, pb.EventsReply, find)
 
     async def Metrics(self, request: pb.MetricsRequest, context: Any) -> Message:
-        return await _answer(context, pb.MetricsReply, self._control.metrics)
+        return await answer(context, pb.MetricsReply, self._control.metrics)
 
     async def Down(self, request: pb.DownRequest, context: Any) -> Message:
-        return await _answer(context, pb.DownReply, self._control.down)
-
-
-async def _answer(
-    context: Any, reply: type[Message], call: Callable[[], Awaitable[Answer]]
-) -> Message:
-    try:
-        return convert.to_message(await call(), reply())
-    except Exception as error:
-        await _abort(context, error)
-        raise  # abort has raised already; this line is for the reader and the type checker
-
-
-async def _abort(context: Any, error: Exception) -> None:
-    known = (
-        error
-        if isinstance(error, errors.FabricError)
-        else errors.InternalError(f"{type(error).__name__}: {error}")
-    )
-    text = str(known)[: status.DETAIL_CHARACTERS_MAX]
-    await context.abort(status.status_of(known), text, (status.to_trailer(known),))
+        return await answer(context, pb.DownReply, self._control.down)
 
 
 def _read(request: pb.SpecRequest) -> tuple[config.FabricSpec, list[dict[str, Any]]]:

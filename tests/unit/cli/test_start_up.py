@@ -18,12 +18,13 @@ VERBS = [
     "history",
 ]
 VERBS += ["validate", "audit", "events", "metrics"]
-GROUPS = ["node", "module", "channel", "plugin", "bench"]
+GROUPS = ["node", "module", "channel", "plugin", "path", "bench"]
 SUBVERBS = [
     (kind, verb)
     for kind, verbs in {
         "node": "ls show", "module": "ls show logs stop drain scale add",
-        "channel": "ls show send echo", "plugin": "ls show load logs", "bench": "edge",
+        "channel": "ls show send echo", "plugin": "ls show load logs", "bench": "edge path",
+        "path": "ls show why probe pin unpin",
     }.items()
     for verb in verbs.split()
 ]  # fmt: skip

@@ -40,7 +40,11 @@ def readings(channel="kv", counts=None):
     return Readings(
         sample=sample, totals=totals, reasons=REASON_NAMES, version="1", uptime_s=2.5, credit={1: (16, 4096)},
         engine={"groups": groups, "sessions": [session]}, peers={4: "b"}, restarts={("module", "m"): 1},
-        archived={(1, 1): 6}, limits={"NAME_BYTES_MAX": 2}, events={"view held": 1}, events_lost=8, downgrades=1,
+        rails=[
+            {"peer": "b", "rail": 1, "state": "up", "rate": 125e6, "rate_now": 1e6, "base_ns": 200_000, "inflight": 7,
+             "window": 9, "penalty": 0.5, "is_primary": True, "delivered": 11, "resent": 12, "failures": 13},
+        ],
+        rail_changes={("b", 1, "suspect"): 2}, archived={(1, 1): 6}, limits={"NAME_BYTES_MAX": 2}, events={"view held": 1}, events_lost=8, downgrades=1,
     )  # fmt: skip
 
 
@@ -95,6 +99,10 @@ def test_values_are_those_that_were_read():
     assert value(found, "fabric_lane_bytes_most", **{"class": "bulk"}) == 700
     assert value(found, "fabric_link_rtt_seconds", peer="b", group="bulk") == 0.0002
     assert value(found, "fabric_arena_slots_taken", tenant="1000", group="bulk") == 6
+    assert value(found, "fabric_rail_base_seconds", peer="b", rail="1") == 0.0002
+    assert value(found, "fabric_rail_delivered_bytes_total", peer="b", rail="1") == 11
+    assert value(found, "fabric_rail_state", peer="b", rail="1", state="up") == 1
+    assert value(found, "fabric_rail_changes_total", peer="b", rail="1", state="suspect") == 2
     assert value(found, "fabric_limits_reached_total", limit="NAME_BYTES_MAX") == 2
 
 
@@ -111,6 +119,7 @@ def test_no_label_is_a_process_or_a_message():
         for key in sample.labels
     }
     assert labels <= {
-        "channel", "class", "direction", "end", "event", "group", "kind", "limit", "name", "node", "peer", "reason",
+        "channel", "class", "direction", "end", "event", "group", "kind", "limit", "name", "node", "peer", "rail",
+        "reason",
         "state", "tenant", "version",
     }  # fmt: skip

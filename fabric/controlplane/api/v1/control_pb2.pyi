@@ -331,6 +331,86 @@ class BenchReply(_message.Message):
     more: _struct_pb2.Struct
     def __init__(self, source: _Optional[str] = ..., target: _Optional[str] = ..., budget: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., used: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., steps: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ..., path: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ..., load: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ..., more: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
 
+class BenchPathRequest(_message.Message):
+    __slots__ = ("peer", "seconds", "size_bytes", "memory_bytes")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    seconds: float
+    size_bytes: int
+    memory_bytes: int
+    def __init__(self, peer: _Optional[str] = ..., seconds: _Optional[float] = ..., size_bytes: _Optional[int] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
+
+class PathListRequest(_message.Message):
+    __slots__ = ("source",)
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    def __init__(self, source: _Optional[str] = ...) -> None: ...
+
+class PathShowRequest(_message.Message):
+    __slots__ = ("peer", "rail", "size_bytes", "source")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    RAIL_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    rail: int
+    size_bytes: int
+    source: str
+    def __init__(self, peer: _Optional[str] = ..., rail: _Optional[int] = ..., size_bytes: _Optional[int] = ..., source: _Optional[str] = ...) -> None: ...
+
+class PathWhyRequest(_message.Message):
+    __slots__ = ("source", "target", "size_bytes", "klass")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KLASS_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    target: str
+    size_bytes: int
+    klass: str
+    def __init__(self, source: _Optional[str] = ..., target: _Optional[str] = ..., size_bytes: _Optional[int] = ..., klass: _Optional[str] = ...) -> None: ...
+
+class PathProbeRequest(_message.Message):
+    __slots__ = ("peer", "rail", "trips", "size_bytes", "seconds", "source")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    RAIL_FIELD_NUMBER: _ClassVar[int]
+    TRIPS_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    rail: int
+    trips: int
+    size_bytes: int
+    seconds: float
+    source: str
+    def __init__(self, peer: _Optional[str] = ..., rail: _Optional[int] = ..., trips: _Optional[int] = ..., size_bytes: _Optional[int] = ..., seconds: _Optional[float] = ..., source: _Optional[str] = ...) -> None: ...
+
+class PathPinRequest(_message.Message):
+    __slots__ = ("peer", "rails")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    RAILS_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    rails: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, peer: _Optional[str] = ..., rails: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class PathReply(_message.Message):
+    __slots__ = ("source", "peer", "rails", "words", "more")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    RAILS_FIELD_NUMBER: _ClassVar[int]
+    WORDS_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    peer: str
+    rails: _containers.RepeatedCompositeFieldContainer[_struct_pb2.Struct]
+    words: _containers.RepeatedScalarFieldContainer[str]
+    more: _struct_pb2.Struct
+    def __init__(self, source: _Optional[str] = ..., peer: _Optional[str] = ..., rails: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ..., words: _Optional[_Iterable[str]] = ..., more: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+
 class EventsRequest(_message.Message):
     __slots__ = ("drops", "reason", "channel", "since", "after")
     class AfterEntry(_message.Message):

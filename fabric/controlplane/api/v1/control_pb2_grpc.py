@@ -129,6 +129,36 @@ class ControlStub:
                 request_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.BenchEdgeRequest.SerializeToString,
                 response_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.BenchReply.FromString,
                 _registered_method=True)
+        self.BenchPath = channel.unary_unary(
+                '/fabric.v1.Control/BenchPath',
+                request_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.BenchPathRequest.SerializeToString,
+                response_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PathReply.FromString,
+                _registered_method=True)
+        self.PathList = channel.unary_unary(
+                '/fabric.v1.Control/PathList',
+                request_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PathListRequest.SerializeToString,
+                response_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.ListReply.FromString,
+                _registered_method=True)
+        self.PathShow = channel.unary_unary(
+                '/fabric.v1.Control/PathShow',
+                request_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PathShowRequest.SerializeToString,
+                response_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PathReply.FromString,
+                _registered_method=True)
+        self.PathWhy = channel.unary_unary(
+                '/fabric.v1.Control/PathWhy',
+                request_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PathWhyRequest.SerializeToString,
+                response_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PathReply.FromString,
+                _registered_method=True)
+        self.PathProbe = channel.unary_unary(
+                '/fabric.v1.Control/PathProbe',
+                request_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PathProbeRequest.SerializeToString,
+                response_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PathReply.FromString,
+                _registered_method=True)
+        self.PathPin = channel.unary_unary(
+                '/fabric.v1.Control/PathPin',
+                request_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PathPinRequest.SerializeToString,
+                response_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PathReply.FromString,
+                _registered_method=True)
         self.Events = channel.unary_unary(
                 '/fabric.v1.Control/Events',
                 request_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.EventsRequest.SerializeToString,
@@ -263,6 +293,42 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BenchPath(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PathList(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PathShow(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PathWhy(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PathProbe(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PathPin(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Events(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -378,6 +444,36 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.BenchEdge,
                     request_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.BenchEdgeRequest.FromString,
                     response_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.BenchReply.SerializeToString,
+            ),
+            'BenchPath': grpc.unary_unary_rpc_method_handler(
+                    servicer.BenchPath,
+                    request_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.BenchPathRequest.FromString,
+                    response_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PathReply.SerializeToString,
+            ),
+            'PathList': grpc.unary_unary_rpc_method_handler(
+                    servicer.PathList,
+                    request_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PathListRequest.FromString,
+                    response_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.ListReply.SerializeToString,
+            ),
+            'PathShow': grpc.unary_unary_rpc_method_handler(
+                    servicer.PathShow,
+                    request_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PathShowRequest.FromString,
+                    response_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PathReply.SerializeToString,
+            ),
+            'PathWhy': grpc.unary_unary_rpc_method_handler(
+                    servicer.PathWhy,
+                    request_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PathWhyRequest.FromString,
+                    response_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PathReply.SerializeToString,
+            ),
+            'PathProbe': grpc.unary_unary_rpc_method_handler(
+                    servicer.PathProbe,
+                    request_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PathProbeRequest.FromString,
+                    response_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PathReply.SerializeToString,
+            ),
+            'PathPin': grpc.unary_unary_rpc_method_handler(
+                    servicer.PathPin,
+                    request_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PathPinRequest.FromString,
+                    response_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PathReply.SerializeToString,
             ),
             'Events': grpc.unary_unary_rpc_method_handler(
                     servicer.Events,
@@ -908,6 +1004,168 @@ class Control:
             '/fabric.v1.Control/BenchEdge',
             fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.BenchEdgeRequest.SerializeToString,
             fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.BenchReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BenchPath(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.v1.Control/BenchPath',
+            fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.BenchPathRequest.SerializeToString,
+            fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PathReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PathList(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.v1.Control/PathList',
+            fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PathListRequest.SerializeToString,
+            fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.ListReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PathShow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.v1.Control/PathShow',
+            fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PathShowRequest.SerializeToString,
+            fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PathReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PathWhy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.v1.Control/PathWhy',
+            fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PathWhyRequest.SerializeToString,
+            fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PathReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PathProbe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.v1.Control/PathProbe',
+            fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PathProbeRequest.SerializeToString,
+            fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PathReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PathPin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.v1.Control/PathPin',
+            fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PathPinRequest.SerializeToString,
+            fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PathReply.FromString,
             options,
             channel_credentials,
             insecure,
