@@ -18,7 +18,7 @@ from bench.peers.nixl_agent import make_agent
 from bench.peers.rendezvous import OTHER, exchange
 
 NUMBERS = ("EAGER_LANES", "EAGER_RAILS", "RNDV_LANES", "RNDV_RAILS", "RMA_LANES", "RMA_RAILS")
-SLOTS_MAX, SLOT_BYTES = 9, 16 << 20
+MEMORY_BYTES = 256 << 20  # slots for the longest window of the largest messages
 ARRIVED, TAKEN = b"a", b"t"
 
 
@@ -32,7 +32,7 @@ class NixlRails(Streaming):
         os.environ.setdefault("NIXL_LOG_LEVEL", "WARN")
         os.environ.setdefault("UCX_WARN_UNUSED_ENV_VARS", "n")
         self._role, self._peer, self._agent = role, OTHER[role], make_agent(role)
-        self._memory = np.ones(SLOTS_MAX * SLOT_BYTES, np.uint8)
+        self._memory = np.ones(MEMORY_BYTES, np.uint8)
         self._agent.register_memory(
             [(self._memory.ctypes.data, self._memory.nbytes, 0, "")], "DRAM"
         )
@@ -42,11 +42,13 @@ class NixlRails(Streaming):
         self._agent.add_remote_agent(exchange(folder, role, metadata, "metadata"))
         self._agent.make_connection(self._peer)
         self._size = 0
+        # They go on from order to order: of the one before some may still be on their way.
+        self._arrived: deque[int] = deque()
+        self._open: deque[Any] = deque()
+        self._sent = self._taken = 0
 
     def prepare(self, order: dict[str, Any]) -> None:
-        """Make the handles for a size."""
-        self._arrived: deque[int] = deque()
-        self._sent = self._taken = 0
+        """Make the handles for a size and a window, the same ones for every order."""
         if self._role == "near" and order["size"] != self._size:
             self._size, self._slots = order["size"], order["window"] + 1
             here = [
@@ -69,15 +71,14 @@ class NixlRails(Streaming):
             self._poll(until_ns)
         slot = self._sent % self._slots
         self._memory[slot * self._size : (slot + 1) * self._size] = array
-        self._agent.transfer(self._handles[slot], ARRIVED + bytes([slot]))
+        if self._agent.transfer(self._handles[slot], ARRIVED + bytes([slot])) != "DONE":
+            self._open.append(self._handles[slot])
         self._sent += 1
         return self._handles[slot]
 
     def finish(self, handle: Any, until_ns: int) -> None:
         """Progress until it is written."""
-        while (state := self._agent.check_xfer_state(handle)) != "DONE":
-            if state != "PROC":
-                raise ConnectionError(f"a transfer ended as {state}")
+        while handle in self._open:
             self._poll(until_ns)
 
     def take(self, until_ns: int) -> np.ndarray[Any, Any] | None:
@@ -95,6 +96,8 @@ class NixlRails(Streaming):
         self._agent.send_notif(self._peer, TAKEN)
 
     def _poll(self, until_ns: int) -> None:
+        while self._open and self._agent.check_xfer_state(self._open[0]) == "DONE":
+            self._open.popleft()  # it notifies while its state is asked for
         for notices in self._agent.get_new_notifs().values():
             for notice in notices:
                 if notice[:1] == TAKEN:

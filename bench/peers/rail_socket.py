@@ -85,7 +85,8 @@ def connect(role: str, folder: Path, options: dict[str, Any]) -> SocketEnd:
 def accept(folder: Path, options: dict[str, Any], protocol: int) -> SocketEnd:
     """Return the far half."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, protocol)
-    listener.bind((options["address"], 0))
+    # Subflows come to the other addresses, too.
+    listener.bind(("" if options["mptcp"] else options["address"], 0))
     listener.listen(8)
     listener.settimeout(CONNECT_S)
     exchange(folder, "far", str(listener.getsockname()[1]).encode())
