@@ -488,7 +488,7 @@ class RailScheduler:
 
     def delivered(self, ticket: int, now: int) -> None: ...
 
-    def fastest(self, now: int) -> int | None:
+    def fastest(self) -> int | None:
         """The rail for what goes whole; None: no healthy one."""
 
     def tick(self, now: int) -> tuple[list[int], list[int]]:
@@ -570,9 +570,27 @@ class Engine:
 
     def add_connection(self, session: int, fd: int, group: int, features: int = 0) -> None:
         """
-        Takes a handshaken socket (also on failure). Group 0: control and token, 1: embedding and bulk. `features`: what
-        the handshake agreed on; 1: chunks without checksums.
+        Takes a handshaken socket (also on failure). Group: rail × 2 + kind; kind 0 is control and token, 1 embedding and
+        bulk. `features`: what the handshake agreed on; 1: chunks without checksums.
         """
+
+    def rails(self, session: int, size: int = 1048576) -> list[dict[str, Any]]:
+        """
+        The terms of each rail's score now: rail, state, rate and rate_now (bytes/s), base_ns, inflight and window (bytes),
+        finish_ns (predicted, for `size` bytes), silent_ns, delivered and resent (bytes), failures, penalty, held_until_ns,
+        is_primary (records go over it).
+        """
+
+    def decisions(self, session: int) -> list[dict[str, Any]]:
+        """
+        The last choices of a rail for a chunk, with every usable rail's predicted finish (0: not usable).
+        """
+
+    def pin(self, session: int, mask: int) -> None:
+        """Use only these rails, a bit each; 0: all."""
+
+    def lose_rail(self, session: int, rail: int, reason: str) -> None:
+        """Give up both connections of a rail now: its interface is gone."""
 
     def add_inproc(self, session: int, link: int, group: int) -> None: ...
 
