@@ -223,7 +223,7 @@ class Membership:
 
     def _longest_pause_s(self) -> float:
         """Return the longest pause before the registry is looked for again, in seconds: short if a rail may do."""
-        has_rails = len(self.links.rails.addresses_of(*(self.registry_number,) * 2)) > 1
+        has_rails = len(self.links.rails_of(self.registry_number)) > 1
         return limits.RAIL_PAUSE_MS[1] / 1000 if has_rails else BACKOFF_S[1]
 
     async def _join(self, connection: ControlConnection) -> None:
@@ -272,7 +272,7 @@ class Membership:
         if connection is None:
             return
         look = asyncio.get_running_loop().call_later(
-            limits.CONTROL_LOOK_MS / 1000, self.links.look_at_control, self.registry_number
+            limits.CONTROL_LOOK_MS / 1000, self.links.watch.look_at_control, self.registry_number
         )
         try:
             fields = {"number": self._context.number, "incarnation": self._context.incarnation}

@@ -20,6 +20,7 @@ from fabric.abc.link import GROUP_PROBE, PLAIN_CHUNKS
 from fabric.controlplane.calls import ControlConnection
 from fabric.controlplane.incarnations import next_incarnation
 from fabric.controlplane.options import read_secret
+from fabric.controlplane.rail_watch import RailWatch
 from fabric.controlplane.rails import (
     Rails,
     attempt_s,
@@ -30,13 +31,12 @@ from fabric.controlplane.rails import (
     rail_of,
 )
 from fabric.dataplane.framing import FrameStream
-from fabric.links.dial import dial, give_up_after, is_stalled
+from fabric.links.dial import dial, give_up_after
 from fabric.registry.records import RailRecord, View
 
 if TYPE_CHECKING:
     from fabric.controlplane.daemon import Daemon
     from fabric.links.handshake import NodeInfo, PeerInfo
-    from fabric.paths.discovery.netlink import LinkChange, LinkWatcher
 
 log = logging.getLogger("fabricd.peers")
 
@@ -66,8 +66,8 @@ class PeerLinks:
         ] = {}  # of nodes that no view has named yet
         self._tasks: set[asyncio.Task[Any]] = set()
         self._listening: list[socket.socket] = []
-        self._watcher: LinkWatcher | None = None
         self.rails = Rails(daemon)
+        self.watch = RailWatch(daemon, self)
         # Of this daemon and its engine: new after each restart.
         self._incarnation = next_incarnation(daemon.context.state_dir)
         self._secret = b""
@@ -81,9 +81,8 @@ class PeerLinks:
             self._secret = read_secret(options.secret_file)
         self._daemon.gateway.on_link_down = self._on_link_down
         self._daemon.gateway.on_closed = self.rails.close_session
-        self._daemon.gateway.on_rail.append(self._on_rail)
         if options.listen is not None or options.join is not None:
-            self._watch_interfaces()
+            self.watch.start()
 
     def accept(self) -> None:
         """Accept other nodes from now on, on every rail that this node was told to listen on."""
@@ -95,8 +94,7 @@ class PeerLinks:
 
     def stop(self) -> None:
         """Accept and dial no more, close every control connection."""
-        if self._watcher is not None:
-            self._watcher.close()
+        self.watch.stop()
         for sock in self._listening:
             asyncio.get_running_loop().remove_reader(sock.fileno())
             sock.close()
@@ -132,19 +130,15 @@ class PeerLinks:
 
     def rails_to(self, number: int, size_bytes: int = 0) -> list[dict[str, Any]]:
         """Return a row for each rail to a node; the engine's prediction is for `size_bytes` (0: its own choice)."""
-        is_dialled = self._is_ours_to_dial(number)
-        rails = self._rails_of(number) if is_dialled else self.rails.own()
+        is_dialled = self.dials(number)
+        rails = self.rails_of(number) if is_dialled else self.rails.own()
         return self.rails.rows(number, rails, is_dialled, size_bytes)
-
-    def dials(self, number: int) -> bool:
-        """Tell whether this node dials the rails to another one."""
-        return self._is_ours_to_dial(number)
 
     async def dial_probe(self, number: int, rail: int) -> socket.socket:
         """Connect for a measurement of one rail, between the addresses of its data connections; raises as `dial`."""
         from fabric.links import congestion, handshake
 
-        target = self.rails.targets(self._rails_of(number))[rail]
+        target = self.rails.targets(self.rails_of(number))[rail]
         sock = await dial(target, limits.PATH_PROBE_WAIT_S)
         congestion.choose(sock, self._daemon.options.tcp_congestion)
         sock, _ = await handshake.connect(sock, self._local(GROUP_PROBE), self._secret)
@@ -212,14 +206,16 @@ class PeerLinks:
 
     def dial_data(self, number: int) -> None:
         """Have both data connections of every rail to a node."""
-        for rail in range(len(self._rails_of(number))):
+        for rail in range(len(self.rails_of(number))):
             for group in groups_of(rail):
                 self._dial(number, group)
 
-    def _rails_of(self, number: int) -> tuple[RailRecord, ...]:
+    def rails_of(self, number: int) -> tuple[RailRecord, ...]:
+        """Return the addresses to dial a node at."""
         return self.rails.addresses_of(number, self.registry_number)
 
-    def _is_ours_to_dial(self, number: int) -> bool:
+    def dials(self, number: int) -> bool:
+        """Tell whether this node, and not the other one, dials the connections between the two."""
         return number < self._context.number or number == self.registry_number
 
     def _dial(self, number: int, group: int, instead_of: ControlConnection | None = None) -> None:
@@ -239,7 +235,7 @@ class PeerLinks:
     async def _dial_until_up(
         self, number: int, group: int, instead_of: ControlConnection | None
     ) -> None:
-        while rails := self._rails_of(number):
+        while rails := self.rails_of(number):
             if group == CONTROL and self.peer(number) not in (None, instead_of):
                 return
             if group != CONTROL and rail_of(group) >= len(rails):
@@ -283,8 +279,8 @@ class PeerLinks:
         self, number: int, instead_of: ControlConnection | None = None
     ) -> tuple[ControlConnection, PeerInfo]:
         """Connect for control over the healthiest rail, the next one after a failure; the caller runs what it gets."""
-        rails = self._rails_of(number)
-        avoid = self._control_rail(number, rails) if instead_of is not None else -1
+        rails = self.rails_of(number)
+        avoid = self.rails.control_rail(number, rails) if instead_of is not None else -1
         dialled = self.rails.dial_of(number, CONTROL)
         rail = self.rails.ranked(number, len(rails), avoid)[dialled.failures % len(rails)]
         try:
@@ -321,57 +317,22 @@ class PeerLinks:
         dialled.took_s = max(took_s, 1e-6)
         return found
 
-    # ---------------------------------------------------------------- another rail for control
-    def fail_over(self, number: int) -> None:
-        """Have the control connection to a node on another rail, where one carries; the node that dials does it."""
-        old = self.peer(number)
-        if old is None or not self._is_ours_to_dial(number):
-            return
-        rails = self._rails_of(number)
-        if self.rails.has_other(number, len(rails), self._control_rail(number, rails)):
-            self._dial(number, CONTROL, instead_of=old)
+    def dial_other_rail(self, number: int) -> bool:
+        """Have the control connection to a node on another rail than now; False when that is being done already.
 
-    def look_at_control(self, number: int) -> None:
-        """Something was sent a while ago and is not answered: is it the path?"""
-        connection = self.peer(number)
-        if connection is not None and is_stalled(connection.socket):
-            self.fail_over(number)
+        The old one ends by itself, once the new one is up.
+        """
+        old = self.peer(number)
+        task = self._peers[number].dialing.get(CONTROL) if old is not None else None
+        if old is None or (task is not None and not task.done()):
+            return False
+        self._dial(number, CONTROL, instead_of=old)
+        return True
 
     async def until_lost(self, number: int) -> None:
         """Wait until there is no control connection to a node."""
         while (connection := self.peer(number)) is not None:
             await connection.ended.wait()
-
-    def _control_rail(self, number: int, rails: Sequence[RailRecord]) -> int:
-        ends = self.rails.ends_of(number, CONTROL)
-        far = ends.far if ends is not None else None
-        return next((n for n, rail in enumerate(rails) if (rail.host, rail.port) == far), 0)
-
-    def _on_rail(self, number: int, event: dict[str, Any]) -> None:
-        """The engine thinks otherwise of a rail."""
-        is_worse = event["to"] != "up" and self._is_ours_to_dial(number)
-        if is_worse and event["rail"] == self._control_rail(number, self._rails_of(number)):
-            self.fail_over(number)
-
-    def _watch_interfaces(self) -> None:
-        from fabric.paths.discovery.netlink import LinkWatcher
-
-        self._watcher = LinkWatcher(self._on_interface)
-        try:
-            self._watcher.start(asyncio.get_running_loop())
-        except errors.BrokenError as error:
-            self._context.events.add("interfaces not watched", reason=str(error))
-
-    def _on_interface(self, change: LinkChange) -> None:
-        """An interface came or went: what went over it is lost now, not when its silence shows."""
-        gone = self.rails.interfaces_changed()
-        for number, rail in {(n, rail_of(group)) for n, group, _ in gone if group != CONTROL}:
-            self._daemon.gateway.lose_rail(number, rail, f"{change.interface}: {change.reason}")
-        for number in [n for n, group, _ in gone if group == CONTROL]:
-            connection = self.peer(number)
-            if connection is not None:
-                connection.is_lost = True
-                self.fail_over(number)
 
     def _local(self, group: int) -> NodeInfo:
         from fabric.links.handshake import NodeInfo
@@ -452,7 +413,7 @@ class PeerLinks:
 
     def _on_link_down(self, number: int, group: int, reason: str) -> None:
         self.rails.disconnected(number, group)
-        if self._is_ours_to_dial(number):
+        if self.dials(number):
             self._dial(number, group)
 
     def spawn(self, coroutine: Any) -> asyncio.Task[Any]:

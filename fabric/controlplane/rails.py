@@ -212,9 +212,11 @@ class Rails:
         """Tell whether no data connection leads to a node."""
         return not any(node == number for node, _ in self._daemon.gateway.up)
 
-    def ends_of(self, number: int, group: int) -> Ends | None:
-        """Return both addresses of a connection that is up, or was last."""
-        return self._ends.get((number, group))
+    def control_rail(self, number: int, rails: Sequence[RailRecord]) -> int:
+        """Return the rail that the control connection which this node dialled goes over."""
+        ends = self._ends.get((number, GROUP_CONTROL))
+        far = ends.far if ends is not None else None
+        return next((n for n, rail in enumerate(rails) if (rail.host, rail.port) == far), 0)
 
     def dial_of(self, number: int, group: int) -> Dial:
         """Return how dialling one connection goes."""
@@ -260,7 +262,7 @@ class Rails:
             del self._ends[key]
 
     def _tell(self, kind: str, number: int, rail: int, **fields: Any) -> None:
-        name = self._name(number)
+        name = self.name_of(number)
         self._daemon.context.events.add(kind, node=name, rail=rail, **fields)
 
     # ---------------------------------------------------------------- interfaces
@@ -336,7 +338,8 @@ class Rails:
             "peer_bits_per_second": there.bits_per_second,
         }
 
-    def _name(self, number: int) -> str:
+    def name_of(self, number: int) -> str:
+        """Return the name of a node; its number where no view has named it."""
         node = self._daemon.registry.view.node(number)
         return node.name if node is not None else str(number)
 

@@ -1,0 +1,85 @@
+"""What makes a rail bad before its connections break: the interface, the engine's judgement, an unanswered request.
+
+Belongs to the daemon's loop. Rails of an interface that is gone are given up at once. The control connection is moved
+to another rail by the node that dials it, so that a node is not taken for dead while one rail works.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from fabric import errors
+from fabric.abc.link import GROUP_CONTROL
+from fabric.controlplane.rails import rail_of
+from fabric.links.dial import is_stalled
+
+if TYPE_CHECKING:
+    from fabric.controlplane.daemon import Daemon
+    from fabric.controlplane.peer_links import PeerLinks
+    from fabric.paths.discovery.netlink import LinkChange, LinkWatcher
+
+
+class RailWatch:
+    """One per daemon."""
+
+    def __init__(self, daemon: Daemon, links: PeerLinks) -> None:
+        self._daemon = daemon
+        self._links = links
+        self._watcher: LinkWatcher | None = None
+        self.moves = 0  #: of control connections to another rail, as asked for by this node
+
+    def start(self) -> None:
+        """Watch interfaces and rails. Where the kernel does not tell of interfaces, connections are judged alone."""
+        from fabric.paths.discovery.netlink import LinkWatcher
+
+        self._daemon.gateway.on_rail.append(self._on_rail)
+        self._watcher = LinkWatcher(self._on_interface)
+        try:
+            self._watcher.start(asyncio.get_running_loop())
+        except errors.BrokenError as error:
+            self._daemon.context.events.add("interfaces not watched", reason=str(error))
+
+    def stop(self) -> None:
+        """Watch no more. Idempotent."""
+        if self._watcher is not None:
+            self._watcher.close()
+
+    def look_at_control(self, number: int) -> None:
+        """Something was sent to a node a while ago and is not answered: is it the path?"""
+        connection = self._links.peer(number)
+        if connection is not None and is_stalled(connection.socket):
+            self.move_control(number, "its path is silent")
+
+    def move_control(self, number: int, reason: str) -> None:
+        """Have the control connection to a node on another rail, where one carries and this node is who dials."""
+        if self._links.peer(number) is None or not self._links.dials(number):
+            return
+        rails = self._links.rails_of(number)
+        rail = self._links.rails.control_rail(number, rails)
+        has_other = self._links.rails.has_other(number, len(rails), rail)
+        if has_other and self._links.dial_other_rail(number):
+            self.moves += 1
+            name = self._links.rails.name_of(number)
+            self._daemon.context.events.add(
+                "control moves", severity="info", node=name, rail=rail, reason=reason
+            )
+
+    def _on_rail(self, number: int, event: dict[str, Any]) -> None:
+        """Leave a rail of which the engine thinks badly."""
+        rails = self._links.rails_of(number)
+        rail = self._links.rails.control_rail(number, rails)
+        if event["to"] != "up" and event["rail"] == rail:
+            self.move_control(number, f"{event['to']}: {event.get('reason', '')}")
+
+    def _on_interface(self, change: LinkChange) -> None:
+        """An interface came or went: what went over it is lost now, not when its silence shows."""
+        reason = f"{change.interface}: {change.reason}"
+        gone = self._links.rails.interfaces_changed()
+        for number, rail in sorted({(n, rail_of(g)) for n, g, _ in gone if g != GROUP_CONTROL}):
+            self._daemon.gateway.lose_rail(number, rail, reason)
+        for number in [n for n, group, _ in gone if group == GROUP_CONTROL]:
+            connection = self._links.peer(number)
+            if connection is not None:
+                connection.is_lost = True
+                self.move_control(number, reason)
