@@ -6,12 +6,10 @@ import secrets
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from bench.namespaces import Bed
 from bench.node import BenchNode
 from fabric.controlplane.api.client import ControlClient
-from fabric.errors import FabricError
 
 MEET_S = 20.0
 ASK_S = 10.0
@@ -65,7 +63,7 @@ class Nodes:
             raise
 
     def _meet(self) -> None:
-        """Wait until every node sees all others.
+        """Wait until every node sees all others, over every rail.
 
         Raises
         ------
@@ -74,12 +72,21 @@ class Nodes:
         """
         until = time.monotonic() + MEET_S
         for number in range(len(self.nodes)):
-            while len([row for row in self.ask(number, "node") if row["state"] == "up"]) < len(
-                self.nodes
-            ):
+            while lacks := self._lacking(number):
                 if time.monotonic() > until:
-                    raise RuntimeError(f"node {number} does not see all {len(self.nodes)} nodes")
+                    raise RuntimeError(f"n{number} does not see {lacks} within {MEET_S:g} s")
                 time.sleep(POLL_S)
+
+    def _lacking(self, number: int) -> str:
+        """Return what a node does not see yet; empty where it sees everything."""
+        with self.client(number) as client:
+            if not client.is_serving():
+                return "its own daemon"
+            serving = sum(row["state"] == "serving" for row in client.ls("node"))
+            if serving < len(self.nodes):
+                return f"{len(self.nodes) - serving} of {len(self.nodes)} nodes"
+            rails = [row for row in client.path_ls() if row["state"] != "up"]
+        return ", ".join(f"rail {row['rail']} to {row['peer']}" for row in rails)
 
     def socket(self, number: int) -> str:
         """Return where modules attach to a node."""
@@ -88,14 +95,6 @@ class Nodes:
     def client(self, number: int) -> ControlClient:
         """Return a client of a node's control API."""
         return ControlClient(f"{self.socket(number)}.ctl", deadline_s=ASK_S)
-
-    def ask(self, number: int, kind: str) -> list[dict[str, Any]]:
-        """Return a listing of a node; empty where it has none of that kind."""
-        with self.client(number) as client:
-            try:
-                return client.ls(kind)
-            except FabricError:
-                return []
 
     def stop(self) -> None:
         """End all. Safe to repeat."""
