@@ -10,16 +10,24 @@ void RailEstimate::posted(u64 bytes, u64 now) {
   inflight_ += bytes;
 }
 
-void RailEstimate::delivered(u64 bytes, u64 was_posted, u64 now) {
+// A round trip holds the time that the bytes themselves and those ahead of them took: that is no latency, and kept as such
+// it would grow with the window that it widens. Taken off at the fastest of what is known and seen, so rather too little.
+void RailEstimate::delivered(u64 bytes, u64 was_posted, u64 now, u64 ahead) {
   inflight_ -= std::min(bytes, inflight_);
+  learnt_from_ += bytes;
   const double least_ns = static_cast<double>(bytes) * 1e9 / kRateMax;
   const double took_ns = std::max(now > mark_ns_ ? static_cast<double>(now - mark_ns_) : 0.0, least_ns);
   const double kept = std::exp(-took_ns / static_cast<double>(kRateTauNs));
+  const double before = rate_;
   bytes_ = bytes_ * kept + static_cast<double>(bytes);
   busy_ns_ = busy_ns_ * kept + took_ns;
   rate_ = std::clamp(bytes_ * 1e9 / busy_ns_, 1.0, kRateMax);
   mark_ns_ = std::max(mark_ns_, now);
-  if (now > was_posted) round_trip(now - was_posted, now);
+  if (now <= was_posted) return;
+  const double fastest = std::max({before, rate_, static_cast<double>(bytes) * 1e9 / took_ns});
+  const double trip = static_cast<double>(now - was_posted);
+  const double queued = static_cast<double>(ahead + bytes) * 1e9 / fastest;
+  round_trip(static_cast<u64>(std::max(trip * kBaseLeastShare, trip - queued)), now);
 }
 
 void RailEstimate::withdrawn(u64 bytes) { inflight_ -= std::min(bytes, inflight_); }

@@ -11,6 +11,7 @@ namespace fabric::paths {
 inline constexpr u64 kRateTauNs = 40'000'000;      // what lies this far back in busy time weighs 1/e
 inline constexpr u64 kBaseWindowNs = 5'000'000'000;  // the least latency is looked for in the last one to two of these
 inline constexpr u64 kBaseUnknownNs = 200'000;
+inline constexpr double kBaseLeastShare = 0.25;    // of a round trip is latency at least, whatever the rate is thought to be
 inline constexpr double kRateUnknown = 125e6;      // bytes/s: 1 Gbit/s, until the first acknowledgement
 inline constexpr double kRateMax = 400e9;
 
@@ -18,8 +19,8 @@ class RailEstimate {
  public:
   /// `bytes` begin their way. @param now monotonic, ns.
   void posted(u64 bytes, u64 now);
-  /// The peer has them. @param was_posted when they left, ns.
-  void delivered(u64 bytes, u64 was_posted, u64 now);
+  /// The peer has them. @param was_posted when they left, ns; @param ahead what was in flight before them then, bytes.
+  void delivered(u64 bytes, u64 was_posted, u64 now, u64 ahead = 0);
   /// They are not waited for any more.
   void withdrawn(u64 bytes);
   /// A round trip of next to no bytes.
@@ -28,6 +29,7 @@ class RailEstimate {
   void forget();
 
   u64 inflight() const { return inflight_; }
+  u64 learnt_from() const { return learnt_from_; }  ///< bytes acknowledged since the path is this one
   bool is_known() const { return busy_ns_ > 0; }
   double rate() const { return is_known() ? rate_ : kRateUnknown; }
   /// Rate, and not more than the silence since the last acknowledgement leaves possible. @param next bytes awaited first.
@@ -38,7 +40,7 @@ class RailEstimate {
   void excuse_until(u64 now);           ///< silence before `now` was ours
 
  private:
-  u64 inflight_ = 0, mark_ns_ = 0;
+  u64 inflight_ = 0, mark_ns_ = 0, learnt_from_ = 0;
   double bytes_ = 0, busy_ns_ = 0, rate_ = 0;
   u64 base_now_ = ~u64{0}, base_before_ = ~u64{0}, base_since_ = 0;
 };

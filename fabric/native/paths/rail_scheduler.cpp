@@ -123,11 +123,14 @@ u64 RailScheduler::window(const Rail& rail, u64 now) const {
   if (!rail.estimate.is_known()) return kWindowUnknown;
   const double rate = rail.estimate.rate_now(first_bytes(rail), now);
   const double wanted = rate * static_cast<double>(rail.estimate.base_ns() + kQueueTargetNs) / 1e9;
-  return std::clamp(static_cast<u64>(wanted), std::max<u64>(kWindowMin, 2 * chunk_bytes(rail, kWindowMax)), kWindowMax);
+  const u64 bytes = std::min(static_cast<u64>(wanted), kWindowUnknown + rail.estimate.learnt_from());
+  return std::clamp(bytes, std::max<u64>(kWindowMin, 2 * chunk_bytes(rail, kWindowMax)), kWindowMax);
 }
 
+/// What a new rail lets through at once says little of its rate (a token bucket): its window doubles with each round trip.
 u32 RailScheduler::chunk_bytes(const Rail& rail, u64 left) {
-  const double wanted = rail.estimate.rate() * static_cast<double>(kChunkNs) / 1e9;
+  const double known = static_cast<double>(kWindowUnknown + rail.estimate.learnt_from()) / 4;
+  const double wanted = std::min(known, rail.estimate.rate() * static_cast<double>(kChunkNs) / 1e9);
   u32 bytes = kChunkMin;
   while (bytes < kChunkMax && bytes * 1.5 < wanted) bytes *= 2;
   return static_cast<u32>(std::min<u64>(left, bytes));
@@ -188,7 +191,7 @@ u64 RailScheduler::posted(u32 number, u32 bytes, u64 tag, u64 now) {
   Rail& rail = rails_[number];
   const u64 due = now + finish(rail, bytes, now);
   rail.estimate.posted(bytes, now);
-  rail.posted.push_back({tag, now, due, bytes, false, false});
+  rail.posted.push_back({tag, now, due, rail.estimate.inflight() - bytes, bytes, false, false});
   next_ns_ = std::min(next_ns_, now + kTickNs);
   return u64{number} << kTicketRailShift | (rail.first + rail.posted.size() - 1);
 }
@@ -203,7 +206,7 @@ void RailScheduler::delivered(u64 ticket, u64 now) {
   Posted& chunk = rail.posted[index - rail.first];
   if (chunk.done) return;
   chunk.done = true;
-  rail.estimate.delivered(chunk.bytes, chunk.at_ns, now);
+  rail.estimate.delivered(chunk.bytes, chunk.at_ns, now, chunk.ahead);
   rail.delivered += chunk.bytes;
   delivered_ += chunk.bytes;
   while (!rail.posted.empty() && rail.posted.front().done) {
@@ -278,7 +281,7 @@ bool RailScheduler::is_silent(const Rail& rail, u64 now, u64 newest) const {
     const u64 wait = std::max(least, patience);
     return since != 0 && now >= since + wait && newest >= since + wait / 2;
   };
-  return too_long(rail.estimate.silent_since(), kStallNs) || too_long(rail.asked_ns, kAskedNs);
+  return too_long(rail.estimate.silent_since(), rail.estimate.is_known() ? kStallNs : kStallUnknownNs) || too_long(rail.asked_ns, kAskedNs);
 }
 
 // A rail is suspect when it is silent while others are not: where all are, it is the peer that stands still.
@@ -294,8 +297,7 @@ void RailScheduler::judge(u32 number, u64 now, u64 newest, std::vector<u64>& aga
     return;
   }
   if (rail.state != RailState::suspect) return;
-  if (rail.alive_ns > rail.suspect_ns) {
-    rail.estimate.forget();
+  if (rail.alive_ns > rail.suspect_ns) {  // what is known of it stands: were it forgotten, a slow rail would be flooded again
     move(number, RailState::up, "it answered", now);
   } else if (now >= rail.suspect_ns + kResetNs && !rail.reset_told) {
     rail.reset_told = true;

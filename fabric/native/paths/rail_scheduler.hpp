@@ -20,6 +20,7 @@ inline constexpr u64 kWindowMin = 128 * 1024, kWindowUnknown = 256 * 1024, kWind
 inline constexpr u32 kChunkMin = 32 * 1024, kChunkMax = 1024 * 1024;
 inline constexpr u64 kChunkNs = 500'000;             // a chunk keeps its rail busy about this long
 inline constexpr u64 kStallNs = 25'000'000;          // nothing acknowledged this long, while others move: suspect
+inline constexpr u64 kStallUnknownNs = 100'000'000;  // the same for a rail of which nothing is known: it may be a slow one
 inline constexpr u64 kAskedNs = 40'000'000;          // a ping, which may wait behind chunks, unanswered this long: the same
 inline constexpr u64 kResetNs = 250'000'000;         // suspect this long: its connections are given up and made anew
 inline constexpr u64 kOverdueNs = 10'000'000;        // later than predicted by this: the chunk goes again elsewhere
@@ -98,7 +99,7 @@ class RailScheduler {
   u64 resent_bytes() const { return resent_; }
 
  private:
-  struct Posted { u64 tag, at_ns, due_ns; u32 bytes; bool done, again; };
+  struct Posted { u64 tag, at_ns, due_ns, ahead; u32 bytes; bool done, again; };
   struct Rail {
     RailState state = RailState::absent;
     RailEstimate estimate;

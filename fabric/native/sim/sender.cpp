@@ -200,6 +200,8 @@ void Sender::dialled(u32 rail, u64 worked) {
   transport_.open(rail);
   on.heard_ns = events_.now();
   scheduler_.rail_up(rail, events_.now());
+  const u64 trip = transport_.round_trip_ns(rail);     // of the handshake
+  if (trip != kNeverNs) scheduler_.round_trip(rail, trip, events_.now());
   look_at_changes();
   events_.at(events_.now() + kPingEveryNs, Kind::ping, rail, 0, 0, 0, transport_.epoch(rail));
   pump();
