@@ -24,8 +24,8 @@ enum class Kind : u8 {
   tick,       // the sender's own time
   dial,       // who: rail
   dialled,    // who: rail
-  ping,       // who: rail
-  pong,       // who: rail; a: when it left
+  ping,       // the sender looks at its rails
+  pong,       // who: rail; a: when it was asked, b: how often it was lost
 };
 
 struct Event {

@@ -11,6 +11,8 @@ namespace {
 
 using Fields = std::map<std::string, u64>;
 
+constexpr u64 kCalmRate = 12'500'000, kCalmQueue = 1 << 20;  // a slower rail drops of the first window, or is late with it
+
 /// Reads `key=value` words. @return empty, or what is wrong.
 std::string fields_of(std::istringstream& words, Fields& fields) {
   for (std::string word; words >> word;) {
@@ -134,7 +136,8 @@ std::string to_text(const Plan& plan) {
 
 bool Plan::is_calm() const {
   return pauses.empty() && std::all_of(rails.begin(), rails.end(), [](const RailPlan& rail) {
-    return rail.loss == 0 && rail.corrupt == 0 && rail.late_acks == 0 && rail.rates.empty() && rail.outages.empty();
+    return rail.loss == 0 && rail.corrupt == 0 && rail.late_acks == 0 && rail.rates.empty() && rail.outages.empty() &&
+           rail.rate >= kCalmRate && rail.queue >= kCalmQueue;
   });
 }
 

@@ -42,7 +42,7 @@ struct Plan {
   std::vector<Load> loads;
   std::vector<Pause> pauses;
 
-  bool is_calm() const;               ///< nothing fails and no rate changes
+  bool is_calm() const;               ///< nothing fails, is dropped or changes its rate
   u64 bytes() const;
   u64 last_change_us() const;
   u64 wire_of(u64 rail) const;        ///< the rail whose rate and queue it uses

@@ -83,6 +83,10 @@ Plan random_plan(u64 seed) {
   const bool calm = random.one_in(5);
   for (u64 i = 0; i < rails; ++i) {
     RailPlan rail = draw_rail(random, i);
+    if (calm && random.one_in(2)) {
+      rail.rate = std::max<u64>(rail.rate, 12'500'000);
+      rail.queue = std::max<u64>(rail.queue, 1 << 20);
+    }
     if (!calm) {
       draw_faults(random, rail);
       draw_rates(random, rail);

@@ -8,6 +8,7 @@ namespace fabric::sim {
 Sender::Sender(const Plan& plan, Events& events, Transport& transport)
     : plan_(plan), events_(events), transport_(transport), rails_(plan.rails.size()) {
   for (u32 i = 0; i < rails_.size(); ++i) events_.at(0, Kind::dial, i);
+  events_.at(kAskEveryNs, Kind::ping);
 }
 
 u32 Sender::offer(u64 bytes, u32 klass) {
@@ -37,6 +38,13 @@ u32 Sender::usable(u32 besides) const {
   return mask & ~besides;
 }
 
+u32 Sender::full() const {
+  u32 mask = 0;
+  for (u32 i = 0; i < rails_.size(); ++i)
+    if (transport_.unsent(i) >= kBacklogFull) mask |= 1u << i;
+  return mask;
+}
+
 /// What came back goes before what is new, over another rail where there is one.
 bool Sender::post_again() {
   while (!again_.empty() && chunks_[again_.front()].acked) {
@@ -47,8 +55,8 @@ bool Sender::post_again() {
   if (again_.empty()) return false;
   const u32 number = again_.front();
   SentChunk& chunk = chunks_[number];
-  const u32 avoid = usable(chunk.tried) != 0 ? chunk.tried : 0;
-  const paths::Pick pick = scheduler_.pick(chunk.bytes, pending_, events_.now(), avoid);
+  const u32 tried = usable(chunk.tried) != 0 ? chunk.tried : 0;
+  const paths::Pick pick = scheduler_.pick(chunk.bytes, pending_, events_.now(), full() | tried);
   if (pick.rail == paths::kNoRail) return false;
   again_.pop_front();
   chunk.queued = false;
@@ -75,7 +83,7 @@ bool Sender::post_next() {
   u32 number = 0;
   SentTransfer* transfer = next_transfer(number);
   if (transfer == nullptr) return false;
-  const paths::Pick pick = scheduler_.pick(transfer->bytes - transfer->cut, pending_, events_.now());
+  const paths::Pick pick = scheduler_.pick(transfer->bytes - transfer->cut, pending_, events_.now(), full());
   if (pick.rail == paths::kNoRail) {
     queues_[transfer->klass].push_front(number);
     return false;
@@ -199,28 +207,48 @@ void Sender::dialled(u32 rail, u64 worked) {
   }
   transport_.open(rail);
   on.heard_ns = events_.now();
+  on.asked_ns = 0;
   scheduler_.rail_up(rail, events_.now());
   const u64 trip = transport_.round_trip_ns(rail);     // of the handshake
   if (trip != kNeverNs) scheduler_.round_trip(rail, trip, events_.now());
   look_at_changes();
-  events_.at(events_.now() + kPingEveryNs, Kind::ping, rail, 0, 0, 0, transport_.epoch(rail));
   pump();
 }
 
-/// A connection on which nothing was heard is asked, and given up when it stays silent.
-void Sender::ping(u32 rail) {
+/// While something is under way every rail is asked, so that an idle one that died is known; one at a time, on the
+/// control connection: behind what waits for the wire, and lost with it.
+void Sender::watch() {
   const u64 now = events_.now();
-  OnRail& on = rails_[rail];
-  if (now > on.heard_ns + kSilentNs) return break_rail(rail, "silent");
-  events_.at(now + kPingEveryNs, Kind::ping, rail, 0, 0, 0, transport_.epoch(rail));
-  const u64 trip = transport_.passes(rail) ? transport_.round_trip_ns(rail) : kNeverNs;
-  if (trip != kNeverNs) events_.at(now + trip, Kind::pong, rail, now, 0, 0, transport_.epoch(rail));
+  events_.at(now + kAskEveryNs, Kind::ping);
+  for (u32 i = 0; i < rails_.size(); ++i) {
+    if (!transport_.is_open(i)) continue;
+    if (unacked_ == 0) rails_[i].heard_ns = now;
+    else if (now > rails_[i].heard_ns + kSilentNs) break_rail(i, "silent");
+    else if (rails_[i].asked_ns == 0) ask(i);
+  }
+  pump();                                              // a link may have room again
 }
 
-void Sender::pong(u32 rail, u64 left_ns, u32 epoch) {
-  if (!transport_.is_open(rail) || transport_.epoch(rail) != epoch || !transport_.passes(rail)) return;
-  rails_[rail].heard_ns = events_.now();
-  scheduler_.round_trip(rail, events_.now() - left_ns, events_.now());
+void Sender::ask(u32 rail) {
+  const u64 now = events_.now(), trip = transport_.round_trip_ns(rail);
+  rails_[rail].asked_ns = now;
+  if (usable(1u << rail) != 0) scheduler_.asked(rail, now);
+  u64 after = trip;                                    // what is lost goes again after a time-out that doubles
+  if (!transport_.passes(rail) || trip == kNeverNs) after = kTimeoutMinNs;
+  events_.at(now + after, Kind::pong, rail, now, after == trip ? 0 : 1, 0, transport_.epoch(rail));
+}
+
+void Sender::pong(u32 rail, u64 left_ns, u32 epoch, u64 tries) {
+  if (!transport_.is_open(rail) || transport_.epoch(rail) != epoch) return;
+  const u64 now = events_.now(), trip = transport_.round_trip_ns(rail);
+  if (!transport_.passes(rail)) tries = std::max<u64>(tries, 1);
+  if (tries != 0 && (!transport_.passes(rail) || trip == kNeverNs)) {
+    events_.at(now + std::min(kTimeoutMaxNs, kTimeoutMinNs << std::min<u64>(tries, 8)), Kind::pong, rail, left_ns, tries + 1, 0, epoch);
+    return;
+  }
+  rails_[rail].heard_ns = now;
+  rails_[rail].asked_ns = 0;
+  scheduler_.round_trip(rail, now - left_ns, now);
   pump();
 }
 

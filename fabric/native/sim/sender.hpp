@@ -15,8 +15,10 @@
 namespace fabric::sim {
 
 inline constexpr u64 kDialGivenUpNs = 200'000'000;
-inline constexpr u64 kPingEveryNs = 1'000'000'000, kSilentNs = 2'500'000'000;  // kLinkPingMs, kLinkSilentMs
-inline constexpr u64 kLowerClassEvery = 16;
+inline constexpr u64 kSilentNs = 2'500'000'000;      // kLinkSilentMs
+inline constexpr u64 kBacklogFull = 512 * 1024;         // the engine's kBulkBacklogBytes: a link that holds this much gets no more
+inline constexpr u64 kAskEveryNs = 10'000'000;       // the engine's kRailPingNs
+inline constexpr u64 kLowerClassEvery = 8;
 
 struct SentTransfer {
   u64 bytes = 0, cut = 0, acked = 0, at_ns = 0, granted_ns = 0, done_ns = 0;  // done: all acknowledged
@@ -35,8 +37,8 @@ class Sender {
   void outage(u32 rail, bool begins);                  ///< the interface says so
   void dial(u32 rail);
   void dialled(u32 rail, u64 attempt);
-  void ping(u32 rail);
-  void pong(u32 rail, u64 left_ns, u32 epoch);
+  void watch();                                        ///< asks rails that nothing was heard of, gives up those that stay silent
+  void pong(u32 rail, u64 left_ns, u32 epoch, u64 tries);
   /// Compares the scheduler with ledgers kept apart from it. @return empty, or what does not hold.
   std::string audit(bool is_last) const;
 
@@ -58,8 +60,10 @@ class Sender {
   void come_back(u32 chunk);
   void look_at_changes();
   void plan_tick();
+  void ask(u32 rail);
   void break_rail(u32 rail, const char* reason);
   u32 usable(u32 besides) const;
+  u32 full() const;
   SentTransfer* next_transfer(u32& number);
 
   const Plan& plan_;
@@ -71,7 +75,7 @@ class Sender {
   std::vector<Post> posts_;
   std::deque<u32> again_;
   std::array<std::deque<u32>, 4> queues_;              // by class: transfers that have bytes to cut
-  struct OnRail { u64 ledger = 0, heard_ns = 0, attempt = 0; bool dialling = false, cable = true; };
+  struct OnRail { u64 ledger = 0, heard_ns = 0, asked_ns = 0, attempt = 0; bool dialling = false, cable = true; };
   std::vector<OnRail> rails_;
   std::vector<u64> back_;
   std::vector<u32> reset_;

@@ -78,8 +78,8 @@ void Simulation::handle_sender(const Event& event) {
   if (event.kind == Kind::granted) return sender_.granted(static_cast<u32>(event.a));
   if (event.kind == Kind::dial) return sender_.dial(event.who);
   if (event.kind == Kind::dialled) return sender_.dialled(event.who, event.b);
-  if (event.kind == Kind::ping && transport_.is_open(event.who) && event.epoch == transport_.epoch(event.who)) return sender_.ping(event.who);
-  if (event.kind == Kind::pong) return sender_.pong(event.who, event.a, event.epoch);
+  if (event.kind == Kind::ping) return sender_.watch();
+  if (event.kind == Kind::pong) return sender_.pong(event.who, event.a, event.epoch, event.b);
   if (event.kind == Kind::tick && event.a == sender_.tick_ns()) return sender_.tick();
 }
 

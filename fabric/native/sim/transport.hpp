@@ -37,7 +37,8 @@ class Transport {
   bool is_open(u32 rail) const { return rails_[rail].open; }
   bool passes(u32 rail) const { return rails_[rail].outages == 0; }
   u32 epoch(u32 rail) const { return rails_[rail].epoch; }
-  u64 backlog(u32 rail) const { return rails_[rail].backlog; }
+  u64 backlog(u32 rail) const { return rails_[rail].backlog; }  ///< bytes not acknowledged by the transport
+  u64 unsent(u32 rail) const { return rails_[rail].backlog - rails_[rail].out; }
   u64 round_trip_ns(u32 rail) const;                   ///< of next to no bytes, now
 
  private:
