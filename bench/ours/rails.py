@@ -1,11 +1,13 @@
 """One half of a stream over the fabric, attached to a node that the driver started in a namespace.
 
 Options: ``{"near": SOCKET, "far": SOCKET, "channel": NAME}``. Messages of a stream are of class `bulk`, the receiver's
-credit is the stream's window; pings are of class `control`, on channels of their own.
+credit is the stream's window; pings are of class `control`, on channels of their own. One workload more:
+``{"run": "expire", "after_s", "deadline_s", "count"}`` sends messages that cannot arrive in time, and says how each ended.
 """
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,13 @@ import fabric
 from bench.paths.stream import Streaming, clock
 from fabric import errors
 
+ENDS_S = 15.0  # after which a message that has not ended counts as one without a reason
+
 
 class RailEnd(Streaming):
     """One half: a port; ends are opened at the first order that needs them."""
+
+    workloads = (*Streaming.workloads, "expire")
 
     def __init__(self, role: str, port: Any, channel: str) -> None:
         self._role, self._port, self._channel = role, port, channel
@@ -31,6 +37,8 @@ class RailEnd(Streaming):
             mine, theirs = ("out", "back") if self._role == "near" else ("back", "out")
             self.send = self._end(f"ping.{mine}", "control", True).send
             self.receive = self._end(f"ping.{theirs}", "control", False).receive_bytes
+        elif order["run"] == "expire":
+            self._brief = self._end("brief", "token", self._role == "near")
         else:
             size, window = order["size"], order["window"]
             credit = {} if self._role == "near" else {"bytes": size * window, "messages": window}
@@ -64,6 +72,28 @@ class RailEnd(Streaming):
         """Give the memory back."""
         self._held.release()
         self._held = None
+
+    def expire(self, role: str, order: dict[str, Any]) -> dict[str, Any]:
+        """Send `count` messages while nothing arrives; `ended` is how many of them ended otherwise than delivered."""
+        if role == "far":
+            return {}
+        time.sleep(order["after_s"])
+        refused, data, before = 0, bytes(order["size"]), self._ended()
+        for _ in range(order["count"]):
+            try:
+                self._brief.send(data, deadline=order["deadline_s"])
+            except errors.FabricError:
+                refused += 1
+        until, ended = clock() + int(ENDS_S * 1e9), 0
+        while clock() < until and ended + refused < order["count"]:
+            time.sleep(0.05)
+            ended = self._ended() - before
+        return {"ended": ended + refused}
+
+    def _ended(self) -> int:
+        """Return how many brief messages have ended as dropped or failed so far."""
+        counted = self._brief.stats()
+        return sum(n for end, n in counted.items() if end.startswith(("dropped", "failed")))
 
     def close(self) -> None:
         """Detach."""
