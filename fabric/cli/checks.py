@@ -232,6 +232,28 @@ def daemon(path: str) -> Check:
     return Check("daemon", "note", f"none on {path}", "start one: fabricctl up")
 
 
+def paths(path: str) -> Check:
+    """Whether the rails to other nodes carry, where a node serves on that socket."""
+    from fabric import errors
+    from fabric.cli.failure import Failure
+    from fabric.cli.options import connect
+
+    try:
+        with connect(path, deadline_s=limits.CLOSE_S) as client:
+            rows = client.path_ls()
+    except (Failure, errors.FabricError):
+        return Check("paths", "note", "no node to ask", "start one: fabricctl up")
+    waits = sorted({row["peer"] for row in rows if row.get("waits")})
+    if waits:
+        found = f"large messages to {', '.join(waits)} wait: no pinned rail is up"
+        return Check("paths", "warn", found, f"fabricctl path unpin {waits[0]}")
+    lost = [f"rail {row['rail']} to {row['peer']}" for row in rows if row["state"] != "up"]
+    if lost:
+        found = f"{len(lost)} of {len(rows)} rails do not carry: {', '.join(lost)}"
+        return Check("paths", "warn", found, "see why: fabricctl path show PEER")
+    return Check("paths", "ok", f"{len(rows)} rails carry" if rows else "no other node")
+
+
 def gpu(device: str = "/dev/nvidiactl") -> Check:
     """An NVIDIA device and the library that speaks to it."""
     library = ctypes.util.find_library("nvidia-ml")
@@ -279,5 +301,6 @@ def run_all(path: str) -> Iterator[Check]:
     yield model_packages()
     yield socket_path(path)
     yield daemon(path)
+    yield paths(path)
     yield gpu()
     yield ucx()

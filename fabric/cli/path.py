@@ -111,7 +111,7 @@ def probe(
 def pin(peer: Peer, rail: Rails, socket: Socket = None, output: Output = Format.table) -> None:
     """Bind what this node sends to PEER to some of its rails, until `unpin`: over reconnects and restarts.
 
-    While none of them is up that traffic waits; `path ls`, `status` and `doctor` say so.
+    While none of them is up, messages of more than 4 KiB wait; `path ls`, `status` and `doctor` say so.
     """
     what = f"cannot pin the path to {peer}"
     rails = _numbers(what, rail)

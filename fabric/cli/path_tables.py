@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fabric import units
 from fabric.cli.output import ABSENT, Column, cell, size_of, table
+from fabric.paths.explain import is_measured
 
 Row = Mapping[str, Any]
 DECISIONS_SHOWN = 12
@@ -47,6 +49,12 @@ def _rate_of(key: str) -> Any:
     return lambda row: rate(row.get(key))
 
 
+def _known(row: Row, key: str) -> str | None:
+    """Return a rate, marked where it is an assumption."""
+    found = rate(row.get(key))
+    return f"{found}?" if found and not is_measured(row) else found
+
+
 def _of_ns(key: str) -> Any:
     return lambda row: duration(row.get(key))
 
@@ -69,7 +77,7 @@ _LISTING = (
     Column("peer", "peer"),
     Column("rail", _rail),
     Column("state", _state),
-    Column("rate", _rate_of("rate"), True),
+    Column("rate", lambda row: _known(row, "rate"), True),
     Column("latency", _of_ns("base_ns"), True),
     Column("share", _share("share"), True),
     Column("in flight", size_of("inflight"), True),
@@ -90,13 +98,15 @@ def listing(rows: Sequence[Row]) -> str:
         marks.append("* takes what goes whole (records)")
     if any(row.get("pinned") for row in rows):
         marks.append("! pinned: others carry nothing")
+    if any(row["state"] == "up" and not is_measured(row) for row in rows):
+        marks.append("? assumed: nothing was sent in chunks yet")
     return "\n".join([drawn, *(["", "; ".join(marks)] if marks else []), *_waiting(rows)])
 
 
 def _waiting(rows: Iterable[Row]) -> list[str]:
     peers = dict.fromkeys(row["peer"] for row in rows if row.get("waits"))
     return [
-        f"traffic to {peer} waits: no rail that it is pinned to is up; fabricctl path unpin {peer}"
+        f"large messages to {peer} wait: no pinned rail is up; fabricctl path unpin {peer}"
         for peer in peers
     ]
 
@@ -107,7 +117,7 @@ _TERMS = (
     Column("state", _state),
     Column("base", _of_ns("base_ns"), True),
     Column("in flight", size_of("inflight"), True),
-    Column("rate now", _rate_of("rate_now"), True),
+    Column("rate now", lambda row: _known(row, "rate_now"), True),
     Column("finish", _of_ns("finish_ns"), True),
     Column("window", size_of("window"), True),
     Column("silent", _of_ns("silent_ns"), True, may_go=True),
@@ -239,7 +249,9 @@ def reasons(answer: Row) -> str:
 def _wrapped(sentence: str, width: int = 78) -> str:
     import textwrap
 
-    return textwrap.fill(sentence, width, initial_indent="  ", subsequent_indent="  ")
+    whole = re.sub(r"(\d) (?=\S)", "\\1\u00a0", sentence)  # a number stays with its unit
+    lines = textwrap.fill(whole, width, initial_indent="  ", subsequent_indent="  ")
+    return lines.replace("\u00a0", " ")
 
 
 # ------------------------------------------------------------------ probe, pin, bench

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fabric import errors, limits
@@ -222,9 +222,9 @@ class PathCalls:
         path = self._daemon.paths.to(node.number)
         rows = self.rows_to(node, size_bytes)
         pinned = self.pins.of(target)
-        usable = [dict(row) for row in explain.usable(rows, pinned)]
-        fastest = self._fastest(node.number, usable)
         whole = explain.goes_whole(size_bytes)
+        usable = [dict(row) for row in explain.usable(rows, () if whole else pinned)]
+        fastest = _primary(explain.usable(rows))
         shares: dict[int, int] = {}
         end_ns, asked = 0, ""
         if usable and whole and fastest is not None:
@@ -262,12 +262,6 @@ class PathCalls:
             "is_fastest": row["rail"] == fastest,
             "left_out": explain.why_not(row, pinned),
         }
-
-    def _fastest(self, number: int, usable: Sequence[dict[str, Any]]) -> int | None:
-        """Return the rail that records take now; None where none is healthy."""
-        primary = next((row["rail"] for row in usable if row.get("is_primary")), None)
-        least = min(usable, key=lambda row: row["base_ns"], default=None)
-        return primary if primary is not None else least["rail"] if least else None
 
     def _split(
         self, usable: Sequence[dict[str, Any]], size_bytes: int
@@ -350,6 +344,13 @@ _LOCAL_WORDS = (
     "Both ends are on this node: messages go through shared memory, from the sender's arena to the receiver's view,"
     " without a rail and without a copy."
 )
+
+
+def _primary(usable: Sequence[Mapping[str, Any]]) -> int | None:
+    """Return the rail that records take; None where none is up."""
+    primary = next((int(row["rail"]) for row in usable if row["is_primary"]), None)
+    least = min(usable, key=lambda row: int(row["base_ns"]), default=None)
+    return primary if primary is not None or least is None else int(least["rail"])
 
 
 def _path(path: Path) -> dict[str, Any]:

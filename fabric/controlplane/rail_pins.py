@@ -1,7 +1,7 @@
 """Pins: traffic to a node bound to some of its rails until it is unpinned; kept over reconnects and restarts.
 
 Belongs to the daemon's loop. A pin holds what this node sends; the other node has pins of its own. It is never given
-up by itself: while all its rails are down the traffic waits, and every place that shows paths says so.
+up by itself: while all its rails are down what goes in chunks waits, and every place that shows paths says so.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class RailPins:
             return ""
         numbers = ", ".join(map(str, rails))
         return (
-            f"traffic to node {peer} waits: it is pinned to rail {numbers}, and none of it is up;"
+            f"what goes to node {peer} in chunks waits: it is pinned to rail {numbers}, and none of it is up;"
             f" let it use the others with fabricctl path unpin {peer}"
         )
 

@@ -13,7 +13,7 @@ from fabric import limits, units
 
 Row = Mapping[str, Any]
 NS = 1_000_000_000
-MIB = 1 << 20
+RATE_ASSUMED = 125e6  #: kRateUnknown of rail_estimate.hpp: of a rail that nothing was measured on
 
 
 def rail_name(row: Row) -> str:
@@ -32,8 +32,13 @@ def usable(rows: Sequence[Row], pinned: Sequence[int] = ()) -> list[Row]:
     return [row for row in rows if row["state"] == "up" and (not pinned or row["rail"] in pinned)]
 
 
+def is_measured(row: Row) -> bool:
+    """Tell whether a rail's rate was measured; else it is the assumption that a new rail begins with."""
+    return float(row.get("rate") or RATE_ASSUMED) != RATE_ASSUMED
+
+
 def is_waiting(rows: Sequence[Row], pinned: Sequence[int]) -> bool:
-    """Tell whether traffic waits because no rail of a pin can be used."""
+    """Tell whether what goes in chunks waits because no rail of a pin can be used; records go on over another."""
     return bool(pinned) and not usable(rows, pinned)
 
 
@@ -143,12 +148,12 @@ def words(
     """
     if not rows:
         return ["There is no rail to this node: it waits until one is connected."]
-    if not usable(rows, pinned):
+    if not usable(rows, () if goes_whole(size_bytes) else pinned):
         return [_nothing(rows, pinned)]
     by_number = {row["rail"]: row for row in rows}
-    said = _pin_words(pinned)
+    said = _pin_words(rows, pinned)
     if goes_whole(size_bytes) and fastest is not None:
-        said.append(_whole(by_number[fastest], size_bytes, klass, rows, pinned))
+        said.append(_whole(by_number[fastest], size_bytes, klass, rows))
     else:
         said.append(_striped(by_number, size_bytes, klass, shares, end_ns))
     return said + _left_out(rows, size_bytes, shares, pinned)
@@ -166,25 +171,28 @@ def _nothing(rows: Sequence[Row], pinned: Sequence[int]) -> str:
     return f"Nothing would go now: {states}. It waits until one is up again, or until its deadline."
 
 
-def _pin_words(pinned: Sequence[int]) -> list[str]:
+def _pin_words(rows: Sequence[Row], pinned: Sequence[int]) -> list[str]:
     if not pinned:
         return []
+    if is_waiting(rows, pinned):
+        return [
+            f"Traffic to this node is pinned to rail {_numbers(pinned)}, and none of it is up: what goes in chunks"
+            " waits, records go on over another."
+        ]
     return [
         f"Traffic to this node is pinned to rail {_numbers(pinned)}; other rails are not asked."
     ]
 
 
-def _whole(
-    row: Row, size_bytes: int, klass: str, rows: Sequence[Row], pinned: Sequence[int]
-) -> str:
-    others = [r for r in usable(rows, pinned) if r["rail"] != row["rail"]]
+def _whole(row: Row, size_bytes: int, klass: str, rows: Sequence[Row]) -> str:
+    others = [r for r in usable(rows) if r["rail"] != row["rail"]]
     base = units.format_seconds(row.get("base_ns", 0) / NS)
     beside = ", ".join(
         f"{rail_name(r)} {units.format_seconds(r.get('base_ns', 0) / NS)}" for r in others
     )
-    reason = f"the only one that is up (base latency {base})"
+    reason = f"the only one that may carry now (base latency {base})"
     if others:
-        reason = f"the lowest base latency of those that are up: {base}, beside {beside}"
+        reason = f"the primary until it is not fit to be (base latency {base}, beside {beside})"
     return (
         f"{units.format_bytes(size_bytes)} of class {klass} is one record (up to"
         f" {units.format_bytes(limits.INLINE_BYTES_MAX)}): it goes whole over {rail_name(row)}, {reason}."

@@ -238,9 +238,10 @@ def _arenas(r: Readings) -> Iterator[Metric]:
 
 
 def _links(r: Readings) -> Iterator[Metric]:
-    rows: dict[str, dict[tuple[str, str], float]] = {}
+    rows: dict[str, dict[tuple[str, str, str], float]] = {}
     for group in r.engine.get("groups", ()):
-        key = r.peers.get(group["session"], "?"), _GROUPS[group["group"]]
+        rail, kind = divmod(group["group"], len(_GROUPS))
+        key = r.peers.get(group["session"], "?"), str(rail), _GROUPS[kind]
         for field in (
             "up",
             "bytes_in",
@@ -251,7 +252,7 @@ def _links(r: Readings) -> Iterator[Metric]:
             "backlog_bytes",
         ):
             rows.setdefault(field, {})[key] = float(group.get(field, 0))
-    labels = ("peer", "group")
+    labels = ("peer", "rail", "group")
     yield _gauge("link_up", "1 when the connection is there.", labels, rows.get("up", {}))
     rtt = {key: value / 1e9 for key, value in rows.get("rtt_ns", {}).items()}
     yield _gauge("link_rtt_seconds", "Smoothed round trip of the connection.", labels, rtt)

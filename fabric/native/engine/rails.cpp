@@ -26,6 +26,7 @@ void Engine::rail_connected(Session& session, u32 group, u64 now) {
   const u32 kind = kind_of(group);
   const bool leads = session.lead[kind] == group || !is_up(session, session.lead[kind]) || !fit_to_lead(session, session.lead[kind]);
   if (leads) lead_with(session, group, now);
+  choose_leads(session, now);
   rails_changed(session);
 }
 
@@ -45,16 +46,20 @@ bool Engine::fit_to_lead(const Session& session, u32 group) {
   return state == paths::RailState::up || state == paths::RailState::absent || state == paths::RailState::down;
 }
 
-/// Another rail leads only where the present one is not fit to: every change repeats what is not acknowledged.
+/// Another rail leads only where the present one is not fit to, or a pin leaves it out and a pinned one is fit: every
+/// change repeats what is not acknowledged. Where no pinned rail is fit, records and answers go on over another.
 void Engine::choose_leads(Session& session, u64 now) {
-  const u32 fastest = session.rails.fastest();
+  const u32 fastest = session.rails.fastest(), pinned = session.rails.pinned();
+  const auto is_pinned = [&](u32 group) { return pinned == 0 || (pinned >> rail_of(group) & 1) != 0; };
   for (u32 kind = 0; kind < kKinds; ++kind) {
-    if (fit_to_lead(session, session.lead[kind])) continue;
     u32 best = session.lead[kind];
+    bool is_fit = fit_to_lead(session, best);
+    if (is_fit && is_pinned(best)) continue;
     for (u32 rail = 0; rail < paths::kRailsMax; ++rail) {
       const u32 group = group_of(rail, kind);
-      if (!fit_to_lead(session, group)) continue;
+      if (!fit_to_lead(session, group) || (is_fit && !is_pinned(group))) continue;
       best = group;
+      is_fit = true;
       if (rail == fastest) break;
     }
     if (best != session.lead[kind]) lead_with(session, best, now);

@@ -99,6 +99,23 @@ void pinned_rail_carries_alone() {
   CHECK(!pair.a.engine.pin(kSession, 1u << paths::kRailsMax).ok());
 }
 
+void records_go_over_a_pinned_rail_and_over_another_only_while_none_is_up() {
+  Railed pair(2);
+  const auto size = always(100);
+  must(pair.a.engine.pin(kSession, 1u << 1));
+  CHECK(eventually([&] { return pair.rail(0, 1).is_primary; }));
+  pair.send(0, 100);
+  pair.settle(size);
+  must(pair.a.engine.lose_rail(kSession, 1, "the interface is down"));
+  CHECK(eventually([&] { return pair.rail(0, 0).is_primary; }));
+  pair.send(0, 100);
+  pair.settle(size);
+  pair.join(1);
+  CHECK(eventually([&] { pair.look(size); return pair.rail(0, 1).is_primary; }));
+  must(pair.a.engine.pin(kSession, 0));
+  CHECK(pair.rail(0, 1).is_primary);
+}
+
 void lost_interface_gives_its_rail_up_at_once() {
   survives([](Railed& pair) {
     must(pair.a.engine.lose_rail(kSession, 0, "the interface is down"));
@@ -139,6 +156,7 @@ int main() {
   records_that_a_silent_rail_carried_go_over_the_other();
   silent_rail_is_given_up_and_a_new_one_is_used();
   pinned_rail_carries_alone();
+  records_go_over_a_pinned_rail_and_over_another_only_while_none_is_up();
   lost_interface_gives_its_rail_up_at_once();
   corrupted_chunks_are_sent_again_on_any_rail();
   changes_of_a_rail_are_told();

@@ -44,7 +44,7 @@ def test_listing_has_a_line_a_rail_with_marks_and_what_waits(fabricctl, control)
     assert "- → 10.0.2.2:7400" in lines[2]
     assert lines[-2:] == [
         "* takes what goes whole (records); ! pinned: others carry nothing",
-        "traffic to b waits: no rail that it is pinned to is up; fabricctl path unpin b",
+        "large messages to b wait: no pinned rail is up; fabricctl path unpin b",
     ]
     assert control.calls == [("path_ls", "")]
 

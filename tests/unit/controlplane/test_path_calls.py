@@ -247,10 +247,12 @@ def test_pin_whose_rails_are_all_down_is_taken_and_warned_of_everywhere():
     daemon, calls = made()
     daemon.rails[2][1] = rail(1, "down")
     answer = ask(calls.pin("b", [1]))
-    assert "traffic to node b waits: it is pinned to rail 1" in answer["warning"]
+    assert "what goes to node b in chunks waits: it is pinned to rail 1" in answer["warning"]
     assert calls.waiting() == [answer["warning"]]
     assert all(row["waits"] for row in ask(calls.ls()))
     assert ask(calls.why("a", "b", MIB, "bulk"))["way"] == "nothing"
+    small = ask(calls.why("a", "b", 64, "token"))
+    assert (small["way"], small["fastest"]) == ("whole", 0), "records go on"
 
 
 def test_unpin_forgets_it_and_says_whether_there_was_one():

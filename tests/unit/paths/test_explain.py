@@ -67,7 +67,7 @@ def test_words_name_the_rails_their_shares_and_the_time():
 def test_small_message_goes_whole_over_the_lowest_latency_that_is_named_beside_the_others():
     said = explain.words([row(0, base_us=300), row(1, base_us=90)], 64, "token", 1, {1: 64}, 1)
     assert "goes whole over rail 1 (eth1)" in said[0]
-    assert "90.0 µs, beside rail 0 (eth0) 300.0 µs" in said[0]
+    assert "(base latency 90.0 µs, beside rail 0 (eth0) 300.0 µs)" in said[0]
     assert len(said) == 1, "a rail that is up is not left out of what goes whole"
 
 
@@ -86,6 +86,12 @@ def test_pin_to_rails_that_are_all_down_says_that_it_waits():
     assert not explain.is_waiting(rows, ())
     (said,) = explain.words(rows, MIB, "bulk", None, {}, 0, (1,))
     assert "pinned to rail 1, and none of it is up" in said and "It waits until" in said
+
+
+def test_record_goes_over_another_rail_while_no_pinned_one_is_up():
+    said = explain.words([row(0), row(1, state="down")], 64, "token", 0, {0: 64}, 1, (1,))
+    assert "what goes in chunks waits, records go on over another" in said[0]
+    assert "goes whole over rail 0 (eth0)" in said[1]
 
 
 def test_rail_outside_a_pin_is_said_to_be_outside():

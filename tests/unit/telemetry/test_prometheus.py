@@ -34,7 +34,7 @@ def readings(channel="kv", counts=None):
     groups = [
         {"session": 4, "group": group, "up": True, "bytes_in": 1, "bytes_out": 2, "frames_in": 3, "frames_out": 4,
          "rtt_ns": 200_000, "backlog_bytes": 5}
-        for group in (0, 1)
+        for group in (0, 1, 2, 3)
     ]  # fmt: skip
     session = {"session": 4, **{name: index + 1 for index, name in enumerate(SESSION_COUNTERS)}}
     return Readings(
@@ -97,7 +97,7 @@ def test_values_are_those_that_were_read():
     assert value(found, "fabric_view_oldest_seconds", channel="kv") == 12.5
     assert value(found, "fabric_lane_bytes", **{"class": "bulk"}) == 900
     assert value(found, "fabric_lane_bytes_most", **{"class": "bulk"}) == 700
-    assert value(found, "fabric_link_rtt_seconds", peer="b", group="bulk") == 0.0002
+    assert value(found, "fabric_link_rtt_seconds", peer="b", rail="1", group="bulk") == 0.0002
     assert value(found, "fabric_arena_slots_taken", tenant="1000", group="bulk") == 6
     assert value(found, "fabric_rail_base_seconds", peer="b", rail="1") == 0.0002
     assert value(found, "fabric_rail_delivered_bytes_total", peer="b", rail="1") == 11
