@@ -85,6 +85,7 @@ HANDSHAKE_REASON_BYTES_MAX: Final = 200
 # ---- rails between two nodes
 RAILS_PER_PEER_MAX: Final = 8  # addresses of a node; kRailsMax of paths/rail_scheduler.hpp
 RAIL_DIAL_MS: Final = 200  # an attempt to connect to one rail of several that was up before
+RAIL_LOOK_MS: Final = (50, 500)  # between looks at the interfaces while one of ours is down: at first, later
 RAIL_PAUSE_MS: Final = (50, 500)  # between attempts: first, longest
 CONTROL_SILENT_MS: Final = (
     1000  # a control connection beside which there are others, unconfirmed this long, is broken

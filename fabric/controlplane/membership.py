@@ -190,6 +190,8 @@ class Membership:
         registry = self._daemon.registry.local
         if registry is not None:
             registry.lease(self._context.number, self._context.incarnation, now_s)
+            for number in self.links.rails.unheard():
+                registry.excuse(number, now_s)
             registry.tick(now_s)
         elif self._joined.is_set() and looks % LEASE_LOOKS == 0:
             self.links.spawn(self._prolong())
@@ -218,13 +220,8 @@ class Membership:
                 if connection is not None:
                     connection.close()
             self._joined.clear()
-            await self.links.rails.pause(pause)
-            pause = min(pause * 2, self._longest_pause_s())
-
-    def _longest_pause_s(self) -> float:
-        """Return the longest pause before the registry is looked for again, in seconds: short if a rail may do."""
-        has_rails = len(self.links.rails_of(self.registry_number)) > 1
-        return limits.RAIL_PAUSE_MS[1] / 1000 if has_rails else BACKOFF_S[1]
+            await self.links.pause_before_registry(pause)
+            pause = min(pause * 2, BACKOFF_S[1])
 
     async def _join(self, connection: ControlConnection) -> None:
         node = plain(self._record())

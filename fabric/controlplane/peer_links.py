@@ -235,6 +235,10 @@ class PeerLinks:
     async def _dial_until_up(
         self, number: int, group: int, instead_of: ControlConnection | None
     ) -> None:
+        # The first one that is lost soon is dialled at once; a peer that closes each is not asked without end.
+        short = self.rails.dial_of(number, group).short
+        if short > 1:
+            await self.rails.pause(pause_s(short - 1, self.rails.is_cut_off(number)))
         while rails := self.rails_of(number):
             if group == CONTROL and self.peer(number) not in (None, instead_of):
                 return
@@ -328,6 +332,15 @@ class PeerLinks:
             return False
         self._dial(number, CONTROL, instead_of=old)
         return True
+
+    async def pause_before_registry(self, longest_s: float) -> None:
+        """Wait before the registry is dialled again; of several rails the next may do at once."""
+        number = self.registry_number
+        failures = self.rails.dial_of(number, CONTROL).failures
+        pause = pause_s(failures, self.rails.is_cut_off(number))
+        await self.rails.pause(
+            min(pause, longest_s) if len(self.rails_of(number)) > 1 else longest_s
+        )
 
     async def until_lost(self, number: int) -> None:
         """Wait until there is no control connection to a node."""

@@ -9,15 +9,18 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from fabric import errors
+from fabric import errors, limits
 from fabric.abc.link import GROUP_CONTROL
 from fabric.controlplane.rails import rail_of
-from fabric.links.dial import is_stalled
+from fabric.links.dial import is_stalled, nudge
 
 if TYPE_CHECKING:
     from fabric.controlplane.daemon import Daemon
     from fabric.controlplane.peer_links import PeerLinks
     from fabric.paths.discovery.netlink import LinkChange, LinkWatcher
+
+
+OFTEN_S = 10.0  #: after an interface went, its return is looked for often for so long
 
 
 class RailWatch:
@@ -27,6 +30,8 @@ class RailWatch:
         self._daemon = daemon
         self._links = links
         self._watcher: LinkWatcher | None = None
+        self._again: asyncio.TimerHandle | None = None
+        self._often_until = 0.0
         self.moves = 0  #: of control connections to another rail, as asked for by this node
 
     def start(self) -> None:
@@ -39,11 +44,15 @@ class RailWatch:
             self._watcher.start(asyncio.get_running_loop())
         except errors.BrokenError as error:
             self._daemon.context.events.add("interfaces not watched", reason=str(error))
+        self._look()
 
     def stop(self) -> None:
         """Watch no more. Idempotent."""
         if self._watcher is not None:
             self._watcher.close()
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
 
     def look_at_control(self, number: int) -> None:
         """Something was sent to a node a while ago and is not answered: is it the path?"""
@@ -73,13 +82,33 @@ class RailWatch:
             self.move_control(number, f"{event['to']}: {event.get('reason', '')}")
 
     def _on_interface(self, change: LinkChange) -> None:
-        """An interface came or went: what went over it is lost now, not when its silence shows."""
-        reason = f"{change.interface}: {change.reason}"
-        gone = self._links.rails.interfaces_changed()
-        for number, rail in sorted({(n, rail_of(g)) for n, g, _ in gone if g != GROUP_CONTROL}):
-            self._daemon.gateway.lose_rail(number, rail, reason)
-        for number in [n for n, group, _ in gone if group == GROUP_CONTROL]:
-            connection = self._links.peer(number)
+        self._look()
+
+    def _look(self) -> None:
+        """What went over an interface that is gone is lost now, not when its silence shows.
+
+        The kernel tells at once of the first interface that changes, of the others up to a second later: while one is
+        down, the rest are looked at again and again.
+        """
+        rails = self._links.rails
+        found = rails.look_at_interfaces()
+        lost = {(n, rail_of(g)): interface for n, g, interface in found.gone if g != GROUP_CONTROL}
+        for (number, rail), interface in sorted(lost.items()):
+            self._daemon.gateway.lose_rail(number, rail, f"interface {interface} is down")
+        for number, group, interface in found.gone:
+            connection = self._links.peer(number) if group == GROUP_CONTROL else None
             if connection is not None:
                 connection.is_lost = True
-                self.move_control(number, reason)
+                self.move_control(number, f"interface {interface} is down")
+        for target in found.back:
+            nudge(target)
+        loop = asyncio.get_running_loop()
+        if found.gone or found.back:
+            self._often_until = loop.time() + OFTEN_S
+        if found.is_down and self._again is None:
+            pause_ms = limits.RAIL_LOOK_MS[loop.time() > self._often_until]
+            self._again = loop.call_later(pause_ms / 1000, self._look_again)
+
+    def _look_again(self) -> None:
+        self._again = None
+        self._look()

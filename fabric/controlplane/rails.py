@@ -12,11 +12,12 @@ import collections
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from fabric import limits
+from fabric import errors, limits
 from fabric.abc.link import GROUP_CONTROL
 from fabric.links import addresses
 from fabric.links.addresses import LocalAddress
@@ -31,6 +32,7 @@ FIRST_DIAL_S = 1.0  #: the longest attempt to one rail of several, before it was
 HANDSHAKE_S = 1.0  #: of one rail of several; doubled with each failure
 ROUND_TRIPS = 4  #: an attempt may take as many times what the last one took
 CUT_OFF_TRIES = 60  #: as often, a peer that no rail leads to is tried without growing pauses
+STEADY_S = 1.0  #: a connection that was lost sooner is not dialled again without a pause
 TELL_AFTER = 3  #: failures in a row, then a rail is told of as not reached
 
 
@@ -51,6 +53,8 @@ class Dial:
     failures: int = 0  #: in a row
     took_s: float = 0.0
     error: str = ""
+    since_s: float = 0.0  #: when it was connected last
+    short: int = 0  #: connections in a row that were lost within `STEADY_S`
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,25 @@ class Ends:
     def far(self) -> tuple[str, int]:
         """The peer's address with its port."""
         return self.remote, self.port
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a look at the interfaces found.
+
+    Parameters
+    ----------
+    gone : list of (node, group, interface)
+        Connections whose interface is down or no more.
+    back : list of Target
+        Peers beyond an interface that came back.
+    is_down : bool
+        An interface of ours is down: worth another look soon, since the kernel may tell late of its return.
+    """
+
+    gone: list[tuple[int, int, str]] = field(default_factory=list)
+    back: list[Target] = field(default_factory=list)
+    is_down: bool = False
 
 
 def attempt_s(dial: Dial, rails: int, is_cut_off: bool) -> float:
@@ -114,7 +137,10 @@ class Rails:
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
         self._dials: dict[tuple[int, int], Dial] = {}
-        self._ends: dict[tuple[int, int], Ends] = {}
+        self._ends: dict[tuple[int, int], Ends] = {}  # of the connections that are up
+        self._last: dict[tuple[int, int], Ends] = {}  # of those, and of those that were
+        self._usable: set[str] = set()  # own addresses, at the last look
+        self._down: set[str] = set()  # those of interfaces that are down
         self._missed: set[tuple[int, int]] = set()  # (node, rail) told of as not reached
         self._changed = asyncio.Event()  # an interface came or went: try at once
         self.losses: collections.Counter[tuple[int, int]] = collections.Counter()  #: (node, rail)
@@ -164,26 +190,32 @@ class Rails:
     def targets(self, rails: Sequence[RailRecord]) -> list[Target]:
         """Return for each rail where to connect, and from where."""
         found = addresses.local_addresses()
+        near = zip(rails, self._near(rails, found), strict=True)
+        return [_target(rail, local, found) for rail, local in near]
+
+    def _near(
+        self, rails: Sequence[RailRecord], found: Sequence[LocalAddress]
+    ) -> list[LocalAddress | None]:
         own = [addresses.owner_of(host, found) for host, _ in self.listening()]
-        near = addresses.pair([a for a in own if a is not None], found, [r.host for r in rails])
-        return [
-            Target(rail.host, rail.port)
-            if local is None
-            else Target(
-                rail.host,
-                rail.port,
-                local.address,
-                addresses.device_for(local, rail.host, found),
-            )
-            for rail, local in zip(rails, near, strict=True)
-        ]
+        return addresses.pair([a for a in own if a is not None], found, [r.host for r in rails])
 
     def target(self, rails: Sequence[RailRecord], rail: int, dial: Dial) -> Target:
         """Return where to connect to one rail.
 
         One that never was up is tried without its interface every second time: its peer may answer over another one.
+
+        Raises
+        ------
+        PathBrokenError
+            The interface is down. Asking the network in vain now would delay the answer when it is back.
         """
-        target = self.targets(rails)[rail]
+        found = addresses.local_addresses()
+        local = self._near(rails, found)[rail]
+        target = _target(rails[rail], local, found)
+        if local is not None and not local.is_usable and target.device:
+            raise errors.PathBrokenError(
+                f"interface {local.interface} is down", interface=local.interface
+            )
         return replace(target, device="") if not dial.took_s and dial.failures % 2 else target
 
     def ranked(self, number: int, count: int, avoid: int = -1) -> list[int]:
@@ -235,9 +267,9 @@ class Rails:
 
     def connected(self, number: int, group: int, ends: Ends) -> None:
         """Note a connection that is up, dialled or accepted."""
-        self._ends[number, group] = ends
+        self._ends[number, group] = self._last[number, group] = ends
         dial = self.dial_of(number, group)
-        dial.failures, dial.error = 0, ""
+        dial.failures, dial.error, dial.since_s = 0, "", time.monotonic()
         key = number, rail_of(group)
         if group != GROUP_CONTROL and key in self._missed and self.is_up(*key):
             self._missed.discard(key)
@@ -246,12 +278,15 @@ class Rails:
     def disconnected(self, number: int, group: int) -> None:
         """Note a data connection that is lost."""
         self._ends.pop((number, group), None)
+        dial = self.dial_of(number, group)
+        dial.short = dial.short + 1 if time.monotonic() - dial.since_s < STEADY_S else 0
         self.losses[number, rail_of(group)] += 1
 
     def forget(self, number: int) -> None:
         """Forget a node that is gone."""
         self._dials = {key: kept for key, kept in self._dials.items() if key[0] != number}
         self._ends = {key: kept for key, kept in self._ends.items() if key[0] != number}
+        self._last = {key: kept for key, kept in self._last.items() if key[0] != number}
         self._missed = {key for key in self._missed if key[0] != number}
         for key in [key for key in self.losses if key[0] == number]:
             del self.losses[key]
@@ -272,20 +307,46 @@ class Rails:
             async with asyncio.timeout(seconds):
                 await self._changed.wait()
 
-    def interfaces_changed(self) -> list[tuple[int, int, str]]:
-        """Return (node, group, interface) of the connections whose interface is gone; those that wait are tried now."""
-        self._changed.set()
-        self._changed = asyncio.Event()
+    def look_at_interfaces(self) -> Look:
+        """Compare the interfaces with what connections use; when one comes back, dialling goes on at once."""
         found = addresses.local_addresses()
+        now = {a.address: a for a in found}
+        usable = {a.address for a in found if a.is_usable}
+        came, self._usable = usable - self._usable, usable
+        self._down = now.keys() - usable
         if not found:
-            return []
-        gone = []
-        for (number, group), ends in self._ends.items():
-            owner = addresses.owner_of(ends.local, found)
-            is_here = addresses.owner_of(ends.remote, found) is not None
-            if not is_here and (owner is None or not owner.is_usable):
-                gone.append((number, group, owner.interface if owner else ends.local))
-        return gone
+            return Look()
+        gone = [
+            (number, group, _interface(ends.local, found))
+            for (number, group), ends in self._ends.items()
+            if not self._stays(ends, found)
+        ]
+        back = {
+            Target(ends.remote, ends.port or 9, ends.local, now[ends.local].interface)
+            for ends in self._last.values()
+            if ends.local in came and addresses.owner_of(ends.remote, found) is None
+        }
+        own = {*(host for host, _ in self.listening()), *(e.local for e in self._last.values())}
+        is_down = any(a in now and a not in usable for a in own)
+        if came:
+            self._changed.set()
+            self._changed = asyncio.Event()
+        return Look(gone, sorted(back, key=str), is_down)
+
+    def unheard(self) -> set[int]:
+        """Return the nodes that cannot be heard of now, because each interface to them that this node used is down."""
+        reached: dict[int, list[bool]] = {}
+        for (number, group), ends in self._last.items():
+            if group != GROUP_CONTROL:
+                reached.setdefault(number, []).append(ends.local not in self._down)
+        return {number for number, found in reached.items() if not any(found)}
+
+    @staticmethod
+    def _stays(ends: Ends, found: Sequence[LocalAddress]) -> bool:
+        """Tell whether a connection has its interface, or needs none: within this machine."""
+        owner = addresses.owner_of(ends.local, found)
+        is_there = owner is not None and owner.is_usable
+        return is_there or not ends.local or addresses.owner_of(ends.remote, found) is not None
 
     # ---------------------------------------------------------------- shown
     def rows(
@@ -342,6 +403,18 @@ class Rails:
         """Return the name of a node; its number where no view has named it."""
         node = self._daemon.registry.view.node(number)
         return node.name if node is not None else str(number)
+
+
+def _target(rail: RailRecord, local: LocalAddress | None, found: Sequence[LocalAddress]) -> Target:
+    if local is None:
+        return Target(rail.host, rail.port)
+    device = addresses.device_for(local, rail.host, found)
+    return Target(rail.host, rail.port, local.address, device)
+
+
+def _interface(address: str, found: Sequence[LocalAddress]) -> str:
+    owner = addresses.owner_of(address, found)
+    return owner.interface if owner is not None else f"of {address}"
 
 
 def ends_of(sock: socket.socket) -> Ends:

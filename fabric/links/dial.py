@@ -88,6 +88,18 @@ def _bind(sock: socket.socket, target: Target) -> None:
         sock.bind((target.local, 0))
 
 
+def nudge(target: Target) -> None:
+    """Send an empty datagram to a peer whose rail may be back, so that both kernels find each other's hardware address.
+
+    A kernel that asked in vain asks again only a second later; it takes the address from this side's question at once.
+    Whether anybody listens there does not matter; what fails here is no loss.
+    """
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.setblocking(False)
+        _bind(sock, target)
+        sock.sendto(b"", (target.host, target.port))
+
+
 def give_up_after(sock: socket.socket, silent_s: float) -> None:
     """Have the kernel break a connection whose peer's kernel confirms nothing for that long, idle or not.
 

@@ -43,6 +43,7 @@ class Registry:
         self.plans = PlanBook(store, self)
         self._endpoints: dict[int, EndpointRecord] = {}
         self._leases: dict[int, float] = {}
+        self._heard: dict[int, float] = {}  # node → when it last prolonged its lease itself
         self._joined: set[int] = set()  # in this life of the registry
         self._unused_since: dict[
             int, float
@@ -94,7 +95,7 @@ class Registry:
             self._try_to_put(record)
         self._forget(number)
         self._nodes[number] = record
-        self._leases[number] = now_s + limits.LEASE_MS / 1000
+        self._hear(number, now_s)
         self._joined.add(number)
         for endpoint in endpoints:
             self._endpoints[endpoint.endpoint] = endpoint
@@ -109,8 +110,12 @@ class Registry:
             raise StaleHandleError(
                 "the lease ended; join again", number=number, incarnation=incarnation
             )
-        self._leases[number] = now_s + limits.LEASE_MS / 1000
+        self._hear(number, now_s)
         self._become(node, "alive")
+
+    def _hear(self, number: int, now_s: float) -> None:
+        self._heard[number] = now_s
+        self._leases[number] = now_s + limits.LEASE_MS / 1000
 
     def leave(self, number: int, incarnation: int) -> None:
         """Take a node out at once (orderly stop)."""
@@ -120,11 +125,10 @@ class Registry:
 
     def tick(self, now_s: float) -> None:
         """End the leases that ran out; a node that was not heard of for `SUSPECT_MS` is silent."""
-        suspect_s = (limits.LEASE_MS - limits.SUSPECT_MS) / 1000
         for number, until in list(self._leases.items()):
             if now_s >= until:
                 self._end(number)
-            elif now_s >= until - suspect_s:
+            elif now_s >= self._last_heard(number, until) + limits.SUSPECT_MS / 1000:
                 self._become(self._nodes[number], "silent")
         self._sweep(now_s)
 
@@ -132,6 +136,17 @@ class Registry:
         """Begin every lease anew: the registry itself did not listen for a while."""
         until = now_s + limits.LEASE_MS / 1000
         self._leases = {number: max(until, old) for number, old in self._leases.items()}
+        self._heard = dict.fromkeys(self._leases, now_s)
+
+    def excuse(self, number: int, now_s: float) -> None:
+        """Let a node have up to a second lease: the registry's interfaces to it are down, its silence says little."""
+        until, lease_s = self._leases.get(number), limits.LEASE_MS / 1000
+        if until is not None:
+            latest = self._last_heard(number, until) + 2 * lease_s
+            self._leases[number] = max(until, min(now_s + lease_s, latest))
+
+    def _last_heard(self, number: int, until: float) -> float:
+        return self._heard.get(number, until - limits.LEASE_MS / 1000)
 
     def _become(self, node: NodeRecord, state: NodeState) -> None:
         if node.state != state:
@@ -140,6 +155,7 @@ class Registry:
 
     def _end(self, number: int) -> None:
         self._leases.pop(number, None)
+        self._heard.pop(number, None)
         self._joined.discard(number)
         record = msgspec.structs.replace(self._nodes[number], state="dead")
         self._nodes[number] = record

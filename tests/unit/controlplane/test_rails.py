@@ -12,6 +12,7 @@ import pytest
 from fabric import limits
 from fabric.controlplane import rails as rails_module
 from fabric.controlplane.rails import Dial, Ends, Rails, attempt_s, handshake_s, pause_s, with_join
+from fabric.errors import PathBrokenError
 from fabric.links.addresses import LocalAddress
 from fabric.registry.records import NodeRecord, RailRecord, View
 from fabric.telemetry.events import EventLog
@@ -208,30 +209,70 @@ def test_rows_join_what_the_engine_says_with_addresses_and_dialling(made):
 
 
 # -------------------------------------------------------------------- interfaces
-def test_connections_of_an_interface_that_goes_are_named(made, monkeypatch):
+def on_machine(monkeypatch, *found: LocalAddress) -> None:
+    monkeypatch.setattr(rails_module.addresses, "local_addresses", lambda: found)
+
+
+UNPLUGGED = LocalAddress("eth1", "10.2.0.5", 24, is_usable=False, index=3)
+
+
+async def test_connections_of_an_interface_that_goes_are_named(made, monkeypatch):
     rails, daemon = made
     bring_up(rails, daemon, 0, 1, 2, 3)
-    assert rails.interfaces_changed() == []
-    unplugged = LocalAddress("eth1", "10.2.0.5", 24, is_usable=False, index=3)
-    monkeypatch.setattr(rails_module.addresses, "local_addresses", lambda: (HERE[0], unplugged))
-    assert rails.interfaces_changed() == [(NEAR, 2, "eth1"), (NEAR, 3, "eth1")]
-    monkeypatch.setattr(rails_module.addresses, "local_addresses", lambda: HERE[:1])
-    assert [group for _, group, _ in rails.interfaces_changed()] == [2, 3], "it was removed"
+    assert rails.look_at_interfaces().gone == []
+    on_machine(monkeypatch, HERE[0], UNPLUGGED)
+    look = rails.look_at_interfaces()
+    assert look.gone == [(NEAR, 2, "eth1"), (NEAR, 3, "eth1")]
+    assert look.is_down, "the kernel may tell late of its return"
+    on_machine(monkeypatch, HERE[0])
+    look = rails.look_at_interfaces()
+    assert [group for _, group, _ in look.gone] == [2, 3], "it was removed"
+    assert not look.is_down
 
 
-def test_connection_within_this_machine_outlives_its_interface(made, monkeypatch):
+async def test_peer_beyond_an_interface_that_returns_is_nudged_once(made, monkeypatch):
+    rails, daemon = made
+    bring_up(rails, daemon, 0, 1, 2, 3)
+    on_machine(monkeypatch, HERE[0], UNPLUGGED)
+    rails.look_at_interfaces()
+    for group in (2, 3):
+        rails.disconnected(NEAR, group)
+    on_machine(monkeypatch, *HERE)
+    back = rails.look_at_interfaces().back
+    assert [(t.host, t.local, t.device) for t in back] == [("10.2.0.9", "10.2.0.5", "eth1")]
+    assert rails.look_at_interfaces().back == []
+
+
+def test_interface_that_is_down_is_not_dialled_over(made, monkeypatch):
+    rails, _ = made
+    owner = [("10.1.0.5", 7400), ("10.2.0.5", 7400)]
+    monkeypatch.setattr(rails, "listening", lambda: owner)
+    on_machine(monkeypatch, HERE[0], UNPLUGGED)
+    with pytest.raises(PathBrokenError, match="interface eth1 is down"):
+        rails.target(TWO, 1, Dial())
+    assert rails.target(TWO, 0, Dial()).device == "eth0"
+
+
+async def test_connection_within_this_machine_outlives_its_interface(made, monkeypatch):
     rails, _ = made
     rails.connected(NEAR, 0, Ends("10.1.0.5", "10.1.0.5"))
-    unplugged = LocalAddress("eth0", "10.1.0.5", 24, is_usable=False, index=2)
-    monkeypatch.setattr(rails_module.addresses, "local_addresses", lambda: (unplugged,))
-    assert rails.interfaces_changed() == []
+    on_machine(monkeypatch, LocalAddress("eth0", "10.1.0.5", 24, is_usable=False, index=2))
+    assert rails.look_at_interfaces().gone == []
 
 
-async def test_who_waits_to_dial_tries_at_once_when_an_interface_comes(made):
+async def test_who_waits_to_dial_tries_at_once_when_an_interface_comes_and_only_then(
+    made, monkeypatch
+):
     rails, _ = made
+    on_machine(monkeypatch, HERE[0])
+    rails.look_at_interfaces()
     waiting = asyncio.create_task(rails.pause(60.0))
     await asyncio.sleep(0)
-    rails.interfaces_changed()
+    rails.look_at_interfaces()
+    await asyncio.sleep(0)
+    assert not waiting.done(), "nothing changed"
+    on_machine(monkeypatch, *HERE)
+    rails.look_at_interfaces()
     await asyncio.wait_for(waiting, 5.0)
 
 

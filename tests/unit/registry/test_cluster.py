@@ -217,3 +217,30 @@ async def test_calls_by_request_answer_what_calls_in_process_answer(registry):
     assert await local.archived() == await remote.archived() != []
     plain = msgspec.msgpack.decode(msgspec.msgpack.encode(registry.view()))
     assert view_from(plain) == registry.view() != View()
+
+
+@pytest.mark.promise("P3")
+def test_node_behind_interfaces_that_are_down_here_gets_one_lease_more_and_is_suspect_meanwhile(
+    registry,
+):
+    number = registry.join(node("b"), (), 0.0)
+    look_s = limits.LIVENESS_MS / 1000
+    looks = [n * look_s for n in range(1, round(3 * LEASE_S / look_s))]
+    seen = {}
+    for now in looks:
+        registry.excuse(number, now)
+        registry.tick(now)
+        seen[now] = registry.view().node(number).state
+    assert seen[looks[0]] == "alive"
+    assert {s for now, s in seen.items() if SUSPECT_S <= now < 2 * LEASE_S} == {"silent"}
+    assert {s for now, s in seen.items() if now >= 2 * LEASE_S} == {"dead"}, "not for ever"
+
+
+def test_node_that_is_heard_again_after_it_was_excused_has_its_whole_lease(registry):
+    number = registry.join(node("b"), (), 0.0)
+    registry.excuse(number, 2.9)
+    registry.lease(number, 1, 4.0)
+    registry.tick(4.0 + LEASE_S - 0.1)
+    assert registry.view().node(number).state == "silent"
+    registry.tick(4.0 + LEASE_S)
+    assert registry.view().node(number).state == "dead"
