@@ -21,6 +21,7 @@ void RailEstimate::delivered(u64 bytes, u64 was_posted, u64 now, u64 ahead) {
   const double before = rate_;
   bytes_ = bytes_ * kept + static_cast<double>(bytes);
   busy_ns_ = busy_ns_ * kept + took_ns;
+  gaps_ = gaps_ * kept + took_ns * took_ns;
   rate_ = std::clamp(bytes_ * 1e9 / busy_ns_, 1.0, kRateMax);
   mark_ns_ = std::max(mark_ns_, now);
   if (now <= was_posted) return;
@@ -42,6 +43,8 @@ void RailEstimate::round_trip(u64 ns, u64 now) {
 }
 
 void RailEstimate::forget() { *this = RailEstimate{}; }
+
+void RailEstimate::reconnect() { inflight_ = mark_ns_ = 0; }
 
 u64 RailEstimate::base_ns() const {
   const u64 least = std::min(base_now_, base_before_);

@@ -27,6 +27,8 @@ class RailEstimate {
   void round_trip(u64 ns, u64 now);
   /// The path is a new one: latency and rate are to be learnt again.
   void forget();
+  /// Nothing is in flight any more; what is known of the path stands.
+  void reconnect();
 
   u64 inflight() const { return inflight_; }
   u64 learnt_from() const { return learnt_from_; }  ///< bytes acknowledged since the path is this one
@@ -35,13 +37,15 @@ class RailEstimate {
   /// Rate, and not more than the silence since the last acknowledgement leaves possible. @param next bytes awaited first.
   double rate_now(u64 next, u64 now) const;
   u64 base_ns() const;
+  /// How long acknowledgements stay out, seen at a moment of busy time taken at random: batches count by their length.
+  u64 gap_ns() const { return busy_ns_ > 0 ? static_cast<u64>(gaps_ / busy_ns_) : 0; }
   /// Since when nothing was acknowledged of what is in flight; 0: nothing is in flight.
   u64 silent_since() const { return inflight_ == 0 ? 0 : mark_ns_; }
   void excuse_until(u64 now);           ///< silence before `now` was ours
 
  private:
   u64 inflight_ = 0, mark_ns_ = 0, learnt_from_ = 0;
-  double bytes_ = 0, busy_ns_ = 0, rate_ = 0;
+  double bytes_ = 0, busy_ns_ = 0, rate_ = 0, gaps_ = 0;   // gaps_: squares of the times between acknowledgements
   u64 base_now_ = ~u64{0}, base_before_ = ~u64{0}, base_since_ = 0;
 };
 

@@ -53,9 +53,10 @@ void RailScheduler::fail(u32 number, RailState to, const char* reason, u64 now) 
 void RailScheduler::rail_up(u32 number, u64 now) {
   Rail& rail = rails_[number];
   if (rail.state == RailState::suspect || rail.state == RailState::up) rail_down(number, now, "replaced");
-  rail.estimate.forget();
+  if (rail.down_ns != 0 && now >= rail.down_ns + kForgetNs) rail.estimate.forget();
+  rail.estimate.reconnect();
   rail.alive_ns = now;
-  rail.asked_ns = 0;
+  rail.asked_ns = rail.down_ns = 0;
   rail.reset_told = false;
   const double penalty = decayed(rail, now);
   rail.held_until = 0;
@@ -72,6 +73,7 @@ void RailScheduler::rail_down(u32 number, u64 now, const char* reason) {
   Rail& rail = rails_[number];
   if (rail.state == RailState::absent || rail.state == RailState::down) return;
   give_back(rail, lost_);
+  rail.down_ns = now;
   fail(number, RailState::down, reason, now);
   if (!lost_.empty()) next_ns_ = now;
 }
@@ -122,7 +124,8 @@ u64 RailScheduler::finish(const Rail& rail, u64 bytes, u64 now) const {
 u64 RailScheduler::window(const Rail& rail, u64 now) const {
   if (!rail.estimate.is_known()) return kWindowUnknown;
   const double rate = rail.estimate.rate_now(first_bytes(rail), now);
-  const double wanted = rate * static_cast<double>(rail.estimate.base_ns() + kQueueTargetNs) / 1e9;
+  const u64 gap = std::min(static_cast<u64>(kGapShare * static_cast<double>(rail.estimate.gap_ns())), kGapMaxNs);
+  const double wanted = kWindowGain * rate * static_cast<double>(rail.estimate.base_ns() + std::max(kQueueTargetNs, gap)) / 1e9;
   const u64 bytes = std::min(static_cast<u64>(wanted), kWindowUnknown + rail.estimate.learnt_from());
   return std::clamp(bytes, std::max<u64>(kWindowMin, 2 * chunk_bytes(rail, kWindowMax)), kWindowMax);
 }

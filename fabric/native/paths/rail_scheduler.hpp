@@ -15,6 +15,10 @@ namespace fabric::paths {
 
 inline constexpr u32 kRailsMax = 8;                  // of one peer; RAILS_PER_PEER_MAX
 inline constexpr u32 kNoRail = ~0u;
+inline constexpr double kWindowGain = 1.25;          // a window that is just full shows no more rate than it had
+inline constexpr double kGapShare = 1.5;             // of the time between acknowledgements: late hosts empty no rail
+inline constexpr u64 kGapMaxNs = 10'000'000;
+inline constexpr u64 kForgetNs = 10'000'000'000;     // a rail that was away this long is learnt anew
 inline constexpr u64 kQueueTargetNs = 1'500'000;     // what may wait on a rail beyond its base latency
 inline constexpr u64 kWindowMin = 128 * 1024, kWindowUnknown = 256 * 1024, kWindowMax = 64ULL << 20;
 inline constexpr u32 kChunkMin = 32 * 1024, kChunkMax = 1024 * 1024;
@@ -105,7 +109,7 @@ class RailScheduler {
     RailEstimate estimate;
     std::deque<Posted> posted;
     u64 first = 0;                                    // ticket number of posted.front()
-    u64 alive_ns = 0, asked_ns = 0, suspect_ns = 0, held_until = 0, penalty_ns = 0;
+    u64 alive_ns = 0, asked_ns = 0, down_ns = 0, suspect_ns = 0, held_until = 0, penalty_ns = 0;
     double penalty = 0;
     u64 delivered = 0, resent = 0, failures = 0;
     bool reset_told = false;
