@@ -103,7 +103,7 @@ def topology(
     elif graph is not None:
         sys.stdout.write(_draw(found, graph))
     else:
-        _show(found, answer, output)
+        _show(found, answer, output, may_have_node=not is_about_machine)
 
 
 def _ask(socket: str | None) -> dict[str, Any] | None:
@@ -125,7 +125,9 @@ def _read(file: str | None, sysfs_root: str | None) -> Topology:
     return machine.read_root(sysfs_root) if sysfs_root else machine.read_machine()
 
 
-def _show(found: Topology, answer: Mapping[str, Any] | None, output: Form) -> None:
+def _show(
+    found: Topology, answer: Mapping[str, Any] | None, output: Form, may_have_node: bool
+) -> None:
     from fabric.cli import topology_tree
     from fabric.paths.discovery import nccl_write
 
@@ -140,6 +142,8 @@ def _show(found: Topology, answer: Mapping[str, Any] | None, output: Form) -> No
             from fabric.cli import topology_fabric
 
             sys.stdout.write(f"\n{topology_fabric.render(answer)}\n")
+        elif may_have_node:
+            sys.stdout.write("\nno node runs here: fabricctl up starts one\n")
 
 
 def _values(found: Topology) -> dict[str, Any]:

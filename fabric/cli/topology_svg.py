@@ -75,7 +75,7 @@ class _Layout:
         depth = max((self._depth(d) for d in topology.devices if d.kind is Kind.switch), default=0)
         self._leaf_x = _MARGIN + _WIDTHS[Kind.cpu] + _GAP + depth * (_WIDTHS[Kind.switch] + _GAP)
         for root in topology.children(None):
-            if root.kind is not Kind.port:
+            if root.kind not in (Kind.port, Kind.nvswitch):  # NVSwitches are the bar
                 self._place(root, 0)
                 self._next += 10
 

@@ -9,11 +9,12 @@ from itertools import groupby
 
 from fabric import units
 from fabric.cli.output import ABSENT, Column, cell, table
-from fabric.paths.discovery import path_class, rates
+from fabric.paths.discovery import cpus, path_class, rates
 from fabric.paths.discovery.model import Device, Kind, Link, LinkKind, Note, Topology
 
 PLAIN_COLUMNS = 100  # where no terminal says how wide it is
 NOTES_SHOWN = 10
+CPUS_SHOWN = 24  # characters of a list of CPUs; of a longer one the count
 _FAST = (LinkKind.nvlink, LinkKind.xgmi)
 _SOURCES = {"sysfs": "sysfs", "nccl": "NCCL topology XML", "hwloc": "hwloc XML"}
 _COUNTED = {
@@ -89,8 +90,7 @@ def label(topology: Topology, device: Device) -> str:
     words = [device.name]
     if device.kind is Kind.cpu:
         memory = device.attributes.get("memory_bytes", "")
-        cpus = device.attributes.get("cpus")
-        words += [device.model, f"CPUs {cpus}" if cpus else ""]
+        words += [_shortened(device.model, 44), _cpus_text(device.attributes.get("cpus", ""))]
         words += [units.format_bytes(int(memory)) if memory.isdigit() else ""]
     elif device.kind is Kind.port:
         flavour = device.attributes.get("flavour", "")
@@ -102,6 +102,15 @@ def label(topology: Topology, device: Device) -> str:
     else:
         words += [device.address, _shortened(device.model)]
     return "  ".join(word for word in words if word and word != "?")
+
+
+def _cpus_text(text: str) -> str:
+    if len(text) <= CPUS_SHOWN:
+        return f"CPUs {text}" if text else ""
+    try:
+        return f"{len(cpus.parse_list(text))} CPUs"
+    except ValueError:  # a dump may say anything
+        return _shortened(f"CPUs {text}", CPUS_SHOWN)
 
 
 def _shortened(text: str, size: int = 34) -> str:

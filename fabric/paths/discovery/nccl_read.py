@@ -79,7 +79,7 @@ class _Reader:
             own,
             Kind.cpu,
             None,
-            f"numa{place}",
+            "numa?" if numa < 0 else f"numa{numa}",
             model,
             numa if numa >= 0 else None,
             attributes=attributes,
@@ -148,7 +148,8 @@ class _Reader:
 
     def _uplink(self, element: Element, device: Device, parent: Device) -> None:
         speed = rates.parse_pcie_speed(element.get("link_speed"))
-        width = element.number("link_width") or None
+        width = element.number("link_width")
+        width = width if width and 0 < width <= rates.PCIE_LANES_MAX else None
         if "link_width" in element.attributes and (width is None or speed is None):
             given = f'"{element.get("link_speed")}" × {element.get("link_width")}'
             self.note(element, f"PCIe link of {device.name}, {given}: its rate is unknown")
@@ -251,10 +252,13 @@ class _Reader:
         is_hidden = address.startswith("fffffff")
         place = "hidden" if is_hidden else address
         found = Device(
-            self.names.id(Kind.nvswitch, place), Kind.nvswitch, None,
-            "nvswitch" if is_hidden else self.names.next(Kind.nvswitch), "NVSwitch",
+            self.names.id(Kind.nvswitch, place),
+            Kind.nvswitch,
+            None,
+            "nvswitch" if is_hidden else self.names.next(Kind.nvswitch),
+            "NVSwitches, hidden" if is_hidden else "NVSwitch",
             attributes={"target": address},
-        )  # fmt: skip
+        )
         if is_hidden:
             self.note(element, "the NVSwitches are hidden (a virtual machine): taken as one")
         self.devices.append(found)

@@ -16,7 +16,7 @@ from fabric.paths.discovery import pci, rates
 from fabric.paths.discovery.model import Device, Kind, Link, LinkKind, Note, Topology
 from fabric.paths.discovery.path_class import PathClass, Paths
 
-_LINKS_MAX = 18  # of a Hopper or Blackwell GPU; older ones have fewer and refuse the rest
+_LINKS_MAX = 18  # of a GPU, where the library does not say; one with fewer refuses the rest
 #: NVML_NVLINK_DEVICE_TYPE_*
 _GPU, _NPU, _SWITCH = 0, 1, 2
 #: NVML_TOPOLOGY_*, in NCCL's words
@@ -125,6 +125,8 @@ class _Reader:
         return NvmlReport(gpus, str(self._asked("nvmlSystemGetDriverVersion") or ""))
 
     def _place(self, handle: Any) -> str:
+        if handle is None:
+            return ""
         return _address(self._asked("nvmlDeviceGetPciInfo", handle))
 
     def _gpu(
@@ -147,7 +149,7 @@ class _Reader:
 
     def _links(self, handle: Any) -> tuple[tuple[NvLinkReport, ...], int]:
         found, down = [], 0
-        for number in range(_LINKS_MAX):
+        for number in range(getattr(self._library, "NVML_NVLINK_MAX_LINKS", _LINKS_MAX)):
             is_active = self._asked("nvmlDeviceGetNvLinkState", handle, number)
             if is_active is None:  # it has no such link
                 continue
@@ -272,7 +274,7 @@ class _Join:
             return switches[0]
         if self._hidden is None:
             self._hidden = Device(
-                "nvswitch:hidden", Kind.nvswitch, None, "nvswitch", "NVSwitch",
+                "nvswitch:hidden", Kind.nvswitch, None, "nvswitch", "NVSwitches, hidden",
                 attributes={"target": pci.HIDDEN_NVSWITCH},
             )  # fmt: skip
         return self._hidden

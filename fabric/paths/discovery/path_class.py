@@ -202,7 +202,10 @@ class Paths:
             return None  # a NIC passes nothing on to another device
         through_gpu = here is Kind.gpu and way.hops[-1] != source
         if through_gpu and not (
-            edge.cls is PathClass.NVL and there is Kind.gpu and len(way.hops) == 2
+            edge.cls is PathClass.NVL
+            and there is Kind.gpu
+            and len(way.hops) == 2
+            and self._kind(source) is Kind.gpu
         ):
             return None
         cls = edge.cls

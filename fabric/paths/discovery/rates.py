@@ -19,6 +19,7 @@ _PCIE_GENERATIONS = {2.5: 1, 5.0: 2, 8.0: 3, 16.0: 4, 32.0: 5, 64.0: 6}
 _SPEED = re.compile(r"(\d+(?:\.\d+)?)\s*GT/s", re.IGNORECASE)
 _IB_RATE = re.compile(r"(\d+(?:\.\d+)?)\s*Gb/sec")
 GBIT = 1e9 / 8
+PCIE_LANES_MAX = 32  # 255 is what reads where there is no such register
 #: NVLink of one link by the GPU's compute capability (major, minor)
 _NVLINK = {
     60: 20e9,

@@ -7,10 +7,12 @@ leads out of a copy (``/etc/passwd``, ``../../..``) ends at something that the c
 from __future__ import annotations
 
 import contextlib
+import lzma
 import os
 import posixpath
 import stat
 import tarfile
+import zlib
 from abc import ABC, abstractmethod
 from pathlib import Path
 
@@ -138,15 +140,16 @@ def read_archive(path: str) -> ArchiveTree:
                 if count >= limits.SYSFS_ARCHIVE_MEMBERS_MAX:
                     raise _refused(path, f"more than {limits.SYSFS_ARCHIVE_MEMBERS_MAX} members")
                 name = _inside(path, member.name)
+                size += member.size  # what it says: to skip a member is work, too
+                if size > limits.SYSFS_ARCHIVE_BYTES_MAX:
+                    raise _refused(path, f"more than {limits.SYSFS_ARCHIVE_BYTES_MAX} bytes")
                 if member.issym():
                     links[name] = member.linkname
                 elif member.isreg() and (stream := archive.extractfile(member)) is not None:
                     files[name] = stream.read(limits.SYSFS_FILE_BYTES_MAX)
-                    size += len(files[name])
-                if size > limits.SYSFS_ARCHIVE_BYTES_MAX:
-                    raise _refused(path, f"more than {limits.SYSFS_ARCHIVE_BYTES_MAX} bytes")
-    except (OSError, EOFError, tarfile.TarError) as error:
-        raise _refused(path, f"no readable tar archive: {error}") from error
+    except (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
+        found = str(error).partition("\n")[0].rstrip(":")
+        raise _refused(path, f"no readable tar archive ({found})") from error
     return ArchiveTree(files, links)
 
 

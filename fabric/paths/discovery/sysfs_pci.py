@@ -96,10 +96,9 @@ class _Reader:
             rates.parse_pcie_speed(self._sysfs.text(f"{end}/max_link_speed") or "") for end in ends
         ]
         widths = [self._sysfs.number(f"{end}/max_link_width") for end in ends]
-        # 255 is what a function behind a hypervisor reads where there is no such register.
-        width_max = min((w for w in widths if w and w <= 32), default=None)
+        width_max = min((w for w in widths if w and w <= rates.PCIE_LANES_MAX), default=None)
         width = self._sysfs.number(f"{place}/current_link_width")
-        width = width if width and width <= 32 else width_max
+        width = width if width and width <= rates.PCIE_LANES_MAX else width_max
         speed = min((s for s in speeds if s), default=None)
         return Link(
             LinkKind.pcie,
