@@ -103,7 +103,7 @@ class RailWatch:
         for target in found.back:
             nudge(target)
         loop = asyncio.get_running_loop()
-        if found.gone or found.back:
+        if lost or found.back:
             self._often_until = loop.time() + OFTEN_S
         if found.is_down and self._again is None:
             pause_ms = limits.RAIL_LOOK_MS[loop.time() > self._often_until]

@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from bench.namespaces import Bed, Rail
+from fabric import limits
 from tests.integration.kill_nodes import Cluster, Node, balanced, settled, wait_for
 
 pytestmark = [pytest.mark.netns, pytest.mark.promise("P4", "P5")]
@@ -139,6 +140,28 @@ def test_node_is_not_taken_for_dead_when_the_rail_of_the_control_connection_goes
     assert seen[-1] == {"serving"}
     assert not [e for e in b.call("status")["events"] if e["event"] == "lease ended; joining again"]
     assert wait_for("control over the other rail", lambda: up(b) == [1] and a.call("topology"))
+
+
+@pytest.mark.promise("P1", "P3")
+def test_all_interfaces_down_for_longer_than_a_lease_and_one_back_goes_on_where_it_was(ground):
+    """The registry knows that it is deaf: its own interfaces are down. A node is judged a lease later."""
+    a, b = ground.both()
+    all_up(a, b)
+    inn = ground.cluster.worker(b, "consume", "in", **LARGE)
+    inn.wait_for("ready")
+    out = ground.cluster.worker(a, "produce", "out", count=400, interval_s=0.01, **LARGE)
+    inn.wait_for("got", 50)
+    for rail in ground.rails:
+        rail.down()
+    seen = watched((a,), limits.LEASE_MS / 1000 + 0.4)
+    assert seen[-1] == {"serving", "suspect"} and {"serving", "dead"} not in seen
+    ground.rails[1].up()
+    wait_for("the rail that is back", lambda: up(b) == [1])
+    out.finish()
+    assert settled(a, "far")["delivered"] == 400
+    assert inn.values("got") == list(range(400))
+    assert not events(b, "lease ended; joining again")
+    balanced(a)
 
 
 def test_node_with_one_interface_and_one_with_two_share_what_they_have(ground):
