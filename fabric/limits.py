@@ -208,6 +208,8 @@ PATH_PROBE_BYTES_MAX: Final = 1 << 30  # of one probe of one rail
 PATH_PROBE_SECONDS: Final = (0.05, 30.0)  # for the payload of one rail: least, most
 PATH_PROBE_WAIT_S: Final = 3.0  # to connect, and for what a probe takes beside its payload
 RAIL_CHANGES_KEPT: Final = 32  # changes of state that a node remembers of each rail
+RAIL_CHANGES_TOLD: Final = 8  # of one rail within RAIL_CHANGES_TOLD_S are events; what flaps more is counted
+RAIL_CHANGES_TOLD_S: Final = 10.0
 
 # ---- plans and generations
 PLAN_BYTES_MAX: Final = (
@@ -238,4 +240,12 @@ TOPOLOGY_CPUS_MAX: Final = 65_536  # the highest number of a CPU, less one
 SYSFS_FILE_BYTES_MAX: Final = 64 << 10  # read of one file of a sysfs
 SYSFS_ROOTS_MAX: Final = 16  # folders looked into for the sys/ of a copy
 SYSFS_ARCHIVE_MEMBERS_MAX: Final = 1_000_000
-SYSFS_ARCHIVE_BYTES_MAX: Final = 512 << 20  # of an archive, unpacked in memory
+SYSFS_ARCHIVE_BYTES_MAX: Final = 2 << 30  # that the members of an archive claim to have
+
+# ---- simulation of rails
+SIMULATION_PLAN_BYTES_MAX: Final = 4 << 20  # of one schedule, as text
+SIMULATION_SEEDS_AT_ONCE: Final = 200  # schedules between two looks for an interrupt
+SIMULATION_NODES_MAX: Final = 4096
+SIMULATION_REQUESTS_MAX: Final = 1_000_000  # of a trace
+SIMULATION_LINE_BYTES_MAX: Final = 1 << 20  # one request with its prefix blocks
+SIMULATION_TRANSFER_BYTES_MAX: Final = 1 << 40

@@ -89,9 +89,9 @@ def label(topology: Topology, device: Device) -> str:
     """Return a device in a few words."""
     words = [device.name]
     if device.kind is Kind.cpu:
-        memory = device.attributes.get("memory_bytes", "")
+        memory = rates.whole(device.attributes.get("memory_bytes", ""))
         words += [_shortened(device.model, 44), _cpus_text(device.attributes.get("cpus", ""))]
-        words += [units.format_bytes(int(memory)) if memory.isdigit() else ""]
+        words += [units.format_bytes(memory) if memory else ""]
     elif device.kind is Kind.port:
         flavour = device.attributes.get("flavour", "")
         layer = device.attributes.get("link_layer", "")

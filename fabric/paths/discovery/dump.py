@@ -88,7 +88,10 @@ def parse(data: bytes) -> Topology:
 def _without_nothing(value: Any) -> Any:
     if isinstance(value, dict):
         return {
-            key: _without_nothing(item) for key, item in value.items() if item not in (None, "")
+            # What a source says stays as it says it, empty texts as well.
+            key: item if key == "attributes" else _without_nothing(item)
+            for key, item in value.items()
+            if item not in (None, "")
         }
     if isinstance(value, (list, tuple)):
         return [_without_nothing(item) for item in value]

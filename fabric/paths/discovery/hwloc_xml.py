@@ -274,9 +274,9 @@ class _Reader:
         for row, source in enumerate(devices):
             for column, target in enumerate(devices):
                 text = values[row * len(ends) + column]
-                if not text.isdigit():
+                rate = rates.whole(text)
+                if rate is None or rate < 0:
                     raise Refused(element.line, f"{text[:20]!r} is no bandwidth")
-                rate = int(text)
                 if not rate or rate >= _LOCAL or source is None or target is None:
                     continue
                 if source is not target and source.kind is not Kind.cpu:

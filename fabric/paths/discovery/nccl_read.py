@@ -299,8 +299,7 @@ def _rate(gpu: Device, kind: LinkKind, count: int) -> float | None:
     if kind is LinkKind.xgmi:
         each = rates.xgmi(gpu.attributes.get("gcn", ""))
     else:
-        capability = gpu.attributes.get("sm", "")
-        each = rates.nvlink(int(capability)) if capability.isdigit() else None
+        each = rates.nvlink(rates.whole(gpu.attributes.get("sm", "")))
     return None if each is None else each * count
 
 

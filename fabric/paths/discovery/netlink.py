@@ -289,9 +289,7 @@ class LinkWatcher:
         """Ask for the whole table where messages were dropped; give up on any other error."""
         if error.errno == errno.ENOBUFS:
             self._table.must_ask_again = True
-            if (
-                not self._table.is_being_read
-            ):  # else at its end: the kernel reads out one table at a time
+            if not self._table.is_being_read:  # else at its end: one table is read out at a time
                 self._ask(watched)
             return
         self.close()

@@ -76,14 +76,19 @@ def parse_infiniband(text: str) -> float | None:
     return float(match[1]) * GBIT if match and float(match[1]) > 0 else None
 
 
-def from_mbit(text: str) -> float | None:
-    """Return the bytes/s of a speed in Mbit/s as sysfs and NCCL give it; 0, -1 and what is no number are None."""
+def whole(text: str) -> int | None:
+    """Return the whole number that a text is, or None; never an error, however long the text."""
     try:
-        speed = int(text)
+        return int(text)
     except ValueError:
         return None
+
+
+def from_mbit(text: str) -> float | None:
+    """Return the bytes/s of a speed in Mbit/s as sysfs and NCCL give it; 0, -1 and what is no number are None."""
+    speed = whole(text)
     # An unsigned -1 is what some drivers say.
-    return speed * 1e6 / 8 if 0 < speed < 0xFFFF_FFFF else None
+    return speed * 1e6 / 8 if speed and 0 < speed < 0xFFFF_FFFF else None
 
 
 def text(rate: float | None) -> str:

@@ -146,7 +146,8 @@ def read_archive(path: str) -> ArchiveTree:
                 if member.issym():
                     links[name] = member.linkname
                 elif member.isreg() and (stream := archive.extractfile(member)) is not None:
-                    files[name] = stream.read(limits.SYSFS_FILE_BYTES_MAX)
+                    # tar fills a file of sysfs up to the size that sysfs had claimed
+                    files[name] = stream.read(limits.SYSFS_FILE_BYTES_MAX).rstrip(b"\0")
     except (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
         found = str(error).partition("\n")[0].rstrip(":")
         raise _refused(path, f"no readable tar archive ({found})") from error

@@ -38,7 +38,7 @@ def _port(sysfs: Sysfs, name: str, number: str, nic: Device | None, names: Names
         "state": state,
     }
     title = f"{name}/{number}"
-    first = state.partition(":")[0]
+    first = rates.whole(state.partition(":")[0])
     return Device(
         names.id(Kind.port, title),
         Kind.port,
@@ -46,7 +46,7 @@ def _port(sysfs: Sysfs, name: str, number: str, nic: Device | None, names: Names
         title,
         "",
         nic.numa if nic else None,
-        state=("up" if int(first) == _ACTIVE else "down") if first.isdigit() else "unknown",
+        state="unknown" if first is None else "up" if first == _ACTIVE else "down",
         rate=rates.parse_infiniband(sysfs.text(f"{folder}/rate") or ""),
         attributes={key: value for key, value in attributes.items() if value},
     )

@@ -82,6 +82,8 @@ def parse(data: bytes) -> Element:
     except expat.ExpatError as error:
         # expat reports what a handler refused as it was raised; this is its own finding
         raise Refused(error.lineno, f"not XML: {expat.ErrorString(error.code)}") from error
+    except (LookupError, ValueError) as error:  # an encoding that is unknown, or unfit for expat
+        raise Refused(1, f"not XML: {error}") from error
     if builder.root is None:
         raise Refused(1, "there is no element")
     return builder.root

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fabric import errors, limits
 from fabric.paths.discovery import diff, dump, load, nccl_write
@@ -273,6 +276,29 @@ def test_text_that_is_no_json_is_refused_with_its_line():
     assert refusal('{\n"format": ,}') == (2, "not JSON: Expecting value")
     assert "no dump" in refusal("{}")[1]
     assert refusal("{" * 100_000)[1]
+
+
+DAMAGE = st.tuples(st.integers(0, 1 << 20), st.sampled_from([
+    b'"-1"', b'"0"', b'""', b'"99999999999999999999"', b'"x"', b'"fffffff:ff:ff.0"', b'"0x068000"', b'"nan"',
+    b'"1e400"', '"²"'.encode(), b"<", b"</pci>", b"&x;", b"null", b"[", b"\xff",
+]))  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from([EIGHT, ODD, HWLOC, None]), st.lists(DAMAGE, min_size=1, max_size=4))
+def test_damaged_file_loads_or_is_refused_and_never_anything_else(file, damage):
+    data = json.dumps(dump.to_json(load.load(ODD))).encode() if file is None else file.read_bytes()
+    for place, text in damage:
+        values = list(re.finditer(rb'"[^"]*"|<|>', data))
+        value = values[place % len(values)]
+        data = data[: value.start()] + text + data[value.end() :]
+    try:
+        found = load.parse(data)
+    except Refused as refused:
+        assert refused.line >= 1 and refused.what
+        return
+    nccl_write.write(found)
+    assert dump.from_json(dump.to_json(found)) == found
 
 
 def lines(before, after):

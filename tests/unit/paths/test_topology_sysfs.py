@@ -333,6 +333,15 @@ def test_archive_that_is_cut_short_is_refused(copy, tmp_path):
         machine.read_root(archive)
 
 
+def test_archive_whose_files_are_filled_up_with_zeros_reads_like_others(copy, tmp_path):
+    """As tar makes them of a sysfs: each claims 4096 bytes."""
+    whole = read(copy)
+    for file in [p for p in copy.folder.rglob("*") if p.is_file() and not p.is_symlink()]:
+        file.write_bytes(file.read_bytes().ljust(4096, b"\0"))
+    found = machine.read_root(copy.archive(tmp_path / "a.tar.gz"))
+    assert (found.devices, found.links) == (whole.devices, whole.links)
+
+
 def test_archive_with_damaged_bytes_is_refused(copy, tmp_path):
     archive = copy.archive(tmp_path / "a.tar.gz")
     data = bytearray(archive.read_bytes())
