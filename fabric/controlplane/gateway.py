@@ -44,6 +44,7 @@ class NodeGateway:
         self._idle = IdleSegments()
         self._looking: asyncio.TimerHandle | None = None
         self.up: set[tuple[int, int]] = set()  #: (node, rail * 2 + group) with a data connection
+        self.reasons: dict[tuple[int, int], str] = {}  #: why each of those was lost last
         self.on_link_down: Callable[[int, int, str], None] = lambda node, group, reason: None
         #: each is told (node, event) when the engine thinks otherwise of a rail
         self.on_rail: list[Callable[[int, dict[str, Any]], None]] = []
@@ -163,6 +164,7 @@ class NodeGateway:
         """Close the session with a node that is gone."""
         known = self._sessions.pop(node, None)
         self.up = {each for each in self.up if each[0] != node}
+        self.reasons = {key: why for key, why in self.reasons.items() if key[0] != node}
         self.on_closed(node)
         if known is not None and self._engine is not None:
             self._engine.close_session(known[0])
@@ -268,6 +270,7 @@ class NodeGateway:
             node = next((n for n, (s, _) in self._sessions.items() if s == event["session"]), 0)
             reason = str(event.get("reason", ""))
             self._context.events.add("link down", node=node, group=event["group"], reason=reason)
+            self.reasons[node, event["group"]] = reason
             if node and reason != "replaced":
                 self.up.discard((node, event["group"]))
                 self.on_link_down(node, event["group"], reason)

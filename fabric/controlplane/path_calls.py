@@ -17,6 +17,7 @@ from fabric.controlplane.path_probes import PathProbes
 from fabric.controlplane.rail_changes import RailChanges
 from fabric.controlplane.rail_pins import RailPins
 from fabric.controlplane.rail_probe import Wish
+from fabric.controlplane.rails import groups_of
 from fabric.paths import dry_run, explain
 from fabric.paths.choice import LOCAL, Path
 
@@ -38,7 +39,7 @@ class PathCalls:
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
         self.pins = RailPins(daemon.context, daemon.gateway, self._name_of)
-        self.changes = RailChanges(daemon.context, self._name_of)
+        self.changes = RailChanges(daemon.context, self._name_of, self._reason_of)
         self.probes = PathProbes(daemon)
         self.pins.restore(daemon.loaded.items)
         daemon.gateway.on_opened = self.pins.apply
@@ -334,6 +335,11 @@ class PathCalls:
             }
             for row in found
         ]
+
+    def _reason_of(self, number: int, rail: int) -> str:
+        """Return why a connection of a rail was lost last."""
+        reasons = self._daemon.gateway.reasons
+        return next((why for g in groups_of(rail) if (why := reasons.get((number, g)))), "")
 
     def _name_of(self, number: int) -> str:
         node = self._daemon.registry.view.node(number)

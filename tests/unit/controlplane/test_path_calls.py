@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from fabric import _native, errors
+from fabric import _native, errors, limits
 from fabric.controlplane.path_calls import PathCalls
-from fabric.controlplane.rail_changes import CHANGED, DOWNGRADED, RESTORED
+from fabric.controlplane.rail_changes import CHANGED, DOWNGRADED, RESTORED, RailChanges
 from fabric.paths.choice import Path
 from fabric.registry.records import NodeRecord, View
 from fabric.telemetry.events import EventLog
@@ -56,6 +56,7 @@ class FakeDaemon:
             engine=engine,
             session_of=lambda number: self.sessions.get(number, 0),
             on_rail=[],
+            reasons={},
             on_opened=None,
         )
         names = ((1, "a"), (2, "b"), (3, "c"))
@@ -296,6 +297,37 @@ def test_lost_rail_is_one_downgrade_until_it_is_back():
     assert calls.changes.entered["b", 1, "up"] == 2
 
 
+def test_lost_rail_says_why_its_connection_went():
+    daemon, calls = made()
+    daemon.gateway.reasons[2, 3] = "interface r1 is down"
+    change(calls, 1, "up", "down", "its connection is gone")
+    assert calls.changes.of(2, 1)[-1].reason == "interface r1 is down"
+    assert daemon.context.events.rows()[-1]["reason"] == "rail 1 is down: interface r1 is down"
+    assert ask(calls.ls())[1]["last_error"] == "interface r1 is down"
+
+
+@pytest.mark.promise("P8")
+def test_rail_that_flaps_does_not_push_everything_else_out_of_the_log_and_is_told_when_it_settles():
+    events, now, due = EventLog(), [100.0], list[Any]()
+    context: Any = SimpleNamespace(events=events)
+    changes = RailChanges(
+        context, lambda _: "b", lambda *_: "", lambda: now[0], lambda _, call: due.append(call)
+    )
+    for _ in range(500):
+        changes.on_event(2, {"rail": 1, "from": "up", "to": "suspect", "reason": "silent"})
+        changes.on_event(2, {"rail": 1, "from": "suspect", "to": "up", "reason": "it answered"})
+    told = [row["event"] for row in events.rows()]
+    assert told.count("rail flaps") == 1 and len(told) <= 2 * limits.RAIL_CHANGES_TOLD + 1
+    assert changes.entered["b", 1, "suspect"] == 500, "counted all the same"
+    due.pop()()
+    assert len(events.rows()) == len(told) and len(due) == 1, "it looks again later"
+    now[0] += 2 * limits.RAIL_CHANGES_TOLD_S
+    due.pop()()
+    settled, restored = events.rows()[-2:]
+    assert (settled["after"], settled["reason"]) == ("up", "settled: it answered")
+    assert restored["event"] == RESTORED and due == []
+
+
 def test_last_rail_lost_leaves_no_path():
     daemon, calls = made()
     change(calls, 0, "absent", "up")
@@ -305,10 +337,16 @@ def test_last_rail_lost_leaves_no_path():
 
 
 def test_changes_that_are_kept_are_bounded():
-    from fabric import limits
-
     _, calls = made()
-    for _ in range(limits.RAIL_CHANGES_KEPT):
-        change(calls, 0, "up", "down")
-        change(calls, 0, "down", "up")
+
+    async def body() -> None:
+        for _ in range(limits.RAIL_CHANGES_KEPT):
+            change(calls, 0, "up", "down")
+            change(calls, 0, "down", "up")
+
+    ask(body())
     assert len(calls.changes.of(2, 0)) == limits.RAIL_CHANGES_KEPT
+    for number in range(3, 2 * limits.NODES_MAX * limits.RAILS_PER_PEER_MAX):
+        calls.changes.on_event(number, {"rail": 0, "from": "absent", "to": "up", "reason": ""})
+    assert calls.changes.of(2, 0) == [], "of nodes that came and went"
+    assert calls.changes.of(number, 0)
