@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fabric import units
 from fabric.cli.output import ABSENT, Column, cell, size_of, table
+from fabric.paths.discovery import rates
 
 
 def _rtt(row: Mapping[str, Any]) -> str | None:
@@ -41,6 +42,15 @@ _LINKS = (
     Column("received", size_of("bytes_received"), True),
     Column("rtt", _rtt, True),
 )
+_RAILS = (
+    Column("from", "source"),
+    Column("to", "target"),
+    Column("rail", "rail", True),
+    Column("state", "state"),
+    Column("rate", lambda row: rates.text(row.get("rate") or None), True),
+    Column("interface", "interface"),
+    Column("addresses", lambda row: f"{cell(row.get('local'))} → {_far(row)}"),
+)
 _PORTS = (
     Column("port", "name"),
     Column("node", "node"),
@@ -71,12 +81,27 @@ def render(answer: Mapping[str, Any]) -> str:
         f"generation {cell(answer.get('generation'))}",
         table(_NODES, answer.get("nodes", ()), "no nodes"),
         table(_LINKS, answer.get("links", ()), "no links: this node stands alone"),
+        *_rails(answer.get("links", ())),
         table(_PORTS, answer.get("ports", ()), "nothing is attached"),
     ]
     sections += [_channel(channel) for channel in answer.get("channels", ())]
     if not answer.get("channels"):
         sections.append("no channels")
     return "\n\n".join(sections)
+
+
+def _rails(links: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the rails between nodes as a table, where any link has some; `fabricctl path` tells more of them."""
+    rows = [
+        {**rail, "source": link.get("source"), "target": link.get("target")}
+        for link in links
+        for rail in link.get("rails") or ()
+    ]
+    return [table(_RAILS, rows, "no rails")] if rows else []
+
+
+def _far(row: Mapping[str, Any]) -> str:
+    return cell(row.get("remote") or row.get("address"))
 
 
 def _channel(channel: Mapping[str, Any]) -> str:

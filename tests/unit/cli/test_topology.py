@@ -14,6 +14,7 @@ import yaml
 
 from fabric.cli import places
 from fabric.paths.discovery import load
+from fabric.testing.fake_control import RAILS, TOPOLOGY
 from tests.unit.paths import sysfs_copy
 
 FIXTURES = Path(__file__).parent.parent / "paths/fixtures"
@@ -93,6 +94,16 @@ def test_with_a_node_its_view_follows_the_machines(fabricctl, control):
     out = fabricctl("topology").out
     assert out.index("from sysfs") < out.index("generation 3") < out.index("channel kv")
     assert "no node runs here" not in out
+
+
+def test_rails_between_nodes_are_shown_with_state_rate_and_addresses(
+    fabricctl, control, monkeypatch
+):
+    links = [{**TOPOLOGY["links"][0], "rails": RAILS}]
+    monkeypatch.setitem(TOPOLOGY, "links", links)
+    out = fabricctl("topology").out
+    assert re.search(r"^a +b +0 +up +118.4 MB/s +veth0 +10.0.1.1 → 10.0.1.2$", out, re.M)
+    assert re.search(r"^a +b +1 +down +\? +- +- → 10.0.2.2:7400$", out, re.M)
 
 
 def test_machine_alone_asks_no_node(fabricctl, control):
