@@ -50,6 +50,8 @@ FIGURES: Mapping[str, Figure] = {
     "ns": Figure("per chunk", "ns", LOWER),
     "atomic_ns": Figure("atomic add", "ns", LOWER),
     "p99_s": Figure("p99 completion", "s", LOWER),
+    "p50_s": Figure("p50 completion", "s", LOWER),
+    "differs": Figure("runs of one seed that differ", "", LOWER),
 }
 
 

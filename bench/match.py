@@ -78,6 +78,7 @@ def run(row: Row, contest: Contest, labels: set[str], rounds: int) -> Attempt:
     chosen = [entry for entry in entries if not labels or entry[0] in labels]
     attempt = contest.attempt(chosen, rounds, OURS if labels else "")
     if isinstance(row.floor, int | float):
-        given = {bar.figure: float(row.floor) for bar in row.bars}
+        held = [bar.figure for bar in row.bars if bar.against == FLOOR]
+        given = dict.fromkeys(held, float(row.floor))
         attempt.values[FLOOR] = [given] * rounds
     return attempt

@@ -2,7 +2,8 @@
 
 Options: ``{"near": SOCKET, "far": SOCKET, "channel": NAME}``. Messages of a stream are of class `bulk`, the receiver's
 credit is the stream's window; pings are of class `control`, on channels of their own. One workload more:
-``{"run": "expire", "after_s", "deadline_s", "count"}`` sends messages that cannot arrive in time, and says how each ended.
+``{"run": "expire", "after_s", "deadline_s", "count"}`` sends messages that cannot arrive in time, and says how many
+ended.
 """
 
 from __future__ import annotations

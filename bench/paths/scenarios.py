@@ -71,7 +71,7 @@ def stream(stage: Stage, who: str, pair: Pair, order: Order) -> Stream:
 
 
 def warm(stage: Stage, who: str, pair: Pair, order: Order) -> None:
-    """Send for a moment, once for each pair: connections grow, rates become known.
+    """Send for a moment, once for each pair: connections grow, rates become known, memory is touched.
 
     Raises
     ------
@@ -80,9 +80,9 @@ def warm(stage: Stage, who: str, pair: Pair, order: Order) -> None:
     """
     if getattr(pair, "is_warm", False):
         return
-    seconds = WARM_S if order["size"] <= 64 * MIB else 0.0
-    short = {"seconds": seconds, "count": 0 if seconds else 1}
-    found = stream(stage, who, pair, {**order, **short, "give_up_s": 30.0})
+    found = stream(
+        stage, who, pair, {**order, "seconds": WARM_S, "count": 0, "give_up_s": WARM_S + 20.0}
+    )
     if not found.is_whole:
         raise SubjectFailed(f"{who}: {found.why}")
     pair.is_warm = True  # type: ignore[attr-defined]
