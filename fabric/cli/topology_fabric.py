@@ -7,6 +7,7 @@ from typing import Any
 
 from fabric import units
 from fabric.cli.output import ABSENT, Column, cell, size_of, table
+from fabric.paths import explain
 from fabric.paths.discovery import rates
 
 
@@ -47,7 +48,7 @@ _RAILS = (
     Column("to", "target"),
     Column("rail", "rail", True),
     Column("state", "state"),
-    Column("rate", lambda row: rates.text(row.get("rate") or None), True),
+    Column("rate", lambda row: _rail_rate(row), True),
     Column("interface", "interface"),
     Column("addresses", lambda row: f"{cell(row.get('local'))} → {_far(row)}"),
 )
@@ -98,6 +99,12 @@ def _rails(links: Iterable[Mapping[str, Any]]) -> list[str]:
         for rail in link.get("rails") or ()
     ]
     return [table(_RAILS, rows, "no rails")] if rows else []
+
+
+def _rail_rate(row: Mapping[str, Any]) -> str:
+    """Return a rail's rate, marked where nothing has measured it yet."""
+    text = rates.text(row.get("rate") or None)
+    return text if text == "?" or explain.is_measured(row) else f"{text}?"
 
 
 def _far(row: Mapping[str, Any]) -> str:

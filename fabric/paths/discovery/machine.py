@@ -17,15 +17,17 @@ def read_machine() -> Topology:
 
     What cannot be read is noted, never fatal.
     """
-    from fabric.paths.discovery import addresses, nvml
+    from fabric.paths.discovery import addresses, netlink, nvml
 
     notes: list[Note] = []
+    known: Mapping[str, Sequence[str]] | None = None
+    present: Mapping[str, tuple[int, str]] | None = None
     try:
-        known: Mapping[str, Sequence[str]] | None = addresses.interface_addresses()
+        known, present = addresses.interface_addresses(), netlink.present()
     except errors.BrokenError as error:
-        known = None
         notes.append(Note("netlink", error.message))
-    found = read_sysfs(Sysfs(FolderTree("/")), socket.gethostname(), known, notes)
+    sysfs = Sysfs(FolderTree("/"))
+    found = read_sysfs(sysfs, socket.gethostname(), known, present, notes)
     return nvml.add(found, nvml.read())
 
 
@@ -44,6 +46,7 @@ def read_sysfs(
     sysfs: Sysfs,
     name: str = "",
     addresses: Mapping[str, Sequence[str]] | None = None,
+    present: Mapping[str, tuple[int, str]] | None = None,
     notes: Sequence[Note] = (),
 ) -> Topology:
     """Return the topology that a sysfs tells of.
@@ -52,13 +55,16 @@ def read_sysfs(
     ----------
     addresses : mapping of str to sequence of str, optional
         Of each interface; None: not known, and no rail is judged by them.
+    present : mapping of str to (int, str), optional
+        Number and state of each interface, as the kernel tells them beside this sysfs.
     """
     names = Names()
     nodes = numa.read_nodes(sysfs)
     tree = sysfs_pci.read(sysfs, nodes, names)
-    ports = sysfs_net.read(sysfs, tree.devices, names) + sysfs_infiniband.read(
-        sysfs, tree.devices, names
-    )
+    ports = [
+        *sysfs_net.read(sysfs, tree.devices, names, present),
+        *sysfs_infiniband.read(sysfs, tree.devices, names),
+    ]
     roots = [*nodes, *(device for device in tree.devices if device.kind is Kind.cpu)]
     links = numa.read_links(roots) + tree.links
     narrowed = [
@@ -66,6 +72,10 @@ def read_sysfs(
         for link in links
         if link.is_narrowed
     ]
+    unlisted = [p.name for p in ports if p.attributes.get("flavour") == sysfs_net.UNLISTED]
+    if unlisted:
+        what = "sysfs is of another network namespace: line rate and hardware are not known"
+        narrowed.append(Note(", ".join(unlisted), what))
     product = sysfs.text("class/dmi/id/product_name")
     return Topology(
         name,

@@ -88,6 +88,10 @@ class LinkTable:
         """Return the interfaces that are known, by name."""
         return {known.name: known.state for known in self._known.values()}
 
+    def indexes(self) -> dict[str, int]:
+        """Return the kernel's numbers of the interfaces that are known, by name."""
+        return {known.name: index for index, known in self._known.items()}
+
     @property
     def is_being_read(self) -> bool:
         """Tell whether the end of a whole table has yet to come."""
@@ -309,6 +313,26 @@ class LinkWatcher:
                 if self._loop is not None:
                     message = f"the callback failed on {change}"
                     self._loop.call_exception_handler({"message": message, "exception": error})
+
+
+def present() -> dict[str, tuple[int, LinkState]]:
+    """Return the interfaces of this network namespace as they are now: number and state by name.
+
+    Raises
+    ------
+    BrokenError
+        The kernel does not tell.
+    """
+    asked = LinkWatcher(lambda change: None)
+    try:
+        with _open_socket() as opened:
+            asked._learn(opened)
+    except OSError as error:
+        raise errors.BrokenError(
+            f"the network interfaces cannot be read: {error.strerror or error}"
+        ) from error
+    indexes = asked._table.indexes()
+    return {name: (indexes[name], state) for name, state in asked._table.interfaces().items()}
 
 
 def _open_socket() -> socket.socket:

@@ -9,7 +9,7 @@ from fabric.paths.discovery.model import Device, Rail
 #: what carries no traffic of its own to another machine
 _NEVER = {
     "loopback": "reaches this machine alone",
-    "virtual": "no hardware behind it (dummy, ifb or the like)",
+    "virtual": "no hardware behind it",
 }
 
 

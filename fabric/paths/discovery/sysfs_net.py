@@ -6,11 +6,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from fabric.paths.discovery import pci, rates
 from fabric.paths.discovery.model import Device, Kind, Names
 from fabric.paths.discovery.roots import Sysfs
 
 _FOLDER = "class/net"
+UNLISTED = (
+    "not in sysfs"  #: the flavour of an interface of which the kernel tells and sysfs does not
+)
 _TYPES = {
     772: "loopback",
     32: "infiniband",
@@ -24,14 +29,38 @@ _MARKS = {"bridge": "bridge", "bonding": "bond", "wireless": "wireless", "tun_fl
 _DEVTYPES = {"vlan", "vxlan", "bond", "bridge", "macvlan", "macvtap", "wlan", "gre", "geneve"}
 
 
-def read(sysfs: Sysfs, hardware: list[Device], names: Names) -> list[Device]:
-    """Return the interfaces as ports: below the NIC that carries them, else below nothing."""
+def read(
+    sysfs: Sysfs,
+    hardware: list[Device],
+    names: Names,
+    present: Mapping[str, tuple[int, str]] | None = None,
+) -> list[Device]:
+    """Return the interfaces as ports: below the NIC that carries them, else below nothing.
+
+    Parameters
+    ----------
+    present : mapping of str to (int, str), optional
+        Number and state of every interface that the kernel tells of, by name. A sysfs that was mounted in another
+        network namespace shows that one's interfaces: then those are left out, and of ours no more than this is known.
+    """
     by_address = {device.address: device for device in hardware if device.address}
-    found = []
+    found, ours = [], dict(present or {})
     for name in sysfs.names(_FOLDER) or ():
-        if sysfs.names(f"{_FOLDER}/{name}") is not None:  # not bonding_masters, a file
-            found.append(_interface(sysfs, name, by_address, names))
-    return found
+        if sysfs.names(f"{_FOLDER}/{name}") is None:  # bonding_masters, a file
+            continue
+        if present is not None:
+            index, _ = ours.get(name, (None, ""))
+            if index is None or index != sysfs.number(f"{_FOLDER}/{name}/ifindex"):
+                continue
+            del ours[name]
+        found.append(_interface(sysfs, name, by_address, names))
+    return found + [_unlisted(name, state, names) for name, (_, state) in sorted(ours.items())]
+
+
+def _unlisted(name: str, state: str, names: Names) -> Device:
+    attributes = {"flavour": "loopback"} if name == "lo" else {"flavour": UNLISTED}
+    own = names.id(Kind.port, name)
+    return Device(own, Kind.port, None, name, state=state, attributes=attributes)
 
 
 def _interface(sysfs: Sysfs, name: str, hardware: dict[str, Device], names: Names) -> Device:

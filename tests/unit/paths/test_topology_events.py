@@ -225,6 +225,7 @@ NAMESPACE = """
     import asyncio, subprocess, sys, time
     from fabric.paths.discovery.netlink import LinkWatcher
     from fabric.paths.discovery.addresses import interface_addresses
+    from fabric.paths.discovery.machine import read_machine
 
     async def main():
         loop, heard = asyncio.get_running_loop(), asyncio.Queue()
@@ -243,6 +244,8 @@ NAMESPACE = """
         await expect("link set va up", "va", "up")
         await expect("addr add 10.9.0.1/24 dev va", "va", "changed", "address 10.9.0.1 is new")
         assert interface_addresses()["va"][0] == "10.9.0.1"
+        seen = {rail.interface: (rail.is_usable, rail.addresses) for rail in read_machine().rails}
+        assert seen["va"][0] and "10.9.0.1" in seen["va"][1] and "eth0" not in seen, seen
         await expect("link set vb down", "va", "down", "no carrier")
         await expect("link set vb up", "va", "up")
         await expect("addr del 10.9.0.1/24 dev va", "va", "changed", "address 10.9.0.1 is gone")

@@ -186,6 +186,27 @@ def test_interfaces_without_hardware_are_told_apart(copy, values, extra, flavour
     assert found.parent is None
 
 
+def test_sysfs_of_another_network_namespace_is_not_taken_for_this_ones(copy):
+    """Its `ens1` is another interface than ours of that name, and ours are not in it."""
+    copy.file(f"devices/{NIC}/net/ens1/ifindex", "2")
+    copy.file("devices/virtual/net/lo/ifindex", "1")
+    present = {"lo": (1, "up"), "ens1": (7, "down"), "rail0": (8, "up")}
+    found = read(copy, present=present, addresses={"rail0": ["10.0.0.1"]})
+    assert {p.name: (p.state, p.parent) for p in found.of_kind(Kind.port)} == {
+        "lo": ("up", None), "ens1": ("down", None), "rail0": ("up", None), "mlx5_0/1": ("up", "nic:0000:04:00.0"),
+    }  # fmt: skip
+    assert found.notes[-1].where == "ens1, rail0"
+    assert "another network namespace" in found.notes[-1].what
+    assert [rail.interface for rail in found.rails if rail.is_usable] == ["rail0", "mlx5_0/1"]
+
+
+def test_sysfs_of_this_namespace_gives_its_interfaces_hardware(copy):
+    copy.file(f"devices/{NIC}/net/ens1/ifindex", "2")
+    found = read(copy, present={"ens1": (2, "up")})
+    assert found.by_id["port:ens1"].parent == "nic:0000:04:00.0"
+    assert "port:lo" not in found.by_id
+
+
 def test_file_among_the_interfaces_is_none(copy):
     copy.file("class/net/bonding_masters", "bond0")
     assert "port:bonding_masters" not in read(copy).by_id
