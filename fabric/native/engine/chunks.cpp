@@ -148,7 +148,16 @@ void Engine::post_again(OutTransfer& transfer, u32 chunk) {
   transfer.left += cut.what.length;
 }
 
-/// What was acknowledged meanwhile is not posted again.
+/// What was acknowledged while it waited to go again.
+void Engine::skip_acknowledged(OutTransfer& transfer) {
+  while (!transfer.again.empty() && transfer.chunks[transfer.again.front()].acked) {
+    CutChunk& chunk = transfer.chunks[transfer.again.front()];
+    chunk.queued = false;
+    transfer.left -= chunk.what.length;
+    transfer.again.pop_front();
+  }
+}
+
 void Engine::count_left(OutTransfer& transfer) {
   std::erase_if(transfer.again, [&](u32 i) {
     if (transfer.chunks[i].acked) transfer.chunks[i].queued = false;
@@ -166,7 +175,12 @@ void Engine::pump_bulk(Session& session, u64 now) {
     const u32 full = full_rails(session);
     const std::shared_ptr<OutTransfer> transfer = next_bulk(session);
     if (transfer == nullptr) return;
-    if (transfer->owner == nullptr || !transfer->granted || transfer->left == 0) continue;
+    if (transfer->owner == nullptr || !transfer->granted) continue;
+    skip_acknowledged(*transfer);
+    if (transfer->left == 0) {
+      all_posted(*transfer->owner);
+      continue;
+    }
     u64 pending = transfer->left;
     for (const BulkQueue& queue : session.bulk) pending += queue.bytes;
     const bool is_again = !transfer->again.empty();
@@ -180,13 +194,16 @@ void Engine::pump_bulk(Session& session, u64 now) {
       return;
     }
     if (!post_chunk(session, *transfer, pick, now)) continue;
-    if (transfer->left == 0) {
-      if (transfer->owner->timed) timers_.erase({transfer->owner->deadline_ns, transfer->owner});
-      transfer->owner->timed = false;
-      transfer->owner->sent = true;
-    }
+    if (transfer->left == 0) all_posted(*transfer->owner);
     queue_bulk(session, transfer);
   }
+}
+
+/// From here on it cannot expire.
+void Engine::all_posted(Outgoing& owner) {
+  if (owner.timed) timers_.erase({owner.deadline_ns, &owner});
+  owner.timed = false;
+  owner.sent = true;
 }
 
 /// Rails whose link holds all it may. While records wait for it, chunks leave them room.

@@ -141,6 +141,8 @@ class Engine {
   static bool other_rail(Session& session, u32 tried);
   static bool is_flying(Session& session, const CutChunk& chunk);
   static void post_again(OutTransfer& transfer, u32 chunk);
+  void all_posted(Outgoing& owner);
+  static void skip_acknowledged(OutTransfer& transfer);
   static void count_left(OutTransfer& transfer);
   static void settle_tickets(Session& session, OutTransfer& transfer, bool taken);
   void on_grant(Session& session, const wire::FrameHeader& header, std::span<const u8> body, u64 now);

@@ -210,6 +210,7 @@ void RailScheduler::delivered(u64 ticket, u64 now) {
   if (chunk.done) return;
   chunk.done = true;
   rail.estimate.delivered(chunk.bytes, chunk.at_ns, now, chunk.ahead);
+  note_slow(rail, now - std::min(now, chunk.at_ns), now);
   rail.delivered += chunk.bytes;
   delivered_ += chunk.bytes;
   while (!rail.posted.empty() && rail.posted.front().done) {
@@ -278,8 +279,17 @@ bool RailScheduler::is_last(u32 number) const {
   return true;
 }
 
+void RailScheduler::note_slow(Rail& rail, u64 took_ns, u64 now) {
+  const double past = static_cast<double>(now - std::min(now, rail.slow_at_ns));
+  const double left = rail.slow_ns * std::exp(-past / static_cast<double>(kSlowTauNs));
+  rail.slow_ns = std::max(left, static_cast<double>(took_ns));
+  rail.slow_at_ns = now;
+}
+
 bool RailScheduler::is_silent(const Rail& rail, u64 now, u64 newest) const {
-  const u64 patience = std::max(3 * rail.estimate.base_ns(), 4 * as_ns(static_cast<double>(first_bytes(rail)), rail.estimate.rate()));
+  const u64 slow = std::min(static_cast<u64>(kSlowShare * rail.slow_ns), kSlowMaxNs);
+  const u64 chunk = as_ns(static_cast<double>(first_bytes(rail)), rail.estimate.rate());
+  const u64 patience = std::max({3 * rail.estimate.base_ns(), 4 * chunk, slow});
   const auto too_long = [&](u64 since, u64 least) {
     const u64 wait = std::max(least, patience);
     return since != 0 && now >= since + wait && newest >= since + wait / 2;
@@ -294,13 +304,17 @@ void RailScheduler::judge(u32 number, u64 now, u64 newest, std::vector<u64>& aga
   if (rail.state == RailState::up) {
     if (!is_silent(rail, now, newest)) return;
     rail.suspect_ns = now;
+    rail.silent_ns = std::max(rail.estimate.silent_since(), rail.asked_ns);
     rail.asked_ns = 0;
     give_back(rail, again);
     fail(number, RailState::suspect, "nothing was acknowledged while other rails moved", now);
     return;
   }
   if (rail.state != RailState::suspect) return;
-  if (rail.alive_ns > rail.suspect_ns) {  // what is known of it stands: were it forgotten, a slow rail would be flooded again
+  if (rail.alive_ns > rail.suspect_ns) {  // slow, and not dead: next time it is waited for longer. What is known of it stands: were it forgotten, a slow rail would be flooded again
+    note_slow(rail, now - std::min(now, rail.silent_ns), now);
+    rail.penalty = std::max(0.0, decayed(rail, now) - 1);
+    rail.penalty_ns = now;
     move(number, RailState::up, "it answered", now);
   } else if (now >= rail.suspect_ns + kResetNs && !rail.reset_told) {
     rail.reset_told = true;

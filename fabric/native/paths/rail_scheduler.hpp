@@ -17,7 +17,7 @@ inline constexpr u32 kRailsMax = 8;                  // of one peer; RAILS_PER_P
 inline constexpr u32 kNoRail = ~0u;
 inline constexpr double kWindowGain = 1.25;          // a window that is just full shows no more rate than it had
 inline constexpr double kGapShare = 1.5;             // of the time between acknowledgements: late hosts empty no rail
-inline constexpr u64 kGapMaxNs = 10'000'000;
+inline constexpr u64 kGapMaxNs = 40'000'000;
 inline constexpr u64 kForgetNs = 10'000'000'000;     // a rail that was away this long is learnt anew
 inline constexpr u64 kQueueTargetNs = 1'500'000;     // what may wait on a rail beyond its base latency
 inline constexpr u64 kWindowMin = 128 * 1024, kWindowUnknown = 256 * 1024, kWindowMax = 64ULL << 20;
@@ -26,6 +26,9 @@ inline constexpr u64 kChunkNs = 500'000;             // a chunk keeps its rail b
 inline constexpr u64 kStallNs = 25'000'000;          // nothing acknowledged this long, while others move: suspect
 inline constexpr u64 kStallUnknownNs = 100'000'000;  // the same for a rail of which nothing is known: it may be a slow one
 inline constexpr u64 kAskedNs = 40'000'000;          // a ping, which may wait behind chunks, unanswered this long: the same
+inline constexpr u64 kSlowTauNs = 1'000'000'000;     // the slowest acknowledgement seen is forgotten in about this
+inline constexpr double kSlowShare = 2.0;            // where acknowledgements are late as a rule, that much later is silence
+inline constexpr u64 kSlowMaxNs = 250'000'000;
 inline constexpr u64 kResetNs = 250'000'000;         // suspect this long: its connections are given up and made anew
 inline constexpr u64 kOverdueNs = 10'000'000;        // later than predicted by this: the chunk goes again elsewhere
 inline constexpr u64 kTickNs = 5'000'000;            // while anything is in flight
@@ -110,7 +113,8 @@ class RailScheduler {
     std::deque<Posted> posted;
     u64 first = 0;                                    // ticket number of posted.front()
     u64 alive_ns = 0, asked_ns = 0, down_ns = 0, suspect_ns = 0, held_until = 0, penalty_ns = 0;
-    double penalty = 0;
+    double penalty = 0, slow_ns = 0;                  // slow: the slowest acknowledgement of late
+    u64 slow_at_ns = 0, silent_ns = 0;                // silent: since when, as it was found suspect
     u64 delivered = 0, resent = 0, failures = 0;
     bool reset_told = false;
   };
@@ -127,6 +131,7 @@ class RailScheduler {
   u64 evidence_of_others(u32 number) const;
   bool is_last(u32 number) const;                     // no other rail is up
   bool is_silent(const Rail& rail, u64 now, u64 newest) const;
+  static void note_slow(Rail& rail, u64 took_ns, u64 now);
   const Posted* find(u64 ticket) const;
   double decayed(const Rail& rail, u64 now) const;
 
