@@ -78,7 +78,7 @@ def test_silent_end_is_given_up(monkeypatch):
     async def body() -> None:
         near, far = pair()
         with pytest.raises(errors.PathBrokenError, match="silent"):
-            await measure(near, Wish(seconds=0.05))
+            await asyncio.wait_for(measure(near, Wish(seconds=0.05)), 10.0)
         near.close()
         far.close()
 
