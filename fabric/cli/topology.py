@@ -163,14 +163,14 @@ def _print_values(values: Any, output: Form) -> None:
 
 
 def _draw(found: Topology, graph: Drawing) -> str:
-    from fabric.cli import topology_graph, topology_svg
+    from fabric.cli import topology_graph, topology_svg, topology_tree
 
     drawers: dict[Drawing, Callable[[Topology], str]] = {
         Drawing.svg: topology_svg.svg,
         Drawing.dot: topology_graph.dot,
         Drawing.mermaid: topology_graph.mermaid,
     }
-    return drawers[graph](found)
+    return topology_tree.plain(drawers[graph](found))
 
 
 def _show_differences(file: str, found: Topology, output: Form) -> None:
@@ -187,7 +187,9 @@ def _show_differences(file: str, found: Topology, output: Form) -> None:
     if output in (Form.json, Form.yaml):
         _print_values([_difference(change) for change in changes], output)
     else:
-        lines = [str(change) for change in changes] or [f"nothing differs from {file}"]
+        from fabric.cli.topology_tree import plain
+
+        lines = [plain(str(change)) for change in changes] or [f"nothing differs from {file}"]
         sys.stdout.write("\n".join(lines) + "\n")
     if changes:
         raise typer.Exit(EXIT_DIFFERENT)

@@ -40,14 +40,19 @@ _RAILS = (
 def render(topology: Topology) -> str:
     """Return the whole text; sections that would be empty are left out."""
     sections = [
-        heading(topology),
-        "\n".join(tree(topology)),
-        "\n".join(fast_links(topology)),
-        "\n\n".join(distances(topology, _columns())),
+        plain(heading(topology)),
+        plain("\n".join(tree(topology))),
+        plain("\n".join(fast_links(topology))),
+        plain("\n\n".join(distances(topology, _columns()))),
         rails(topology),
-        "\n".join(notes(topology.notes)),
+        plain("\n".join(notes(topology.notes))),
     ]
     return "\n\n".join(section for section in sections if section)
+
+
+def plain(text: str) -> str:
+    """Return a text without what would move a terminal's cursor or hide: a file may hold anything in its names."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def heading(topology: Topology) -> str:
@@ -220,13 +225,13 @@ def rails(topology: Topology) -> str:
         return ""
     rows = [
         {
-            "interface": rail.interface,
-            "transport": rail.transport,
+            "interface": plain(rail.interface),
+            "transport": plain(rail.transport),
             "is_usable": rail.is_usable,
-            "reason": rail.reason,
+            "reason": plain(rail.reason),
             "rate": rail.rate,
             "numa": rail.numa,
-            "addresses": list(rail.addresses),
+            "addresses": [plain(address) for address in rail.addresses],
         }
         for rail in topology.rails
     ]
@@ -277,15 +282,15 @@ def devices(topology: Topology) -> str:
         rate = rates.line_text(device.rate) if device.kind is Kind.port else ABSENT
         rows.append(
             {
-                "name": device.name,
+                "name": plain(device.name),
                 "kind": cell(str(device.kind)),
-                "model": device.model,
-                "address": device.address,
-                "parent": parent.name if parent else None,
+                "model": plain(device.model),
+                "address": plain(device.address),
+                "parent": plain(parent.name) if parent else None,
                 "numa": device.numa,
                 "link": pcie_text(link) if link else None,
                 "rate": rates.text(link.rate) if link else rate,
-                "state": device.state,
+                "state": plain(device.state),
             }
         )
     return table(DEVICES, rows, "no devices")

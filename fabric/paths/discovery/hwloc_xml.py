@@ -23,6 +23,7 @@ _FAR_CPU = ("Package", "NUMANode")
 #: kinds of an OS device that are a network's, as numbers of version 2 and as bits of version 3
 _NET_2, _OPENFABRICS_2 = 2, 3
 _NET_3, _OPENFABRICS_3 = 16, 32
+_BANDWIDTHS = {"NVLinkBandwidth": LinkKind.nvlink, "XGMIBandwidth": LinkKind.xgmi}
 _LOCAL = 1_000_000  # what hwloc writes for a device's distance to itself
 
 
@@ -257,9 +258,10 @@ class _Reader:
         )
 
     def distances(self, root: Element) -> None:
-        """Read the NVLinks, which hwloc keeps as a matrix of bandwidths in MB/s."""
+        """Read NVLinks and xGMI links, which hwloc keeps as matrices of bandwidths in MB/s."""
         for element in root.named("distances2hetero", "distances2"):
-            if element.get("name") != "NVLinkBandwidth":
+            kind = _BANDWIDTHS.get(element.get("name"))
+            if kind is None:
                 continue
             ends = _words(element, "indexes")
             values = _words(element, "u64values")
@@ -267,9 +269,11 @@ class _Reader:
                 raise Refused(element.line, f"{len(values)} bandwidths between {len(ends)} objects")
             if element.get("type"):  # all of one type: the numbers alone are written
                 ends = [f"{element.get('type')}:{end}" for end in ends]
-            self._nvlinks(element, ends, values)
+            self._fast_links(element, kind, ends, values)
 
-    def _nvlinks(self, element: Element, ends: list[str], values: list[str]) -> None:
+    def _fast_links(
+        self, element: Element, kind: LinkKind, ends: list[str], values: list[str]
+    ) -> None:
         devices = [self._end(end) for end in ends]
         for row, source in enumerate(devices):
             for column, target in enumerate(devices):
@@ -281,7 +285,7 @@ class _Reader:
                     continue
                 if source is not target and source.kind is not Kind.cpu:
                     self.links.append(
-                        Link(LinkKind.nvlink, source.id, target.id, rate * 1e6, _count(rate))
+                        Link(kind, source.id, target.id, rate * 1e6, _count(kind, rate))
                     )
         for end, device in zip(ends, devices, strict=True):
             if device is None:
@@ -311,8 +315,10 @@ class _Reader:
         )
 
 
-def _count(rate_mb: int) -> int:
-    """Return how many NVLinks make a bandwidth: they run at 20 (first), 25 or 50 GB/s."""
+def _count(kind: LinkKind, rate_mb: int) -> int:
+    """Return how many NVLinks make a bandwidth: they run at 20 (first), 25 or 50 GB/s. Of xGMI hwloc does not say."""
+    if kind is LinkKind.xgmi:
+        return 1
     each = next((mb for mb in (25_000, 20_000) if rate_mb % mb == 0), rate_mb)
     return max(1, rate_mb // each)
 

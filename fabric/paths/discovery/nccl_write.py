@@ -114,8 +114,13 @@ def _hex(value: int | None, digits: int) -> str:
     return f"0x{value or 0:0{digits}x}"
 
 
+def _printable(text: str) -> str:
+    """Return a text that XML can hold: it has no words for most control characters."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 def _element(tag: str, attributes: Mapping[str, str], inside: list[str]) -> list[str]:
-    words = "".join(f" {name}={quoteattr(value)}" for name, value in attributes.items())
+    words = "".join(f" {name}={quoteattr(_printable(value))}" for name, value in attributes.items())
     if not inside:
         return [f"<{tag}{words}/>"]
     return [f"<{tag}{words}>", *(f"  {line}" for line in inside), f"</{tag}>"]

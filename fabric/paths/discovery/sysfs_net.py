@@ -26,7 +26,18 @@ _TYPES = {
 }
 _MARKS = {"bridge": "bridge", "bonding": "bond", "wireless": "wireless", "tun_flags": "tun"}
 #: a driver's own word in uevent, where it has one
-_DEVTYPES = {"vlan", "vxlan", "bond", "bridge", "macvlan", "macvtap", "wlan", "gre", "geneve"}
+_DEVTYPES = {
+    "vlan",
+    "vxlan",
+    "bond",
+    "bridge",
+    "macvlan",
+    "macvtap",
+    "wlan",
+    "gre",
+    "geneve",
+    "ipvlan",
+}
 
 
 def read(

@@ -179,6 +179,42 @@ def test_names_from_a_file_stay_text_in_every_graph(fabricctl, nobody, tmp_path)
     assert "<script>" not in mermaid and '"];' not in mermaid
 
 
+def test_names_that_would_move_the_cursor_are_shown_without_effect(fabricctl, nobody, tmp_path):
+    values = json.loads(fabricctl("topology", "--from", EIGHT, "-o", "json").out)["machine"]
+    port = next(d for d in values["devices"] if d["id"] == "port:mlx5_0/1")
+    port["name"] = port["attributes"]["name"] = "\x1b[2Jevil\u202e"
+    values["name"] = "\x1b]0;title\x07"
+    values["rails"] = [
+        {
+            "interface": "\x1b[31m",
+            "device": "port:mlx5_0/1",
+            "transport": "tcp",
+            "is_usable": True,
+            "reason": "\x07",
+        }
+    ]
+    file = tmp_path / "d.json"
+    file.write_text(json.dumps(values))
+    for arguments in (
+        (),
+        ("-o", "table"),
+        ("-o", "xml"),
+        ("--graph", "svg"),
+        ("--graph", "dot"),
+        ("--diff", EIGHT),
+    ):
+        out = fabricctl("topology", "--from", str(file), *arguments).out
+        assert not re.search("[\x00-\x09\x0b-\x1f\x7f\u202e]", out), arguments
+    ElementTree.fromstring(fabricctl("topology", "--from", str(file), "-o", "xml").out)
+
+
+def test_guides_example_is_what_is_printed(fabricctl, nobody):
+    guide = (Path(__file__).parents[3] / "docs/guides/topology.md").read_text()
+    shown = re.search(r"```\n\$ fabricctl topology --from \S+\n(.*?)```", guide, re.S)
+    assert shown is not None
+    assert fabricctl("topology", "--from", EIGHT).out == shown[1]
+
+
 def dump(fabricctl, path, *arguments):
     path.write_text(fabricctl("topology", "-o", "json", *arguments).out)
     return str(path)

@@ -206,6 +206,12 @@ def test_nvlinks_of_hwloc_are_read_from_its_distances():
     assert links == {(near, far, 2, 50e9), (far, near, 2, 50e9)}
 
 
+def test_xgmi_links_of_hwloc_are_read_likewise():
+    found = parse(HWLOC.read_text().replace("NVLinkBandwidth", "XGMIBandwidth"))
+    links = [(k.count, k.rate) for k in found.links if k.kind is LinkKind.xgmi]
+    assert links == [(1, 50e9)] * 2
+
+
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
