@@ -19,11 +19,23 @@ def _exports(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _addresses(row: Mapping[str, Any]) -> str | list[str] | None:
+    """Return where a node is reached; of several rails each, with its interface and the speed that it claims."""
+    rails = row.get("rails") or ()
+    return [_rail(rail) for rail in rails] if len(rails) > 1 else row.get("address")
+
+
+def _rail(rail: Mapping[str, Any]) -> str:
+    bits = rail.get("bits_per_second") or 0
+    words = [rail.get("address"), rail.get("interface"), f"{bits / 1e9:g} Gbit/s" if bits else ""]
+    return " ".join(str(word) for word in words if word)
+
+
 COLUMNS: dict[str, tuple[Column, ...]] = {
     "node": (
         Column("name", "name"),
         Column("number", "number", True),
-        Column("address", "address"),
+        Column("address", _addresses),
         Column("state", "state"),
         Column("incarnation", "incarnation", True),
     ),

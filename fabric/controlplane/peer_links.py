@@ -20,16 +20,9 @@ from fabric.abc.link import GROUP_PROBE, PLAIN_CHUNKS
 from fabric.controlplane.calls import ControlConnection
 from fabric.controlplane.incarnations import next_incarnation
 from fabric.controlplane.options import read_secret
+from fabric.controlplane.rail_dial import attempt_s, handshake_s, pause_s
 from fabric.controlplane.rail_watch import RailWatch
-from fabric.controlplane.rails import (
-    Rails,
-    attempt_s,
-    ends_of,
-    groups_of,
-    handshake_s,
-    pause_s,
-    rail_of,
-)
+from fabric.controlplane.rails import Rails, ends_of, groups_of, rail_of
 from fabric.dataplane.framing import FrameStream
 from fabric.links.dial import dial, give_up_after
 from fabric.registry.records import RailRecord, View

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from fabric import errors, limits
 from fabric.abc.link import GROUP_CONTROL
+from fabric.controlplane.rail_dial import Dial
 from fabric.links import addresses
 from fabric.links.addresses import LocalAddress
 from fabric.links.dial import Target
@@ -27,11 +28,6 @@ from fabric.registry.records import NodeRecord, RailRecord
 if TYPE_CHECKING:
     from fabric.controlplane.daemon import Daemon
 
-DIAL_S = 3.0  #: the longest attempt, to a peer that nothing is known of
-FIRST_DIAL_S = 1.0  #: the longest attempt to one rail of several, before it was ever up
-HANDSHAKE_S = 1.0  #: of one rail of several; doubled with each failure
-ROUND_TRIPS = 4  #: an attempt may take as many times what the last one took
-CUT_OFF_TRIES = 60  #: as often, a peer that no rail leads to is tried without growing pauses
 STEADY_S = 1.0  #: a connection that was lost sooner is not dialled again without a pause
 TELL_AFTER = 3  #: failures in a row, then a rail is told of as not reached
 
@@ -44,17 +40,6 @@ def rail_of(group: int) -> int:
 def groups_of(rail: int) -> tuple[int, int]:
     """Return the combined numbers of a rail's two connections."""
     return rail * 2, rail * 2 + 1
-
-
-@dataclass(eq=False, slots=True)
-class Dial:
-    """How dialling one connection goes. `took_s` is of the last that succeeded; 0: none has."""
-
-    failures: int = 0  #: in a row
-    took_s: float = 0.0
-    error: str = ""
-    since_s: float = 0.0  #: when it was connected last
-    short: int = 0  #: connections in a row that were lost within `STEADY_S`
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,33 +73,6 @@ class Look:
     gone: list[tuple[int, int, str]] = field(default_factory=list)
     back: list[Target] = field(default_factory=list)
     is_down: bool = False
-
-
-def attempt_s(dial: Dial, rails: int, is_cut_off: bool) -> float:
-    """Return how long one attempt to connect may take, in seconds.
-
-    One of several rails is given up soon, since trying anew beats the back-off of one attempt; sooner where nothing
-    else leads to the peer. One that never was up gets longer each time, up to `FIRST_DIAL_S`: its path may be slow.
-    """
-    soon = limits.RAIL_DIAL_MS / 1000
-    if dial.took_s:
-        return min(max(soon / 2 if is_cut_off else soon, ROUND_TRIPS * dial.took_s), DIAL_S)
-    return min(soon * (1 << min(dial.failures, 8)), FIRST_DIAL_S) if rails > 1 else DIAL_S
-
-
-def handshake_s(dial: Dial, rails: int) -> float:
-    """Return how long the handshake after it may take, in seconds."""
-    if rails <= 1:
-        return limits.HANDSHAKE_S
-    return min(HANDSHAKE_S * (1 << min(dial.failures, 8)), limits.HANDSHAKE_S)
-
-
-def pause_s(failures: int, is_cut_off: bool) -> float:
-    """Return the pause after so many failures in a row, in seconds."""
-    first, longest = (ms / 1000 for ms in limits.RAIL_PAUSE_MS)
-    if is_cut_off and failures <= CUT_OFF_TRIES:
-        return first
-    return min(first * (1 << min(max(failures - 1, 0), 16)), longest)
 
 
 def with_join(

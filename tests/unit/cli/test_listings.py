@@ -192,3 +192,15 @@ def test_channels_fit_a_terminal_and_what_is_left_out_is_named(
     assert lines[0].startswith("NAME  TYPE  ")
     assert len(lines) == 1 + len(ROWS["channel"]) + (width < 300), "no row is folded"
     assert ("(too narrow for" in lines[-1]) == (width < 300)
+
+
+def test_node_of_several_rails_is_listed_with_each_and_where_it_lies(fabricctl, monkeypatch):
+    rails = [
+        {"address": "10.1.0.5:7400", "interface": "eth0", "bits_per_second": 25_000_000_000},
+        {"address": "10.2.0.5:7400", "interface": "", "bits_per_second": 0},
+    ]
+    row = {"name": "b", "number": 2, "address": "10.1.0.5:7400", "rails": rails}
+    monkeypatch.setitem(ROWS, "node", [row])
+    assert "10.1.0.5:7400 eth0 25 Gbit/s, 10.2.0.5:7400 " in fabricctl("node", "ls").out
+    monkeypatch.setitem(ROWS, "node", [{**row, "rails": rails[:1]}])
+    assert "10.1.0.5:7400  " in fabricctl("node", "ls").out

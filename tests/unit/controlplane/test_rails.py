@@ -1,4 +1,4 @@
-"""Which addresses are rails, how long dialling one may take, and what is told of each."""
+"""Which addresses are rails, which of them carry, and what is told of each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 
 from fabric import limits
 from fabric.controlplane import rails as rails_module
-from fabric.controlplane.rails import Dial, Ends, Rails, attempt_s, handshake_s, pause_s, with_join
+from fabric.controlplane.rail_dial import Dial
+from fabric.controlplane.rails import Ends, Rails, with_join
 from fabric.errors import PathBrokenError
 from fabric.links.addresses import LocalAddress
 from fabric.registry.records import NodeRecord, RailRecord, View
@@ -64,46 +65,6 @@ def bring_up(rails: Rails, daemon: Any, *groups: int) -> None:
 
 def told(daemon: Any) -> list[tuple[str, int]]:
     return [(row["event"], row["rail"]) for row in daemon.context.events.rows()]
-
-
-# -------------------------------------------------------------------- how long
-def test_rail_that_was_up_is_given_up_soon_and_sooner_where_nothing_else_is_left():
-    known = Dial(took_s=0.001)
-    assert attempt_s(known, 2, is_cut_off=False) == limits.RAIL_DIAL_MS / 1000
-    assert attempt_s(known, 2, is_cut_off=True) < attempt_s(known, 2, is_cut_off=False)
-
-
-def test_slow_network_gets_the_time_that_it_needed_before():
-    assert attempt_s(Dial(took_s=0.4), 2, is_cut_off=True) == pytest.approx(1.6)
-    assert attempt_s(Dial(took_s=60.0), 2, is_cut_off=True) == rails_module.DIAL_S
-
-
-def test_rail_that_never_answered_gets_longer_each_time_up_to_a_bound():
-    times = [attempt_s(Dial(failures=n), 2, is_cut_off=False) for n in (0, 1, 2, 3, 1000)]
-    assert times == sorted(times) and times[0] < times[1]
-    assert times[-1] == rails_module.FIRST_DIAL_S
-
-
-def test_only_rail_of_a_peer_is_waited_for_as_long_as_ever():
-    assert attempt_s(Dial(), 1, is_cut_off=True) == rails_module.DIAL_S
-    assert handshake_s(Dial(), 1) == limits.HANDSHAKE_S
-    assert handshake_s(Dial(), 2) < handshake_s(Dial(failures=1), 2)
-    assert handshake_s(Dial(failures=1000), 2) == limits.HANDSHAKE_S
-
-
-def test_pauses_grow_to_their_bound_and_never_beyond():
-    first, longest = (ms / 1000 for ms in limits.RAIL_PAUSE_MS)
-    pauses = [pause_s(n, is_cut_off=False) for n in range(1, 100)]
-    assert pauses[0] == first and pauses[1] == 2 * first
-    assert pauses == sorted(pauses) and pauses[-1] == longest
-    longest_return = longest + limits.RAIL_DIAL_MS / 1000
-    assert longest_return < 1.0, "a rail that returns is used again within a second"
-
-
-def test_pauses_stay_short_while_nothing_leads_to_the_peer_but_not_for_ever():
-    first, longest = (ms / 1000 for ms in limits.RAIL_PAUSE_MS)
-    assert {pause_s(n, is_cut_off=True) for n in range(1, 20)} == {first}
-    assert pause_s(100_000, is_cut_off=True) == longest
 
 
 # -------------------------------------------------------------------- addresses
@@ -289,3 +250,33 @@ def test_listening_sockets_are_rails_in_the_keepers_order(made, monkeypatch):
     assert [r.interface for r in rails.own()] == ["lo", "lo"]
     for server in servers:
         server.close()
+
+
+def test_connection_that_is_lost_soon_is_counted_until_one_lasts(made, monkeypatch):
+    rails, daemon = made
+    now = [100.0]
+    monkeypatch.setattr(rails_module.time, "monotonic", lambda: now[0])
+    shorts = []
+    for lasted_s in (0.1, 0.2, 5.0, 0.1):
+        bring_up(rails, daemon, 0)
+        now[0] += lasted_s
+        rails.disconnected(NEAR, 0)
+        shorts.append(rails.dial_of(NEAR, 0).short)
+    assert shorts == [1, 2, 0, 1]
+
+
+async def test_node_is_unheard_only_while_every_interface_to_it_is_down(made, monkeypatch):
+    rails, daemon = made
+    assert rails.unheard() == set(), "of a node that no connection ever led to nothing is known"
+    bring_up(rails, daemon, 0, 1, 2, 3)
+    on_machine(monkeypatch, HERE[0], UNPLUGGED)
+    rails.look_at_interfaces()
+    assert rails.unheard() == set()
+    both = (LocalAddress("eth0", "10.1.0.5", 24, is_usable=False, index=2), UNPLUGGED)
+    on_machine(monkeypatch, *both)
+    rails.look_at_interfaces()
+    for group in range(4):
+        rails.disconnected(NEAR, group)
+    assert rails.unheard() == {NEAR}
+    rails.forget(NEAR)
+    assert rails.unheard() == set()
