@@ -448,7 +448,7 @@ class LaneSampler:
 def sample_segment(fd: int) -> dict[str, int]:
     """slot_bytes, slot_count and taken slots of an arena segment."""
 
-def simulate_plan(text: str, bucket_ns: int = 50000000) -> dict:
+def simulate_plan(text: str, bucket_ns: int = 50000000) -> dict[str, Any]:
     """
     Run one schedule (docs/guides/simulation.md); ``violation`` is empty when everything held. ValueError names a line.
     """
@@ -461,7 +461,7 @@ def simulate_seeds(first: int, count: int) -> list[tuple[int, int, str]]:
     Run the schedules of `count` seeds; returns (seed, at_ns, violation) of those in which something did not hold.
     """
 
-def simulate_cluster(policy: str, nodes: int, rates: Sequence[float], delay_ns: int, transfers: Sequence[tuple[int, int, int, int]], slow: Sequence[tuple[int, int, float]], flows: int, seed: int) -> dict:
+def simulate_cluster(policy: str, nodes: int, rates: Sequence[float], delay_ns: int, transfers: Sequence[tuple[int, int, int, int]], slow: Sequence[tuple[int, int, float]], flows: int, seed: int) -> dict[str, Any]:
     """
     Replay transfers (at_ns, bytes, source, target) over nodes with rails of `rates` (bytes/s); `slow` holds (node, rail, factor). policy: adaptive, hashed, striped. ``took_ns`` by transfer.
     """

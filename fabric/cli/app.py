@@ -22,6 +22,7 @@ from fabric.cli import (
     path,
     plan,
     schema,
+    simulate,
     spec,
     topology,
     workers,
@@ -73,6 +74,7 @@ app.add_typer(
     workers.plugin_app, name="plugin", help="List, show and load plugins; read their logs."
 )
 app.add_typer(path.path_app, name="path")
+app.add_typer(simulate.simulate_app, name="simulate")
 app.add_typer(bench.bench_app, name="bench")
 
 

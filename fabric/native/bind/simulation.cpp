@@ -137,6 +137,7 @@ nb::dict simulate_cluster(const std::string& policy, u32 nodes, const std::vecto
 
 void bind_simulation(nb::module_& module) {
   module.def("simulate_plan", simulate_plan, "text"_a, "bucket_ns"_a = 50'000'000,
+             nb::sig("def simulate_plan(text: str, bucket_ns: int = 50000000) -> dict[str, typing.Any]"),
              "Run one schedule (docs/guides/simulation.md); ``violation`` is empty when everything held. ValueError names a line.");
   module.def("random_plan", [](u64 seed) { return sim::to_text(sim::random_plan(seed)); }, "seed"_a,
              "The schedule that a seed draws, as text.");
@@ -144,6 +145,9 @@ void bind_simulation(nb::module_& module) {
              "Run the schedules of `count` seeds; returns (seed, at_ns, violation) of those in which something did not hold.");
   module.def("simulate_cluster", simulate_cluster, "policy"_a, "nodes"_a, "rates"_a, "delay_ns"_a, "transfers"_a, "slow"_a,
              "flows"_a, "seed"_a,
+             nb::sig("def simulate_cluster(policy: str, nodes: int, rates: Sequence[float], delay_ns: int, "
+                     "transfers: Sequence[tuple[int, int, int, int]], slow: Sequence[tuple[int, int, float]], flows: int, "
+                     "seed: int) -> dict[str, typing.Any]"),
              "Replay transfers (at_ns, bytes, source, target) over nodes with rails of `rates` (bytes/s); `slow` holds (node, "
              "rail, factor). policy: adaptive, hashed, striped. ``took_ns`` by transfer.");
 }

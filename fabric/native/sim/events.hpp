@@ -39,11 +39,11 @@ class Events {
  public:
   void at(u64 when, Kind kind, u32 who = 0, u64 a = 0, u64 b = 0, u64 c = 0, u32 epoch = 0) {
     heap_.push_back({std::max(when, now_), order_++, kind, who, epoch, a, b, c});
-    std::push_heap(heap_.begin(), heap_.end(), later);
+    std::push_heap(heap_.begin(), heap_.end(), Later{});
   }
   bool next(Event& event) {
     if (heap_.empty()) return false;
-    std::pop_heap(heap_.begin(), heap_.end(), later);
+    std::pop_heap(heap_.begin(), heap_.end(), Later{});
     event = heap_.back();
     heap_.pop_back();
     now_ = event.at;
@@ -54,7 +54,9 @@ class Events {
   std::size_t waiting() const { return heap_.size(); }
 
  private:
-  static bool later(const Event& a, const Event& b) { return a.at != b.at ? a.at > b.at : a.order > b.order; }
+  struct Later {
+    bool operator()(const Event& a, const Event& b) const { return a.at != b.at ? a.at > b.at : a.order > b.order; }
+  };
   std::vector<Event> heap_;
   u64 now_ = 0, order_ = 0;
 };
