@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, Protocol
 
 from fabric.paths.explain import NS, mask_of
 
-LESSONS = 24  # deliveries that teach a rate: what is older weighs next to nothing
-LESSON_NS = 5_000_000  # one of them lasts this long on its rail
+LESSONS = 240  # deliveries that teach a rate: what is older weighs next to nothing
+LESSON_NS = 500_000  # one of them lasts this long on its rail, as a chunk does
 NEVER = 1 << 63
 
 

@@ -346,7 +346,7 @@ def test_changes_that_are_kept_are_bounded():
 
     ask(body())
     assert len(calls.changes.of(2, 0)) == limits.RAIL_CHANGES_KEPT
-    for number in range(3, 2 * limits.NODES_MAX * limits.RAILS_PER_PEER_MAX):
+    for number in range(3, limits.NODES_MAX * limits.RAILS_PER_PEER_MAX + 4):
         calls.changes.on_event(number, {"rail": 0, "from": "absent", "to": "up", "reason": ""})
     assert calls.changes.of(2, 0) == [], "of nodes that came and went"
     assert calls.changes.of(number, 0)
