@@ -194,7 +194,9 @@ def test_channels_fit_a_terminal_and_what_is_left_out_is_named(
     assert ("(too narrow for" in lines[-1]) == (width < 300)
 
 
-def test_node_of_several_rails_is_listed_with_each_and_where_it_lies(fabricctl, monkeypatch):
+def test_node_of_several_rails_is_listed_with_each_and_where_it_lies(
+    fabricctl, control, monkeypatch
+):
     rails = [
         {"address": "10.1.0.5:7400", "interface": "eth0", "bits_per_second": 25_000_000_000},
         {"address": "10.2.0.5:7400", "interface": "", "bits_per_second": 0},
