@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import struct
 from dataclasses import dataclass
@@ -71,7 +72,10 @@ async def dial(target: Target, within_s: float) -> socket.socket:
         raise DeadlineExceeded(f"{target} does not answer within {within_s:g} s") from error
     except OSError as error:
         sock.close()
-        raise PathBrokenError(f"cannot reach {target}: {error}", address=str(target)) from error
+        why = (
+            os.strerror(error.errno) if error.errno else str(error)
+        )  # asyncio's own text names no reason
+        raise PathBrokenError(f"cannot reach {target}: {why}", address=str(target)) from error
     except BaseException:
         sock.close()
         raise
