@@ -72,9 +72,8 @@ async def dial(target: Target, within_s: float) -> socket.socket:
         raise DeadlineExceeded(f"{target} does not answer within {within_s:g} s") from error
     except OSError as error:
         sock.close()
-        why = (
-            os.strerror(error.errno) if error.errno else str(error)
-        )  # asyncio's own text names no reason
+        # asyncio's own text repeats the address instead of the reason.
+        why = os.strerror(error.errno) if (error.errno or 0) > 0 else str(error)
         raise PathBrokenError(f"cannot reach {target}: {why}", address=str(target)) from error
     except BaseException:
         sock.close()
