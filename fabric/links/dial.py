@@ -73,7 +73,8 @@ async def dial(target: Target, within_s: float) -> socket.socket:
     except OSError as error:
         sock.close()
         # asyncio's own text repeats the address instead of the reason.
-        why = os.strerror(error.errno) if (error.errno or 0) > 0 else str(error)
+        number = error.errno or 0
+        why = os.strerror(number) if number > 0 else str(error)
         raise PathBrokenError(f"cannot reach {target}: {why}", address=str(target)) from error
     except BaseException:
         sock.close()
