@@ -157,9 +157,10 @@ ROWS = [
 def test_a_row_can_be_decided(row: Row) -> None:
     peers = {peer.name for peer in row.peers}
     assert len(peers) == len(row.peers) and not peers & {"ours", "floor", "best"}
-    assert set(row.figures) <= set(FIGURES) and row.rounds >= 5
+    assert set(row.figures) <= set(FIGURES)
+    assert row.rounds >= (1 if row.group == "paths" else 5)  # there a round takes seconds
     for bar in row.bars:
-        assert bar.figure in row.figures and bar.number > 0
+        assert bar.figure in row.figures and bar.number >= 0
         assert set(bar.required) <= peers
         named = bar.against.removeprefix("peer:")
         assert named in peers or named in ("best", "floor")
