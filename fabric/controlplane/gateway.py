@@ -190,7 +190,7 @@ class NodeGateway:
     def rails(self, node: int, size_bytes: int = 0) -> list[dict[str, Any]]:
         """Return what the engine knows of each rail to a node; it predicts for `size_bytes` (0: its own choice)."""
         session = self.session_of(node)
-        if not session or not hasattr(self.engine, "rails"):
+        if not session:
             return []
         found: list[dict[str, Any]] = (
             self.engine.rails(session, size=size_bytes)
@@ -202,7 +202,7 @@ class NodeGateway:
     def lose_rail(self, node: int, rail: int, reason: str) -> None:
         """Give up both connections of a rail at once: its interface is gone."""
         session = self.session_of(node)
-        if session and hasattr(self.engine, "lose_rail"):
+        if session:
             self.engine.lose_rail(session, rail, reason)
 
     def session_of(self, node: int) -> int:

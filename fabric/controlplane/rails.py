@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fabric.controlplane.daemon import Daemon
 
 STEADY_S = 1.0  #: a connection that was lost sooner is not dialled again without a pause
+SHOWN_FRESH_S = 0.2  #: what listings say of interfaces may be this old
 TELL_AFTER = 3  #: failures in a row, then a rail is told of as not reached
 
 
@@ -100,6 +101,8 @@ class Rails:
         self._usable: set[str] = set()  # own addresses, at the last look
         self._down: set[str] = set()  # those of interfaces that are down
         self._missed: set[tuple[int, int]] = set()  # (node, rail) told of as not reached
+        self._shown: tuple[LocalAddress, ...] = ()
+        self._shown_s = -SHOWN_FRESH_S
         self._changed = asyncio.Event()  # an interface came or went: try at once
         self.losses: collections.Counter[tuple[int, int]] = collections.Counter()  #: (node, rail)
         self.reached: tuple[str, int] | None = None  #: the registry's address, as connected
@@ -312,7 +315,9 @@ class Rails:
     ) -> list[dict[str, Any]]:
         """Return one row for each rail of a peer; `rails` are the addresses of the node that accepts."""
         scores = {row["rail"]: row for row in self._daemon.gateway.rails(number, size_bytes)}
-        found = addresses.local_addresses()
+        if time.monotonic() - self._shown_s > SHOWN_FRESH_S:  # a listing asks for every peer
+            self._shown, self._shown_s = addresses.local_addresses(), time.monotonic()
+        found = self._shown
         node = self._daemon.registry.view.node(number)
         return [
             {
