@@ -44,7 +44,8 @@ def readings(channel="kv", counts=None):
             {"peer": "b", "rail": 1, "state": "up", "rate": 125e6, "rate_now": 1e6, "base_ns": 200_000, "inflight": 7,
              "window": 9, "penalty": 0.5, "is_primary": True, "delivered": 11, "resent": 12, "failures": 13},
         ],
-        rail_changes={("b", 1, "suspect"): 2}, archived={(1, 1): 6}, limits={"NAME_BYTES_MAX": 2}, events={"view held": 1}, events_lost=8, downgrades=1,
+        rail_changes={("b", 1, "suspect"): 2},
+        archived={(1, 1): 6}, limits={"NAME_BYTES_MAX": 2}, events={"view held": 1}, events_lost=8, downgrades=1,
     )  # fmt: skip
 
 
