@@ -60,12 +60,17 @@ def heading(topology: Topology) -> str:
     counts = [
         f"{count} {word}{'es' if word.endswith('ch') and count > 1 else 's' if count > 1 else ''}"
         for kind, word in _COUNTED.items()
-        if (count := len(topology.of_kind(kind)))
+        if (count := sum(d.kind is kind and not _is_no_node(d) for d in topology.devices))
     ]
     product = topology.attributes.get("product")
     source = _SOURCES.get(topology.source, topology.source)
     words = [topology.name or "machine", *([product] if product else []), f"from {source}"]
     return f"{', '.join(words)}: {', '.join(counts) or 'nothing'}"
+
+
+def _is_no_node(device: Device) -> bool:
+    """Tell whether it stands for a NUMA node that is not known, which may be one of the others."""
+    return device.kind is Kind.cpu and device.numa is None
 
 
 def tree(topology: Topology) -> list[str]:

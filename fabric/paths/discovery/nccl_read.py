@@ -53,8 +53,10 @@ class _Reader:
         self.names = Names()
         self._far: list[tuple[str, Element]] = []  # who, and its link to another device
 
-    def note(self, element: Element, what: str) -> None:
-        self.notes.append(Note(f"line {element.line}", what))
+    def note(self, element: Element, what: str, whom: str = "") -> None:
+        """Note something odd; of whom it is, stands apart, so that the same of several can be told at once."""
+        where = f"line {element.line}"
+        self.notes.append(Note(f"{where} ({whom})" if whom else where, what))
 
     def cpu(self, element: Element) -> None:
         """Read a NUMA node and all below it."""
@@ -123,9 +125,7 @@ class _Reader:
         kind = _kind(element, class_code, None if vendor == 0xFFFF else vendor)
         own = self.names.id(kind, address)
         if "#" in own:
-            self.note(
-                element, f"{kind} {address} is there more than once; this one is called {own}"
-            )
+            self.note(element, "an address that is there more than once", own)
         name = address if kind is Kind.switch else self.names.next(kind)
         return Device(
             own,
@@ -152,7 +152,7 @@ class _Reader:
         width = width if width and 0 < width <= rates.PCIE_LANES_MAX else None
         if "link_width" in element.attributes and (width is None or speed is None):
             given = f'"{element.get("link_speed")}" × {element.get("link_width")}'
-            self.note(element, f"PCIe link of {device.name}, {given}: its rate is unknown")
+            self.note(element, f"PCIe link of {given}: its rate is unknown", device.name)
         rate = rates.pcie(speed, width)
         self.links.append(Link(LinkKind.pcie, device.id, parent.id, rate, width=width, speed=speed))
 
@@ -173,7 +173,7 @@ class _Reader:
         title = f"{name}/{port}" if port not in ("", "0") else name
         rate = rates.from_mbit(element.get("speed"))
         if rate is None:
-            self.note(element, f'port {title}: speed "{element.get("speed")[:20]}" is unknown')
+            self.note(element, f'a port of unknown speed, "{element.get("speed")[:20]}"', title)
         self.devices.append(
             Device(
                 self.names.id(Kind.port, title),
@@ -230,7 +230,7 @@ class _Reader:
         if target is None:
             return
         if target.id == source:
-            self.note(element, f"{gpu.name} is linked to itself: no path uses this link")
+            self.note(element, "a link to itself: no path uses it", gpu.name)
         self.links.append(Link(kind, source, target.id, _rate(gpu, kind, count), count))
 
     def _far_end(self, source: str, element: Element) -> Device | None:

@@ -66,7 +66,10 @@ def kind_of(class_code: int | None, vendor_id: int | None = None) -> Kind | None
         if minor == 0x80:
             return Kind.nvswitch if vendor_id in (NVIDIA, None) else None
         return Kind.switch if minor in (0x04, 0x09) else None
-    if major == 0x02:
+    if major == 0x02 or (major, minor) == (
+        0x0C,
+        0x06,
+    ):  # older InfiniBand adapters are serial buses
         return Kind.nic
     if major in (0x12, 0x0B):  # processing accelerators; processors, among them co-processors
         return Kind.gpu if major == 0x12 or minor == 0x40 else None

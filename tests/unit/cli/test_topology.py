@@ -78,8 +78,18 @@ def test_wide_matrix_is_shown_in_blocks_of_one_size_that_fit(fabricctl, nobody, 
 
 def test_what_is_odd_in_a_file_is_told_with_its_line(fabricctl, nobody):
     out = fabricctl("topology", "--from", ODD).out
-    assert "note: line 6: gpu0 is linked to itself: no path uses this link\n" in out
+    assert "note: line 6 (gpu0): a link to itself: no path uses it\n" in out
     assert "12 to itself (unused)" in out
+
+
+def test_what_is_odd_of_many_is_told_once(fabricctl, nobody, tmp_path):
+    file = tmp_path / "slow.xml"
+    file.write_text(Path(EIGHT).read_text().replace('link_width="16"', 'link_width="0"'))
+    out = fabricctl("topology", "--from", str(file)).out
+    assert (
+        'note: line 4 (0000:10:00.0) and 15 more: PCIe link of "16.0 GT/s PCIe" × 0: its rate is unknown'
+        in out
+    )
 
 
 def test_without_a_node_this_machine_is_shown_and_how_to_start_one(fabricctl, nobody):

@@ -71,10 +71,13 @@ def test_odd_things_of_nccl_files_are_kept_and_noted_with_their_lines():
     found = load.load(ODD)
     notes = {(note.where, note.what.partition(":")[0]) for note in found.notes}
     assert ("line 3", "numaid -1") in notes
-    assert ("line 6", "gpu0 is linked to itself") in notes
-    assert any(n.where == "line 4" and "rate is unknown" in n.what for n in found.notes)
+    assert ("line 6 (gpu0)", "a link to itself") in notes
+    assert any(n.where == "line 4 (gpu0)" and "rate is unknown" in n.what for n in found.notes)
     assert any(n.where == "line 7" and "not there" in n.what for n in found.notes)
-    assert any(n.where == "line 13" and "more than once" in n.what for n in found.notes)
+    assert any(
+        n.where == "line 13 (switch:0000:05:00.0#2)" and "more than once" in n.what
+        for n in found.notes
+    )
     assert found.uplinks["gpu:0001:00:00.0"].rate is None
     assert found.by_id["pci:0000:06:00.0"].kind is Kind.pci
     assert found.by_id["cpu:unknown"].numa is None

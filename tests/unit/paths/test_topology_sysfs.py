@@ -116,6 +116,13 @@ def test_switch_below_a_switch_is_found_by_its_depth(copy):
     assert Paths(found).cls("gpu:0000:07:00.0", "gpu:0000:03:00.0") is PathClass.PXB
 
 
+def test_older_infiniband_adapter_is_a_nic(copy):
+    copy.function(
+        "pci0000:80/0000:80:02.0/0000:82:00.0", "0x0c0600", "0x1077", "0x7322", numa_node="1"
+    )
+    assert read(copy).by_id["nic:0000:82:00.0"].numa == 1
+
+
 def port(copy, name):
     return read(copy).by_id[f"port:{name}"]
 
