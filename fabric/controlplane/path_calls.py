@@ -6,6 +6,7 @@ about another node it passes the question on. Belongs to the daemon's loop.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import difflib
 import time
@@ -154,7 +155,7 @@ class PathCalls:
         if op == "path_show":
             return self._show(fields["peer"], fields["rail"], fields["size_bytes"])
         if op == "path_why":
-            return self._why(fields["target"], fields["size_bytes"], fields["class"])
+            return await self._why(fields["target"], fields["size_bytes"], fields["class"])
         if op == "path_measure":
             return await self.probes.serve(fields)
         node = self._node(fields["peer"])
@@ -214,7 +215,7 @@ class PathCalls:
             ],
         }
 
-    def _why(self, target: str, size_bytes: int, klass: str) -> dict[str, Any]:
+    async def _why(self, target: str, size_bytes: int, klass: str) -> dict[str, Any]:
         node = self._node(target)
         own = self._daemon.context
         about = {"source": own.name, "target": target, "size_bytes": size_bytes, "class": klass}
@@ -232,7 +233,7 @@ class PathCalls:
             row = next(row for row in usable if row["rail"] == fastest)
             shares, end_ns, asked = {fastest: size_bytes}, row["finish_ns"], "terms"
         elif usable:
-            shares, end_ns, asked = self._split(usable, size_bytes)
+            shares, end_ns, asked = await self._split(usable, size_bytes)
         said = explain.words(rows, size_bytes, klass, fastest, shares, end_ns, pinned)
         return {
             **about,
@@ -264,11 +265,12 @@ class PathCalls:
             "left_out": explain.why_not(row, pinned),
         }
 
-    def _split(
+    async def _split(
         self, usable: Sequence[dict[str, Any]], size_bytes: int
     ) -> tuple[dict[int, int], int, str]:
         """Return bytes by rail, ns until all are delivered, and who said so: a scheduler of this build."""
-        found = dry_run.split(self._daemon.context.native.RailScheduler(), usable, size_bytes)
+        scheduler = self._daemon.context.native.RailScheduler()
+        found = await asyncio.to_thread(dry_run.split, scheduler, usable, size_bytes)
         return found.shares, found.end_ns, "scheduler"
 
     # ---------------------------------------------------------------- parts
