@@ -6,6 +6,7 @@ import importlib
 import json
 import subprocess
 import threading
+from importlib.util import find_spec
 from typing import Any
 
 from bench.paths import scenarios, timeline
@@ -103,12 +104,14 @@ def cost(stage: Stage | None, who: str, order: Order) -> Figures:
 
 
 def simulated(stage: Stage | None, who: str, order: Order) -> Figures:
-    """Ask the simulator, where there is one: `bench.paths.simulated.figures(policy)`."""
+    """Replay a trace with one policy."""
     return program("bench.paths.simulated", who)
 
 
 def choice(stage: Stage | None, who: str, order: Order) -> Figures:
-    """Have two links compared, where that can be asked: `bench.paths.choice.figures(who)`."""
+    """Have two links of one host compared, where there are two."""
+    if find_spec("fabric._ucx") is None:
+        raise SubjectFailed("there is no ucx link in this build: fabric._ucx is absent")
     return program("bench.paths.choice", who)
 
 

@@ -21,7 +21,7 @@ Order = dict[str, Any]
 Scenario = Callable[[Stage, str, Order], Figures]
 MIB = 1 << 20
 GRACE_S = 4.0  # for what is under way when a stream ends
-WARM_S = 0.4
+WARM_S, WARM_BYTES, WARM_GIVE_UP_S = 0.4, 64 * MIB, 45.0
 RECEIVER = "n1"  # the node that a stream goes to
 SETTLED_NS = 150 * MS  # after a change, from when on a bar counts
 PAYLOAD = 1448 / 1514  # of a frame that `tbf` counts
@@ -80,9 +80,11 @@ def warm(stage: Stage, who: str, pair: Pair, order: Order) -> None:
     """
     if getattr(pair, "is_warm", False):
         return
-    found = stream(
-        stage, who, pair, {**order, "seconds": WARM_S, "count": 0, "give_up_s": WARM_S + 20.0}
-    )
+    if order["size"] > WARM_BYTES:  # one is enough, and takes seconds
+        short = {"seconds": 0.0, "count": 1, "give_up_s": WARM_GIVE_UP_S}
+    else:
+        short = {"seconds": WARM_S, "count": 0, "give_up_s": WARM_GIVE_UP_S}
+    found = stream(stage, who, pair, {**order, **short})
     if not found.is_whole:
         raise SubjectFailed(f"{who}: {found.why}")
     pair.is_warm = True  # type: ignore[attr-defined]
