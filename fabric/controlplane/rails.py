@@ -304,10 +304,12 @@ class Rails:
 
     @staticmethod
     def _stays(ends: Ends, found: Sequence[LocalAddress]) -> bool:
-        """Tell whether a connection has its interface, or needs none: within this machine."""
+        """Tell whether a connection has its interface, needs none (on this machine), or is not known by it (IPv6)."""
+        if addresses.number_of(ends.local) is None:
+            return True
         owner = addresses.owner_of(ends.local, found)
         is_there = owner is not None and owner.is_usable
-        return is_there or not ends.local or addresses.owner_of(ends.remote, found) is not None
+        return is_there or addresses.owner_of(ends.remote, found) is not None
 
     # ---------------------------------------------------------------- shown
     def rows(

@@ -214,9 +214,14 @@ def test_interface_that_is_down_is_not_dialled_over(made, monkeypatch):
     assert rails.target(TWO, 0, Dial()).device == "eth0"
 
 
-async def test_connection_within_this_machine_outlives_its_interface(made, monkeypatch):
+@pytest.mark.parametrize(
+    "ends",
+    [Ends("10.1.0.5", "10.1.0.5"), Ends("fd00::5", "fd00::9"), Ends("", "")],
+    ids=["within this machine", "IPv6", "broken already"],
+)
+async def test_connection_that_no_interface_speaks_for_is_left_alone(made, monkeypatch, ends):
     rails, _ = made
-    rails.connected(NEAR, 0, Ends("10.1.0.5", "10.1.0.5"))
+    rails.connected(NEAR, 0, ends)
     on_machine(monkeypatch, LocalAddress("eth0", "10.1.0.5", 24, is_usable=False, index=2))
     assert rails.look_at_interfaces().gone == []
 
