@@ -27,8 +27,10 @@ BENCH_ARGS ?=
 MILLION_ARGS ?=
 MINUTES ?= 3
 SEED ?= 0
+SEEDS ?= 1000
+FIRST ?= 1
 
-.PHONY: help setup build demo quickstart test sweep bench bench-peers bench-floor million soak lint native-test asan tsan fuzz mutants clean
+.PHONY: help setup build demo quickstart test sweep bench bench-peers bench-floor million soak simulate lint native-test asan tsan fuzz mutants clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -95,6 +97,9 @@ million: build ## a million messages on a stream, a million on a queue, a consum
 
 soak: build ## random traffic, faults and changes on two nodes, everything checked after every step (MINUTES=3, SEED=n)
 	$(PY) -m tests.soak.soak --minutes $(MINUTES) --seed $(SEED)
+
+simulate: build ## random schedules of rails through the scheduler, everything checked after every event (SEEDS=1000, FIRST=1)
+	.venv/bin/fabricctl simulate seeds --count $(SEEDS) --first $(FIRST)
 
 lint: build ## ruff, mypy --strict, shell syntax, generated code
 	.venv/bin/ruff check .

@@ -44,6 +44,7 @@ class Simulation : private Arrivals {
   void watch_rails(const Event& event);
   void check();
   bool is_done() const { return offered_ == plan_.loads.size() && sender_.unacked() == 0; }
+  u64 allowed_again() const;
   void fail(const std::string& what);
   void finish();
 
