@@ -268,8 +268,12 @@ class Membership:
         connection = self.peer(self.registry_number)
         if connection is None:
             return
-        look = asyncio.get_running_loop().call_later(
-            limits.CONTROL_LOOK_MS / 1000, self.links.watch.look_at_control, self.registry_number
+        loop = asyncio.get_running_loop()
+        look = loop.call_later(
+            limits.CONTROL_LOOK_MS / 1000,
+            self.links.watch.look_at_control,
+            self.registry_number,
+            loop.time(),
         )
         try:
             fields = {"number": self._context.number, "incarnation": self._context.incarnation}

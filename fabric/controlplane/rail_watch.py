@@ -54,10 +54,11 @@ class RailWatch:
             self._again.cancel()
             self._again = None
 
-    def look_at_control(self, number: int) -> None:
-        """Something was sent to a node a while ago and is not answered: is it the path?"""
+    def look_at_control(self, number: int, sent_s: float) -> None:
+        """What was sent to a node at `sent_s`, of the loop's clock, is not answered: is it the path?"""
         connection = self._links.peer(number)
-        if connection is not None and is_stalled(connection.socket):
+        ago_s = asyncio.get_running_loop().time() - sent_s
+        if connection is not None and is_stalled(connection.socket, ago_s):
             self.move_control(number, "its path is silent")
 
     def move_control(self, number: int, reason: str) -> None:

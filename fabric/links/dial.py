@@ -16,7 +16,12 @@ from dataclasses import dataclass
 from fabric.errors import DeadlineExceeded, PathBrokenError
 
 _TCP_INFO_BYTES = 104
-_RETRANSMITS, _UNACKED = 2, 24  # offsets in struct tcp_info: a byte, and a 32-bit count of segments
+_RETRANSMITS, _UNACKED, _LAST_ACK_MS = (
+    2,
+    24,
+    56,
+)  # offsets in struct tcp_info: a byte, and two of 32 bits
+_SLACK_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +120,18 @@ def give_up_after(sock: socket.socket, silent_s: float) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(silent_s * 1000))
 
 
-def is_stalled(sock: socket.socket) -> bool:
-    """Tell whether what was sent is not confirmed although the kernel has already sent it again."""
+def is_stalled(sock: socket.socket, sent_s_ago: float) -> bool:
+    """Tell whether the peer's kernel has confirmed nothing since something was sent so many seconds ago.
+
+    That is the path: a peer whose process is stopped or busy confirms. What the kernel sends again anyway counts too.
+    """
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
     except OSError:
         return False  # closed, or not tcp: whoever reads it finds out
-    if len(info) < _UNACKED + 4:
+    if len(info) < _LAST_ACK_MS + 4:
         return False
     (unacked,) = struct.unpack_from("=I", info, _UNACKED)
-    return info[_RETRANSMITS] > 0 and unacked > 0
+    (last_ack_ms,) = struct.unpack_from("=I", info, _LAST_ACK_MS)
+    is_silent = last_ack_ms / 1000 >= sent_s_ago - _SLACK_S
+    return unacked > 0 and (is_silent or info[_RETRANSMITS] > 0)

@@ -100,11 +100,11 @@ def test_control_is_moved_once_however_often_that_is_asked_for(made):
 
 
 @pytest.mark.parametrize("is_stalled", [True, False])
-def test_unanswered_request_moves_control_only_when_its_path_is_silent(
+async def test_unanswered_request_moves_control_only_when_its_path_is_silent(
     made, monkeypatch, is_stalled
 ):
-    monkeypatch.setattr(rail_watch, "is_stalled", lambda sock: is_stalled)
-    made.watch.look_at_control(PEER)
+    monkeypatch.setattr(rail_watch, "is_stalled", lambda sock, sent_s_ago: is_stalled)
+    made.watch.look_at_control(PEER, 0.0)
     assert made.links.dialled == is_stalled, "a busy peer is no dead path"
 
 

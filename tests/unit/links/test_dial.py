@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import struct
 import time
+from typing import Any
 
 import pytest
 
@@ -36,7 +38,9 @@ async def test_refusal_names_the_rail():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # nobody listens
         port = taken.getsockname()[1]
-        with pytest.raises(PathBrokenError, match=f"127.0.0.1:{port} from 127.0.0.3: Connection refused"):
+        with pytest.raises(
+            PathBrokenError, match=f"127.0.0.1:{port} from 127.0.0.3: Connection refused"
+        ):
             await dial(Target("127.0.0.1", port, "127.0.0.3"), 2.0)
 
 
@@ -77,10 +81,34 @@ async def test_cancelled_attempt_leaves_no_socket(listening):
             await task
 
 
-def test_living_connection_is_not_stalled_and_a_dead_path_breaks_it_in_time(listening):
+def test_connection_whose_peer_is_busy_is_not_stalled(listening):
     with socket.create_connection(listening.getsockname()) as near:
         give_up_after(near, 0.7)
         near.sendall(b"x" * 1000)  # not read; the peer's kernel confirms it all the same
-        assert not is_stalled(near)
+        assert not is_stalled(near, 0.0)
         assert near.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 700
-    assert not is_stalled(near), "closed"
+    assert not is_stalled(near, 0.0), "closed"
+
+
+class Info:
+    """A socket with these counts: segments sent again and unconfirmed, and when something was confirmed last."""
+
+    def __init__(self, again: int, unacked: int, last_ack_ms: int) -> None:
+        self._info = bytearray(104)
+        self._info[2] = again
+        struct.pack_into("=I", self._info, 24, unacked)
+        struct.pack_into("=I", self._info, 56, last_ack_ms)
+
+    def getsockopt(self, level: int, option: int, size: int) -> bytes:
+        return bytes(self._info)
+
+
+@pytest.mark.promise("P3")
+@pytest.mark.parametrize(
+    ("again", "unacked", "last_ack_ms", "stalled"),
+    [(0, 1, 250, True), (1, 1, 10, True), (0, 0, 9000, False), (0, 1, 200, False)],
+    ids=["silent since", "sent again", "idle", "confirmed since; more is on its way"],
+)
+def test_path_is_silent_when_nothing_was_confirmed_since(again, unacked, last_ack_ms, stalled):
+    sock: Any = Info(again, unacked, last_ack_ms)
+    assert is_stalled(sock, 0.25) is stalled
