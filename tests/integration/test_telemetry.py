@@ -137,7 +137,7 @@ def test_links_between_nodes_count_bytes_frames_and_messages(cluster):
     with fabric.attach("snd", socket=a.socket) as out, fabric.attach("rcv", socket=b.socket) as inn:
         out.declare("far", Thing, pattern="queue")
         receiver, sender = inn.receiver("far", Thing), out.sender("far", Thing)
-        before = meter(a, "link_bytes_total", peer="b", group="bulk", direction="out")
+        before = meter(a, "link_bytes_total", peer="b", rail="0", group="bulk", direction="out")
         for number in range(20):
             sender.send(thing(number), deadline=10.0)
             receiver.receive(timeout=10).release()
@@ -146,10 +146,11 @@ def test_links_between_nodes_count_bytes_frames_and_messages(cluster):
             "link_bytes_total",
             before + 20 * SIZE * 4,
             peer="b",
+            rail="0",
             group="bulk",
             direction="out",
         )
         assert reaches(a, "session_events_total", 20, peer="b", event="messages_out") == 20
         assert reaches(b, "session_events_total", 20, peer="a", event="messages_in") == 20
-        assert meter(a, "link_up", peer="b", group="control") == 1
-        assert meter(a, "link_rtt_seconds", peer="b", group="control") > 0
+        assert meter(a, "link_up", peer="b", rail="0", group="control") == 1
+        assert meter(a, "link_rtt_seconds", peer="b", rail="0", group="control") > 0
