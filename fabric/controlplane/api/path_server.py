@@ -56,9 +56,7 @@ class PathServicer:
     async def PathProbe(self, request: pb.PathProbeRequest, context: Any) -> Message:
         async def probe() -> Answer:
             wish = Wish(request.trips, request.size_bytes, request.seconds)
-            return await self._paths.path_probe(
-                request.peer, _rail(request), wish, request.source
-            )
+            return await self._paths.path_probe(request.peer, _rail(request), wish, request.source)
 
         return await answer(context, pb.PathReply, probe)
 
