@@ -85,7 +85,10 @@ HANDSHAKE_REASON_BYTES_MAX: Final = 200
 # ---- rails between two nodes
 RAILS_PER_PEER_MAX: Final = 8  # addresses of a node; kRailsMax of paths/rail_scheduler.hpp
 RAIL_DIAL_MS: Final = 200  # an attempt to connect to one rail of several that was up before
-RAIL_LOOK_MS: Final = (50, 500)  # between looks at the interfaces while one of ours is down: at first, later
+RAIL_LOOK_MS: Final = (
+    50,
+    500,
+)  # between looks at the interfaces while one of ours is down: at first, later
 RAIL_PAUSE_MS: Final = (50, 500)  # between attempts: first, longest
 CONTROL_SILENT_MS: Final = (
     1000  # a control connection beside which there are others, unconfirmed this long, is broken
@@ -208,7 +211,7 @@ PATH_PROBE_BYTES_MAX: Final = 1 << 30  # of one probe of one rail
 PATH_PROBE_SECONDS: Final = (0.05, 30.0)  # for the payload of one rail: least, most
 PATH_PROBE_WAIT_S: Final = 3.0  # to connect, and for what a probe takes beside its payload
 RAIL_CHANGES_KEPT: Final = 32  # changes of state that a node remembers of each rail
-RAIL_CHANGES_TOLD: Final = 8  # of one rail within RAIL_CHANGES_TOLD_S are events; what flaps more is counted
+RAIL_CHANGES_TOLD: Final = 8  # of one rail within RAIL_CHANGES_TOLD_S; what flaps more is counted
 RAIL_CHANGES_TOLD_S: Final = 10.0
 
 # ---- plans and generations

@@ -28,7 +28,9 @@ WATCH_S = (
 OWN_PAUSE_S = 0.5  #: a turn that comes this much late means that the keeper itself stood still
 BACKOFF_S = (0.1, 2.0)  #: first and longest wait before the daemon is started again
 STEADY_S = 10.0  #: a daemon that served this long starts with the first back-off again
-SIGN_S = 1.0  #: a daemon gives its sign this often; its silence counts from the first that is missing
+SIGN_S = (
+    1.0  #: a daemon gives its sign this often; its silence counts from the first that is missing
+)
 ABSENT_S = 10.0  #: modules are ended when no daemon was there this long
 START_S = 60.0  #: a started daemon that serves later than this is killed
 RESTART = 75  #: exit status of a daemon that asks to be started again

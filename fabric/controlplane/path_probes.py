@@ -79,7 +79,7 @@ class PathProbes:
             sock.close()
             return
         self._served += 1
-        congestion.choose(sock, self._daemon.options.tcp_congestion)
+        congestion.choose(sock, self._daemon.options.tcp_congestion, is_scheduled=True)
         try:
             await rail_probe.serve(sock)
         finally:

@@ -133,7 +133,7 @@ class PeerLinks:
 
         target = self.rails.targets(self.rails_of(number))[rail]
         sock = await dial(target, limits.PATH_PROBE_WAIT_S)
-        congestion.choose(sock, self._daemon.options.tcp_congestion)
+        congestion.choose(sock, self._daemon.options.tcp_congestion, is_scheduled=True)
         sock, _ = await handshake.connect(sock, self._local(GROUP_PROBE), self._secret)
         return sock
 
@@ -412,7 +412,8 @@ class PeerLinks:
         except errors.FabricError:
             sock.close()
             raise
-        congestion.choose(sock, self._daemon.options.tcp_congestion)
+        wanted = self._daemon.options.tcp_congestion
+        congestion.choose(sock, wanted, is_scheduled=info.group % 2 == 1)
         ends = ends_of(sock)
         self._daemon.gateway.add_connection(number, sock.detach(), info.group, info.features)
         self.rails.connected(number, info.group, ends)

@@ -1,4 +1,4 @@
-"""Which congestion control a tcp connection between two nodes gets, and why (docs/decisions/0007).
+"""Which congestion control a tcp connection between two nodes gets, and why (docs/decisions/0007, 0008).
 
 `choose` does a few socket options, once a connection. No state.
 """
@@ -11,14 +11,15 @@ from pathlib import Path
 
 from fabric.errors import ConfigError
 
-AUTO = "auto"  #: as the system says, but on a path within one machine one that does not pace
+#: As the system says; one that does not pace within a machine, and for chunks: their scheduler bounds what is in flight.
+AUTO = "auto"
 SYSTEM = "system"  #: as the system says, everywhere
 UNPACED = ("cubic", "reno")  #: the first that this process may use
 _ALLOWED = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
 _NAME_BYTES_MAX = 16  # TCP_CA_NAME_MAX
 
 
-def choose(sock: socket.socket, wanted: str = AUTO) -> str:
+def choose(sock: socket.socket, wanted: str = AUTO, *, is_scheduled: bool = False) -> str:
     """Give a connected socket its congestion control.
 
     Parameters
@@ -27,6 +28,8 @@ def choose(sock: socket.socket, wanted: str = AUTO) -> str:
         Connected; one that is not tcp is left alone.
     wanted : str
         `AUTO`, `SYSTEM`, or the name of one.
+    is_scheduled : bool
+        The connection carries chunks, of which a scheduler keeps few in flight.
 
     Returns
     -------
@@ -34,7 +37,7 @@ def choose(sock: socket.socket, wanted: str = AUTO) -> str:
         What it has now; empty where that is not known.
     """
     if wanted == AUTO:
-        names: tuple[str, ...] = UNPACED if is_within_machine(sock) else ()
+        names: tuple[str, ...] = UNPACED if is_scheduled or is_within_machine(sock) else ()
     else:
         names = () if wanted == SYSTEM else (wanted,)
     for name in names:

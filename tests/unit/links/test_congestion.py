@@ -42,6 +42,12 @@ def test_connection_to_another_machine_is_as_the_system_says(ends, monkeypatch):
     assert congestion.choose(ends[0]) == before == of(ends[0])
 
 
+def test_connection_that_carries_chunks_is_not_paced_on_any_path(ends, monkeypatch):
+    monkeypatch.setattr(congestion, "is_within_machine", lambda sock: False)
+    assert congestion.choose(ends[0], is_scheduled=True) == of(ends[0])
+    assert of(ends[0]) in congestion.UNPACED
+
+
 def test_operator_may_leave_every_connection_to_the_system(ends):
     before = of(ends[0])
     assert congestion.choose(ends[0], "system") == before == of(ends[0])
