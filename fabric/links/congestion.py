@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fabric.errors import ConfigError
 
-#: As the system says; one that does not pace within a machine, and for chunks: their scheduler bounds what is in flight.
+#: As the system says; one that does not pace within a machine, and for chunks: a scheduler bounds what is in flight.
 AUTO = "auto"
 SYSTEM = "system"  #: as the system says, everywhere
 UNPACED = ("cubic", "reno")  #: the first that this process may use
