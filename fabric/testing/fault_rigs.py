@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from fabric import _native
-from fabric.testing.rigs import RIGS, EngineRig, InprocRig, TcpRig
+from fabric.testing.rigs import RIGS, EngineRig, InprocRig, RailsRig, TcpRig
 
 #: One frame in so many; rare enough that a test of 500 messages meets each a few times.
 FAULTS: Final = {
@@ -63,4 +63,10 @@ class FaultTcpRig(Faulty, TcpRig):
     name = "fault_tcp"
 
 
-RIGS.update({rig.name: rig for rig in (FaultInprocRig, FaultTcpRig)})
+class FaultRailsRig(Faulty, RailsRig):
+    """Two rails that misbehave, each by itself."""
+
+    name = "fault_rails"
+
+
+RIGS.update({rig.name: rig for rig in (FaultInprocRig, FaultTcpRig, FaultRailsRig)})

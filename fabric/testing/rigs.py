@@ -233,6 +233,7 @@ class EngineRig(Rig):
     """Two engines and a session between them; a thread answers their events as a daemon does."""
 
     can_cut = True
+    groups: tuple[int, ...] = (0, 1)  #: of the connections, rail × 2 + kind
 
     def __init__(self) -> None:
         super().__init__()
@@ -285,13 +286,13 @@ class EngineRig(Rig):
         """Join both engines by one fresh connection."""
 
     def connect(self) -> None:
-        """Bring up both groups."""
-        for group in (0, 1):
+        """Bring up every connection."""
+        for group in self.groups:
             self.connect_group(group)
 
     def cut(self) -> None:
-        for group in (0, 1):
-            self.engines[group].inject("drop_connection", group)
+        for group in self.groups:
+            self.engines[group % 2].inject("drop_connection", group)
             self.connect_group(group)
 
     def _serve(self) -> None:
@@ -318,7 +319,7 @@ class EngineRig(Rig):
         """Kill one engine as a daemon's death does, and bring up its successor over the same shared state."""
         with self._answering:
             self._restart(side)
-        for group in (0, 1):
+        for group in self.groups:
             self.connect_group(group)
 
     def _restart(self, side: int) -> None:
@@ -393,7 +394,16 @@ class TcpRig(EngineRig):
             engine.add_connection(self.session, sock.detach(), group)
 
 
-RIGS: Final[dict[str, type[Rig]]] = {rig.name: rig for rig in (ShmRig, InprocRig, TcpRig)}
+class RailsRig(TcpRig):
+    """Engines joined by two rails of loopback TCP."""
+
+    name = "rails"
+    groups = (0, 1, 2, 3)
+
+
+RIGS: Final[dict[str, type[Rig]]] = {
+    rig.name: rig for rig in (ShmRig, InprocRig, TcpRig, RailsRig)
+}
 
 
 @contextlib.contextmanager

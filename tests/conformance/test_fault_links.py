@@ -18,3 +18,8 @@ class TestFaultInproc(LinkConformance):
 @pytest.mark.promise("P2", "P6")
 class TestFaultTcp(LinkConformance):
     rig_name = "fault_tcp"
+
+
+@pytest.mark.promise("P2", "P6")
+class TestFaultRails(LinkConformance):
+    rig_name = "fault_rails"

@@ -1,4 +1,4 @@
-"""The link conformance suite over a direct lane, in-process queues and loopback TCP."""
+"""The link conformance suite over a direct lane, in-process queues, loopback TCP, and two rails of it."""
 
 from __future__ import annotations
 
@@ -33,6 +33,10 @@ class TestInproc(LinkConformance):
 
 class TestTcp(LinkConformance):
     rig_name = "tcp"
+
+
+class TestRails(LinkConformance):
+    rig_name = "rails"
 
 
 @pytest.fixture
