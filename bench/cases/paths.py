@@ -53,7 +53,7 @@ def over(peer: Subject, figure: str, number: float) -> Bar:
 
 
 def together(size: int, count: int, peers: tuple[Subject, ...], rounds: int) -> Row:
-    """Return a row of two equal rails against each of them alone: that with at most `ALONE_BYTES`, for it takes longer."""
+    """Return a row of two equal rails against each of them alone, with `ALONE_BYTES` at most: it takes longer."""
     alone = {"run": "singly", "count": max(1, count // 2), "size": min(size, ALONE_BYTES)}
     return row(
         f"two rails, 1 + 1 Gbit/s, {size // MIB} MiB",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sys
 import tempfile
@@ -13,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.namespaces import Bed, NetworkUnavailable, Rail, run
+from bench.namespaces import Bed, NetworkUnavailable, Rail, is_bench, run
 from bench.paths.nodes import Nodes
 from bench.sides import FREE, Pair, Subject, SubjectFailed
 
 FABRIC, UCX, NIXL, MPTCP, TCP = "fabric", "ucx", "nixl", "mptcp", "tcp"
 ZMQ, GRPC = "zmq", "grpc"
 NEAR, FAR = "a", "b"
+FOLDER = "fab-p-"
 PORT = 7700  # of the first nodes; others beside them have the next ones
 Key = tuple[str, tuple[int, ...], str]
 
@@ -40,7 +42,8 @@ class Stage:
     """Two namespaces and the rails between them; `rates` in Mbit/s, 0: not shaped. A context manager."""
 
     def __init__(self, rates: Sequence[int]) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="fab-p-", dir="/tmp"))
+        sweep_folders()
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-", dir="/tmp"))
         self.bed = Bed()
         self.rails: list[Rail] = []
         self._pairs: dict[Key, Pair] = {}
@@ -155,6 +158,14 @@ class Stage:
         self._nodes.clear()
         self.bed.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def sweep_folders() -> None:
+    """Remove the folders of runs that are no more."""
+    for folder in Path("/tmp").glob(f"{FOLDER}*-*"):
+        owner = folder.name.removeprefix(FOLDER).split("-")[0]
+        if owner.isdecimal() and not is_bench(int(owner)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class Schedule:

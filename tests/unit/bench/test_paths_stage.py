@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from pathlib import Path
+
 import pytest
 
 from bench import namespaces
 from bench.namespaces import run
 from bench.paths import others, scenarios
-from bench.paths.stage import TCP, Schedule, Stage
+from bench.paths.stage import FOLDER, TCP, Schedule, Stage, sweep_folders
 from bench.paths.timeline import Arrivals
 
 REASON = namespaces.reason_against()
@@ -43,6 +47,17 @@ def test_a_stage_that_is_left_leaves_no_namespace_and_no_folder() -> None:
         folder = stage.folder
     assert not folder.exists()
     assert stage.bed.full("a") not in run("ip", "netns", "list")
+
+
+def test_folders_of_killed_runs_are_swept_and_those_of_live_ones_stay() -> None:
+    left = Path("/tmp") / f"{FOLDER}4190001-left"  # no process has this id
+    mine = Path(tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-", dir="/tmp"))
+    left.mkdir(exist_ok=True)
+    try:
+        sweep_folders()
+        assert not left.exists() and mine.exists()
+    finally:
+        mine.rmdir()
 
 
 def test_what_was_sent_again_is_a_share_of_what_was_delivered_meanwhile() -> None:
