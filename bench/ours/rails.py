@@ -31,6 +31,7 @@ class RailEnd(Streaming):
         self._ends: dict[str, Any] = {}
         self._held: Any = None
         self._bulk: Any = None
+        self._loan: Any = None
 
     def prepare(self, order: dict[str, Any]) -> None:
         """Open what the order needs."""
@@ -54,15 +55,20 @@ class RailEnd(Streaming):
             self._ends[name] = make(name, bytes, **credit)
         return self._ends[name]
 
+    def borrow(self, size: int, until_ns: int) -> np.ndarray[Any, Any]:
+        """Return a slot of the arena."""
+        self._loan = self._bulk.loan(size, deadline=max(0.0, (until_ns - clock()) / 1e9))
+        return np.frombuffer(self._loan.__enter__(), np.uint8)
+
     def post(self, array: np.ndarray[Any, Any], until_ns: int) -> None:
-        """Copy it into the arena and hand it over, once there is credit."""
+        """Hand the slot over, once there is credit."""
         try:
-            self._bulk.send(array, deadline=max(0.0, (until_ns - clock()) / 1e9))
+            self._loan.__exit__(None, None, None)
         except errors.DeadlineExceeded as error:
             raise TimeoutError(str(error)) from error
 
     def finish(self, handle: None, until_ns: int) -> None:
-        """Nothing to wait for: it was copied."""
+        """Nothing to wait for: the slot is the library's."""
 
     def take(self, until_ns: int) -> np.ndarray[Any, Any] | None:
         """Return a view of the next message."""

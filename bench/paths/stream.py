@@ -4,6 +4,7 @@ A *stream end* is what a subject's ``connect`` returns; beside ``close()``:
 
 - ``post(array, until_ns)`` begins to send an array and returns a handle, or None where the array may be written again;
 - ``finish(handle, until_ns)`` waits until it may be written again;
+- ``borrow(size, until_ns)``, where there is one, returns an array of the library's own memory for the next ``post``;
 - ``take(until_ns)`` returns an array over the next message, or None where none came; ``release()`` gives it back;
 - ``send(data)`` and ``receive()`` carry 64 B for `pings`.
 
@@ -31,7 +32,7 @@ clock = time.monotonic_ns
 class Streaming:
     """Mix in: the workloads as methods, so that `bench.loops` finds them."""
 
-    workloads = ("stream", "pings")
+    workloads: tuple[str, ...] = ("stream", "pings")
 
     def stream(self, role: str, order: Order) -> Order:
         """Send, or take, messages of `size` bytes: `count` of them, or for `seconds`."""
@@ -74,18 +75,22 @@ def stream_near(end: Any, order: Order) -> Order:
     """Send with at most `window` messages under way; the last one says that it is the last."""
     size, window, count = order["size"], order["window"], order.get("count", 0)
     slots = min(window + 1, count or window + 1)
-    arrays = [body(size) for _ in range(slots)]
+    borrow = getattr(end, "borrow", None)
+    arrays = [body(size) for _ in range(1 if borrow else slots)]
+    give_up = clock() + int(order["give_up_s"] * 1e9)
     pending: deque[Any] = deque()
-    start = clock()
-    until = start + int(order.get("seconds", 0) * 1e9)
-    give_up = start + int(order["give_up_s"] * 1e9)
-    number, failed, is_last = 0, "", False
+    start, number, failed, is_last = 0, 0, "", False
     try:
         while not is_last:
             if len(pending) == slots:
                 end.finish(pending.popleft(), give_up)
-            now, array = clock(), arrays[number % slots]
-            is_last = number + 1 == count if count else now >= until
+            array = arrays[0 if borrow else number % slots]
+            if borrow:
+                array = filled(borrow(size, give_up), array)
+            now = clock()
+            start = start or now  # the first message is there by then
+            over = now - start >= int(order.get("seconds", 0) * 1e9)
+            is_last = number + 1 == count if count else over
             stamp(array, number, now, is_last)
             pending.append(end.post(array, give_up))
             number += 1
@@ -93,13 +98,14 @@ def stream_near(end: Any, order: Order) -> Order:
             end.finish(pending.popleft(), give_up)
     except Exception as error:
         failed = f"{type(error).__name__}: {error}"
-    return {
-        "start": start,
-        "sent": number,
-        "ended": is_last,
-        "failed": failed,
-        "ns": clock() - start,
-    }
+    ns = clock() - start
+    return {"start": start, "sent": number, "ended": is_last, "failed": failed, "ns": ns}
+
+
+def filled(array: np.ndarray[Any, Any], contents: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Write an array's contents."""
+    array[:] = contents
+    return array
 
 
 def stream_far(end: Any, order: Order) -> Order:
