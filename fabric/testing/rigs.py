@@ -401,9 +401,7 @@ class RailsRig(TcpRig):
     groups = (0, 1, 2, 3)
 
 
-RIGS: Final[dict[str, type[Rig]]] = {
-    rig.name: rig for rig in (ShmRig, InprocRig, TcpRig, RailsRig)
-}
+RIGS: Final[dict[str, type[Rig]]] = {rig.name: rig for rig in (ShmRig, InprocRig, TcpRig, RailsRig)}
 
 
 @contextlib.contextmanager

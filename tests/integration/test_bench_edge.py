@@ -142,6 +142,7 @@ def test_edge_gets_the_figures_of_the_bench_within_its_budget_and_leaves_nothing
     assert balanced(a)["channels"] == []
 
 
+@pytest.mark.sweep
 def test_edge_between_nodes_that_fabricctl_does_not_talk_to_is_measured_by_their_daemons(cluster):
     a = cluster.node("a")
     b, c = cluster.node("b", join=a), cluster.node("c", join=a)
@@ -217,6 +218,7 @@ def test_live_traffic_beside_it_loses_nothing_and_every_cut_balances(cluster):
     nothing_left(a, b)
 
 
+@pytest.mark.sweep
 @pytest.mark.promise("P4")
 def test_every_thread_of_both_ends_comes_after_those_of_others(cluster):
     a = cluster.node("a")
@@ -279,6 +281,7 @@ def test_whatever_ends_it_takes_everything_away(cluster, end):
     returned(a, before)
 
 
+@pytest.mark.sweep
 @pytest.mark.promise("P9")
 def test_deadline_of_the_call_takes_everything_away(cluster):
     a = cluster.node("a")
@@ -330,6 +333,7 @@ def test_far_node_that_sleeps_past_its_lease_is_told_and_keeps_nothing_when_it_w
     balanced(a)
 
 
+@pytest.mark.sweep
 @pytest.mark.promise("P9")
 def test_death_of_the_daemon_that_was_asked_leaves_no_end_on_the_others(cluster):
     a = cluster.node("a")
@@ -384,6 +388,7 @@ def test_unknown_node_and_impossible_budget_are_refused_by_name(cluster):
     assert ends(a) == {}
 
 
+@pytest.mark.sweep
 def test_suspect_node_is_refused_by_name(cluster):
     a = cluster.node("a")
     b = cluster.node("b", join=a)

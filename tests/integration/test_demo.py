@@ -66,7 +66,10 @@ def test_nodes_in_two_network_namespaces_serve_exactly_and_leave_no_namespace(
     assert facts["kv_link"] == "tcp"
 
 
-@pytest.mark.parametrize("fault", ["flip_after_checksum:12", "zero_after_checksum:12"])
+@pytest.mark.parametrize(
+    "fault",
+    ["flip_after_checksum:12", pytest.param("zero_after_checksum:12", marks=pytest.mark.sweep)],
+)
 def test_kv_damaged_after_its_checksum_makes_the_answer_inexact(tmp_path: Path, fault: str) -> None:
     """The checksum cannot see it, so the comparison with one process must.
 

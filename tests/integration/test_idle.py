@@ -15,7 +15,7 @@ import pytest
 from bench.node import BenchNode
 from fabric import limits
 
-IDLE_S = 15.0
+IDLE_S = 8.0
 SETTLE_S = 2.0
 CPU_OF_ONE_CORE_MAX = 0.01
 #: Where a process that sleeps wakes with cold caches, waking costs milliseconds, whoever wakes: the floor shows it.

@@ -60,6 +60,7 @@ def test_successor_serves_new_processes_and_new_channels(cluster):
     balanced(node)
 
 
+@pytest.mark.sweep
 def test_daemon_killed_again_and_again_keeps_every_message(cluster):
     node = cluster.node()
     inn = cluster.worker(node, "consume", "in", channel="local")

@@ -180,6 +180,7 @@ def test_stranger_without_the_secret_is_refused_and_the_node_serves_on(cluster):
     assert node.call("status")["state"] == "serving"
 
 
+@pytest.mark.sweep
 def test_node_that_cannot_join_says_in_its_status_why(cluster):
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and is no fabricd
         nobody = type("Address", (), {"listen": f"127.0.0.1:{silent.getsockname()[1]}"})()

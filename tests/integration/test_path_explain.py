@@ -190,7 +190,7 @@ def test_rail_that_does_not_exist_cannot_be_pinned(ground):
 
 
 # ------------------------------------------------------------------ measurements
-@pytest.mark.parametrize("side", ["a", "b"])
+@pytest.mark.parametrize("side", ["a", pytest.param("b", marks=pytest.mark.sweep)])
 def test_probe_measures_each_rail_by_itself_from_either_end(ground, side):
     nodes = dict(zip("ab", ground.both(), strict=True))
     all_up(*nodes.values())

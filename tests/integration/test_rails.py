@@ -107,7 +107,7 @@ def test_everywhere_means_all_usable_interfaces(ground):
 
 
 @pytest.mark.promise("P1", "P3")
-@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("lost", [0, pytest.param(1, marks=pytest.mark.sweep)])
 def test_messages_go_on_over_the_other_rail_and_the_lost_one_is_used_again(ground, lost):
     a, b = ground.both()
     all_up(a, b)
@@ -129,7 +129,7 @@ def test_messages_go_on_over_the_other_rail_and_the_lost_one_is_used_again(groun
 
 
 @pytest.mark.promise("P3")
-@pytest.mark.parametrize("how", ["swallow", "down"])
+@pytest.mark.parametrize("how", ["swallow", pytest.param("down", marks=pytest.mark.sweep)])
 def test_node_is_not_taken_for_dead_when_the_rail_of_the_control_connection_goes(ground, how):
     a, b = ground.both()
     all_up(a, b)
@@ -194,7 +194,7 @@ def test_address_that_does_not_answer_is_said_harms_nothing_and_is_used_when_it_
 
 
 @pytest.mark.promise("P9")
-@pytest.mark.parametrize("side", ["a", "b"])
+@pytest.mark.parametrize("side", [pytest.param("a", marks=pytest.mark.sweep), "b"])
 def test_killed_daemon_is_back_with_both_rails(ground, side):
     nodes = dict(zip("ab", ground.both(), strict=True))
     all_up(*nodes.values())

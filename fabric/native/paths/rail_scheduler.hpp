@@ -20,7 +20,7 @@ inline constexpr double kGapShare = 1.5;             // of the time between ackn
 inline constexpr u64 kGapMaxNs = 40'000'000;
 inline constexpr u64 kForgetNs = 10'000'000'000;     // a rail that was away this long is learnt anew
 inline constexpr u64 kQueueTargetNs = 1'500'000;     // what may wait on a rail beyond its base latency
-inline constexpr u64 kWindowMin = 128 * 1024, kWindowUnknown = 256 * 1024, kWindowMax = 64ULL << 20;
+inline constexpr u64 kWindowMin = 64 * 1024, kWindowUnknown = 256 * 1024, kWindowMax = 64ULL << 20;
 inline constexpr u32 kChunkMin = 32 * 1024, kChunkMax = 1024 * 1024;
 inline constexpr u64 kChunkNs = 500'000;             // a chunk keeps its rail busy about this long
 inline constexpr u64 kStallNs = 25'000'000;          // nothing acknowledged this long, while others move: suspect
