@@ -71,7 +71,8 @@ void silent_rail_is_given_up_and_a_new_one_is_used() {
   pair.relay[1]->rate = 0;
   for (int i = 0; i < 8; ++i) pair.send(0, 4 * kMiB);
   const auto is_down = [&](int side, u32 group) {
-    for (const GroupStats& found : pair.node(side).engine.stats().sessions.at(0).groups)
+    const std::vector<GroupStats> groups = pair.node(side).engine.stats().sessions.at(0).groups;
+    for (const GroupStats& found : groups)
       if (found.group == group) return !found.up;
     return true;
   };
