@@ -36,7 +36,8 @@ def test_a_stream_whose_rail_swallows_everything_says_what_came_until_then() -> 
             found = scenarios.stream(stage, TCP, stage.pair(TCP), order)
         assert plan.error is None
     assert not found.is_whole
-    assert 0 < len(found.arrivals.rows) < found.sent
+    # What is stuck in the sender's call is not among what was sent.
+    assert 0 < len(found.arrivals.rows) <= found.sent
     assert found.torn == 0
 
 
