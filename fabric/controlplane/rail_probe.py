@@ -17,11 +17,8 @@ from typing import Any
 
 from fabric import errors, limits
 
-ECHO, SINK, SOURCE = (
-    1,
-    2,
-    3,
-)  # orders: answer `count` pings; take `count` bytes, then confirm; give `count` bytes
+# Orders: answer `count` pings; take `count` bytes, then confirm; give `count` bytes.
+ECHO, SINK, SOURCE = 1, 2, 3
 _ORDER = struct.Struct("<BQ")
 _PING = bytes(8)
 _BLOCK = bytes(256 << 10)

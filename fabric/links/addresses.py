@@ -1,7 +1,7 @@
 """Where this machine can be reached: its IPv4 addresses by interface, and which of them leads to a peer's.
 
-Two netlink dumps and a file of sysfs a call; nothing is kept. Standard library only: the keeper reads this before the
-daemon starts. `/sys` may show another network namespace than the process is in, so it is asked for speed alone.
+Two of the kernel's tables and a file of sysfs a call; nothing is kept. Light to import: the keeper reads this before
+the daemon starts. `/sys` may show another network namespace than the process is in, so it is asked for speed alone.
 """
 
 from __future__ import annotations
@@ -14,20 +14,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fabric.paths.discovery import rtnetlink, tables
+
 SYSFS = Path("/sys/class/net")
-_GET_LINK, _GET_ADDRESS, _DUMP = (
-    18,
-    22,
-    0x301,
-)  # RTM_GETLINK, RTM_GETADDR, NLM_F_REQUEST | NLM_F_DUMP
-_ERROR, _DONE = 2, 3
-_MESSAGE = struct.Struct("=IHHII")  # nlmsghdr
-_LINK = struct.Struct("=BxHiII")  # ifinfomsg
-_ADDRESS = struct.Struct("=BBBBI")  # ifaddrmsg
-_IFLA_IFNAME, _IFA_ADDRESS, _IFA_LOCAL = 3, 1, 2
-_UP, _LOOPBACK, _LOWER_UP = 0x1, 0x8, 0x10000
-_READ_BYTES = 1 << 16
-_NETLINK_S = 1.0
+_LOWER_UP, _LOOPBACK = 0x10000, 0x8  # IFF_: there is a carrier; the loopback interface
 _SPEED_UNKNOWN = (1 << 32) - 1  # -1 as some drivers write it
 
 
@@ -84,7 +74,7 @@ def local_addresses() -> tuple[LocalAddress, ...]:
         found = []
         for index, prefix, address in _addresses():
             name, flags = links.get(index, ("", 0))
-            is_usable = flags & _UP != 0 and flags & _LOWER_UP != 0
+            is_usable = flags & rtnetlink.IFF_UP != 0 and flags & _LOWER_UP != 0
             found.append(
                 LocalAddress(name, address, prefix, is_usable, flags & _LOOPBACK != 0, index)
             )
@@ -167,46 +157,19 @@ def device_for(local: LocalAddress, peer: str, found: Sequence[LocalAddress]) ->
     return local.interface
 
 
-# -------------------------------------------------------------------- netlink
+# -------------------------------------------------------------------- what the kernel tells
 def _links() -> Iterator[tuple[int, tuple[str, int]]]:
-    for body in _dump(_GET_LINK, socket.AF_UNSPEC):
-        _, _, index, flags, _ = _LINK.unpack_from(body)
-        name = dict(_attributes(body[_LINK.size :])).get(_IFLA_IFNAME, b"")
+    for body in tables.read(rtnetlink.RTM_GETLINK):
+        _, _, index, flags, _ = rtnetlink.LINK.unpack_from(body)
+        fields = dict(rtnetlink.attributes(body[rtnetlink.LINK.size :]))
+        name = fields.get(rtnetlink.IFLA_IFNAME, b"")
         yield index, (name.rstrip(b"\0").decode(errors="replace"), flags)
 
 
 def _addresses() -> Iterator[tuple[int, int, str]]:
-    for body in _dump(_GET_ADDRESS, socket.AF_INET):
-        family, prefix, _, _, index = _ADDRESS.unpack_from(body)
-        attributes = dict(_attributes(body[_ADDRESS.size :]))
-        raw = attributes.get(_IFA_LOCAL) or attributes.get(_IFA_ADDRESS)
+    for body in tables.read(rtnetlink.RTM_GETADDR, socket.AF_INET):
+        family, prefix, _, _, index = rtnetlink.ADDRESS.unpack_from(body)
+        fields = dict(rtnetlink.attributes(body[rtnetlink.ADDRESS.size :]))
+        raw = fields.get(rtnetlink.IFA_LOCAL) or fields.get(rtnetlink.IFA_ADDRESS)
         if family == socket.AF_INET and raw is not None and len(raw) == 4:
             yield index, prefix, socket.inet_ntop(socket.AF_INET, raw)
-
-
-def _dump(kind: int, family: int) -> Iterator[bytes]:
-    """Yield the bodies of one dump."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
-        sock.settimeout(_NETLINK_S)
-        sock.bind((0, 0))
-        ask = struct.pack("=Bxxx", family) + bytes(12)
-        sock.send(_MESSAGE.pack(_MESSAGE.size + len(ask), kind, _DUMP, 1, 0) + ask)
-        while True:
-            data = sock.recv(_READ_BYTES)
-            while len(data) >= _MESSAGE.size:
-                size, what, *_ = _MESSAGE.unpack_from(data)
-                if what == _DONE:
-                    return
-                if what == _ERROR or size < _MESSAGE.size:
-                    raise OSError("the kernel refused a netlink dump")
-                yield data[_MESSAGE.size : size]
-                data = data[(size + 3) & ~3 :]
-
-
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    while len(data) >= 4:
-        size, kind = struct.unpack_from("=HH", data)
-        if size < 4:
-            return
-        yield kind & 0x3FFF, data[4:size]
-        data = data[(size + 3) & ~3 :]

@@ -63,6 +63,11 @@ def metric(node: Node, name: str, *labels: str) -> float:
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
 
+def chosen(node: Node) -> set[int]:
+    """Which rails the last decisions of the scheduler chose: surprises crowd the others out, so one may be missing."""
+    return {row["rail"] for row in node.call("path_show", "b", size_bytes=4 * MIB)["decisions"]}
+
+
 # ------------------------------------------------------------------ ls, show, why
 def test_listing_has_addresses_and_interfaces_and_after_traffic_rates_and_shares(ground):
     a, b = ground.both()
@@ -72,6 +77,8 @@ def test_listing_has_addresses_and_interfaces_and_after_traffic_rates_and_shares
         assert (row["local"], row["remote"]) == (rail.near_address, rail.far_address)
         assert (row["interface"], row["state"], row["pinned"]) == (rail.device, "up", False)
     _, out = traffic(ground, a, b, 150)
+    seen: set[int] = set()
+    wait_for("a decision for each rail", lambda: seen.update(chosen(a)) or seen == {0, 1})
     out.finish(40.0)
     settled(a, "far")
     rows = paths(a)
@@ -83,7 +90,7 @@ def test_listing_has_addresses_and_interfaces_and_after_traffic_rates_and_shares
     assert delivered == [rows[n]["delivered"] for n in (0, 1)]
     shown = a.call("path_show", "b", size_bytes=4 * MIB)
     assert [row["rail"] for row in shown["rails"]] == [0, 1] and shown["decisions"]
-    assert {row["rail"] for row in shown["decisions"]} == {0, 1}
+    assert chosen(a) <= {0, 1}
     assert all(len([ns for ns in row["finish_ns"] if ns]) <= 2 for row in shown["decisions"])
 
 

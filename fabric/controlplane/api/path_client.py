@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,11 +12,11 @@ from fabric import limits
 from fabric.controlplane.api.v1 import control_pb2 as pb
 
 
-class PathClient:
+class PathClient(abc.ABC):
     """A part of `ControlClient`. A call about paths says what the node that is asked (or `source`) sends."""
 
-    def _call(self, method: str, request: Message, at_least_s: float = 0.0) -> dict[str, Any]:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _call(self, method: str, request: Message, at_least_s: float = 0.0) -> dict[str, Any]: ...
 
     def path_ls(self, source: str = "") -> list[dict[str, Any]]:
         """Return a row for every rail to every node: terms of its score, counts, addresses, state."""

@@ -11,12 +11,8 @@
 namespace fabric {
 namespace {
 
-constexpr u32 kTagChunkBits = 24;      // a transfer has at most kTransferBytesMax / kChunkMin chunks, and one a piece
-
 /// What the scheduler is told of a chunk, and gives back where it is to be posted again.
 u64 tag_of(const OutTransfer& transfer, u32 chunk) { return transfer.id << kTagChunkBits | chunk; }
-
-u32 rail_of_ticket(u64 ticket) { return static_cast<u32>(ticket >> 56); }
 
 /// Takes what the peer has (offset → length, verified) out of what was never cut.
 void subtract(std::deque<Chunk>& uncut, const std::map<u64, u64>& have) {
@@ -318,7 +314,7 @@ void Engine::take_chunk_ack(Session& session, const std::shared_ptr<OutTransfer>
                             const wire::ChunkAck& ack, u64 now) {
   const bool taken = wire::ack_status(ack) == 0;
   for (u64& ticket : chunk.tickets) {
-    if (ticket == kNoTicket || rail_of_ticket(ticket) != wire::ack_rail(ack)) continue;
+    if (ticket == kNoTicket || paths::rail_of_ticket(ticket) != wire::ack_rail(ack)) continue;
     if (taken) session.rails.delivered(ticket, now);
     else session.rails.withdrawn(ticket);
     ticket = kNoTicket;

@@ -292,7 +292,8 @@ void Engine::handle_tag(u64 tag) {
 void Engine::emit(EngineEvent::Kind kind, u64 a, u64 b, std::string reason) {
   // Requests and losses are few by nature and always told; observations are dropped beyond the limit.
   const bool observation = kind == EngineEvent::Kind::flow_unknown || kind == EngineEvent::Kind::stale ||
-                           kind == EngineEvent::Kind::corrupt || kind == EngineEvent::Kind::transfer_stalled;
+                           kind == EngineEvent::Kind::corrupt || kind == EngineEvent::Kind::transfer_stalled ||
+                           kind == EngineEvent::Kind::rail;
   if (observation && events_.size() >= kEngineEventsMax) return;
   // The same unknown flow is one fact, however many records name it; so is a limit that one peer met.
   if (kind == EngineEvent::Kind::flow_unknown || kind == EngineEvent::Kind::limit)

@@ -212,7 +212,7 @@ class Engine {
   void post_control(Session& session, wire::FrameHeader header, std::vector<u8> body);
   void post_frame(Session& session, u32 group, OutFrame frame);
   bool on_frame(Session& session, u32 group, const wire::FrameHeader& header, const u8* body);
-  void on_hop_ack(Session& session, const wire::FrameHeader& header, std::span<const u8> body);
+  void on_hop_ack(Session& session, const wire::FrameHeader& header, std::span<const u8> body, u64 now);
   bool on_report(Session& session, const wire::FrameHeader& header, std::span<const u8> body);
   void deliver_report(Session& session, u64 number, const ReturnEntry& entry);
   void flush_backlog(EngineLane& lane);

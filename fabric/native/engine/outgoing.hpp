@@ -25,6 +25,7 @@ struct Session;
 struct Chunk { u32 piece; u64 length; u64 source_offset; u64 target_offset; };
 
 inline constexpr u64 kNoTicket = ~u64{0};
+inline constexpr u32 kTagChunkBits = 24;  // a transfer has at most kTransferBytesMax / kChunkMin chunks, and one a piece
 
 /// A chunk that was cut, and so keeps its bounds; `tickets` of the rails that carry it now.
 struct CutChunk {

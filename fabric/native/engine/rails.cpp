@@ -8,11 +8,6 @@
 #include "engine/access.hpp"
 
 namespace fabric {
-namespace {
-
-constexpr u32 kTagChunkBits = 24;
-
-}  // namespace
 
 bool Engine::is_up(const Session& session, u32 group) {
   const Connection& connection = session.connection[group];
@@ -23,9 +18,8 @@ bool Engine::is_up(const Session& session, u32 group) {
 void Engine::rail_connected(Session& session, u32 group, u64 now) {
   if (kind_of(group) == 1) session.rails.rail_up(rail_of(group), now);
   send_lost(session);
-  const u32 kind = kind_of(group);
-  const bool leads = session.lead[kind] == group || !is_up(session, session.lead[kind]) || !fit_to_lead(session, session.lead[kind]);
-  if (leads) lead_with(session, group, now);
+  const u32 leading = session.lead[kind_of(group)];
+  if (leading == group || !fit_to_lead(session, leading)) lead_with(session, group, now);
   choose_leads(session, now);
   rails_changed(session);
 }

@@ -223,7 +223,7 @@ bool Engine::on_frame(Session& session, u32 group, const wire::FrameHeader& head
     case wire::FrameType::refuse: on_refuse(session, header); return true;
     case wire::FrameType::resume: on_resume(session, header, now); return true;
     case wire::FrameType::report: return on_report(session, header, bytes);
-    case wire::FrameType::hop_ack: on_hop_ack(session, header, bytes); return true;
+    case wire::FrameType::hop_ack: on_hop_ack(session, header, bytes, now); return true;
     case wire::FrameType::ping: {
       OutFrame pong;  // over the connection that was asked
       pong.header.type = u8(wire::FrameType::pong);
@@ -261,8 +261,8 @@ void Engine::on_resume(Session& session, const wire::FrameHeader& header, u64 no
 }
 
 // ------------------------------------------------------------------ acknowledgements and reports
-void Engine::on_hop_ack(Session& session, const wire::FrameHeader& header, std::span<const u8> body) {
-  session.taken_ns = monotonic_ns();
+void Engine::on_hop_ack(Session& session, const wire::FrameHeader& header, std::span<const u8> body, u64 now) {
+  session.taken_ns = now;
   for (std::size_t at = 0; at + sizeof(wire::FlowAck) <= body.size(); at += sizeof(wire::FlowAck)) {
     wire::FlowAck ack;
     std::memcpy(&ack, body.data() + at, sizeof ack);

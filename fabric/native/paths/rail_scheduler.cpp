@@ -7,7 +7,6 @@
 namespace fabric::paths {
 namespace {
 
-constexpr u32 kTicketRailShift = 56;
 constexpr u64 kNever = ~u64{0};
 constexpr double kPenaltyForgiven = 1.5;            // one failure is an accident, two in a few seconds are a habit
 constexpr u64 kHoldUnitNs = 100'000'000;
@@ -196,49 +195,43 @@ u64 RailScheduler::posted(u32 number, u32 bytes, u64 tag, u64 now) {
   rail.estimate.posted(bytes, now);
   rail.posted.push_back({tag, now, due, rail.estimate.inflight() - bytes, bytes, false, false});
   next_ns_ = std::min(next_ns_, now + kTickNs);
-  return u64{number} << kTicketRailShift | (rail.first + rail.posted.size() - 1);
+  return u64{number} << (64 - kTicketRailBits) | (rail.first + rail.posted.size() - 1);
 }
 
 void RailScheduler::delivered(u64 ticket, u64 now) {
-  const u32 number = static_cast<u32>(ticket >> kTicketRailShift);
-  const u64 index = ticket & ((u64{1} << kTicketRailShift) - 1);
+  const u32 number = rail_of_ticket(ticket);
   if (number >= kRailsMax) return;
   Rail& rail = rails_[number];
   rail.alive_ns = std::max(rail.alive_ns, now);
-  if (index < rail.first || index - rail.first >= rail.posted.size()) return;
-  Posted& chunk = rail.posted[index - rail.first];
-  if (chunk.done) return;
-  chunk.done = true;
-  rail.estimate.delivered(chunk.bytes, chunk.at_ns, now, chunk.ahead);
-  note_slow(rail, now - std::min(now, chunk.at_ns), now);
-  rail.delivered += chunk.bytes;
-  delivered_ += chunk.bytes;
-  while (!rail.posted.empty() && rail.posted.front().done) {
-    rail.posted.pop_front();
-    ++rail.first;
-  }
-}
-
-const RailScheduler::Posted* RailScheduler::find(u64 ticket) const {
-  const u64 number = ticket >> kTicketRailShift, index = ticket & ((u64{1} << kTicketRailShift) - 1);
-  if (number >= kRailsMax) return nullptr;
-  const Rail& rail = rails_[number];
-  return index < rail.first || index - rail.first >= rail.posted.size() ? nullptr : &rail.posted[index - rail.first];
-}
-
-bool RailScheduler::is_outstanding(u64 ticket) const {
-  const Posted* chunk = find(ticket);
-  return chunk != nullptr && !chunk->done;
+  Posted* chunk = find(ticket);
+  if (chunk == nullptr) return;
+  chunk->done = true;
+  rail.estimate.delivered(chunk->bytes, chunk->at_ns, now, chunk->ahead);
+  note_slow(rail, now - std::min(now, chunk->at_ns), now);
+  rail.delivered += chunk->bytes;
+  delivered_ += chunk->bytes;
+  drop_done(rail);
 }
 
 void RailScheduler::withdrawn(u64 ticket) {
-  const u32 number = static_cast<u32>(ticket >> kTicketRailShift);
-  const u64 index = ticket & ((u64{1} << kTicketRailShift) - 1);
-  if (number >= kRailsMax) return;
+  Posted* chunk = find(ticket);
+  if (chunk == nullptr) return;
+  Rail& rail = rails_[rail_of_ticket(ticket)];
+  chunk->done = true;
+  rail.estimate.withdrawn(chunk->bytes);
+  drop_done(rail);
+}
+
+RailScheduler::Posted* RailScheduler::find(u64 ticket) {
+  const u64 number = rail_of_ticket(ticket), index = ticket & (~u64{0} >> kTicketRailBits);
+  if (number >= kRailsMax) return nullptr;
   Rail& rail = rails_[number];
-  if (index < rail.first || index - rail.first >= rail.posted.size() || rail.posted[index - rail.first].done) return;
-  rail.posted[index - rail.first].done = true;
-  rail.estimate.withdrawn(rail.posted[index - rail.first].bytes);
+  if (index < rail.first || index - rail.first >= rail.posted.size()) return nullptr;
+  Posted& chunk = rail.posted[index - rail.first];
+  return chunk.done ? nullptr : &chunk;
+}
+
+void RailScheduler::drop_done(Rail& rail) {
   while (!rail.posted.empty() && rail.posted.front().done) {
     rail.posted.pop_front();
     ++rail.first;

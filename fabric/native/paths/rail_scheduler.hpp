@@ -15,6 +15,8 @@ namespace fabric::paths {
 
 inline constexpr u32 kRailsMax = 8;                  // of one peer; RAILS_PER_PEER_MAX
 inline constexpr u32 kNoRail = ~0u;
+inline constexpr u32 kTicketRailBits = 8;
+inline constexpr u32 rail_of_ticket(u64 ticket) { return static_cast<u32>(ticket >> (64 - kTicketRailBits)); }
 inline constexpr double kWindowGain = 1.25;          // a window that is just full shows no more rate than it had
 inline constexpr double kGapShare = 1.5;             // of the time between acknowledgements: late hosts empty no rail
 inline constexpr u64 kGapMaxNs = 40'000'000;
@@ -87,7 +89,7 @@ class RailScheduler {
   Pick pick(u64 left, u64 pending, u64 now, u32 avoid = 0);
   u64 posted(u32 rail, u32 bytes, u64 tag, u64 now);  ///< @return ticket
   void delivered(u64 ticket, u64 now);                ///< acknowledged by the receiver; a second time: ignored
-  bool is_outstanding(u64 ticket) const;              ///< posted on a connection that is still there, and not acknowledged
+  bool is_outstanding(u64 ticket) { return find(ticket) != nullptr; }  ///< posted on a connection that is still there, and not acknowledged
   void withdrawn(u64 ticket);                         ///< refused, cancelled or not wanted any more
 
   // -------------------------------------------------------------- time
@@ -132,7 +134,8 @@ class RailScheduler {
   bool is_last(u32 number) const;                     // no other rail is up
   bool is_silent(const Rail& rail, u64 now, u64 newest) const;
   static void note_slow(Rail& rail, u64 took_ns, u64 now);
-  const Posted* find(u64 ticket) const;
+  Posted* find(u64 ticket);                           // posted on a connection that is still there, and not done
+  static void drop_done(Rail& rail);
   double decayed(const Rail& rail, u64 now) const;
 
   std::array<Rail, kRailsMax> rails_;

@@ -3,14 +3,7 @@
 #include <cstdlib>
 
 #include "core/arena.hpp"
-
-#define CHECK(condition)                                                   \
-  do {                                                                     \
-    if (!(condition)) {                                                    \
-      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-      std::exit(1);                                                        \
-    }                                                                      \
-  } while (0)
+#include "tests/check.hpp"
 
 namespace fabric {
 namespace {

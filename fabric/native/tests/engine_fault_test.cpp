@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "tests/both_ways.hpp"
 #include "tests/raw_peer.hpp"
 
 using namespace fabric;
@@ -11,18 +12,10 @@ namespace {
 
 constexpr u64 kBackFlow = (u64{2} << 48) | 8;
 
-/// Both directions, and a hand that dials again whatever is down.
-struct Lasting : Pair {
-  u64 sent[2] = {0, 0}, got[2] = {0, 0}, ended[2] = {0, 0};
-
-  explicit Lasting(Transport kind) : Pair(kind) {
-    must(b.engine.add_forward(kBackFlow, 1, kSession));
-    must(a.engine.add_deliver(kBackFlow, 1, kSession, 0));
-    connect();
-  }
-  Node& node(int side) { return side == 0 ? a : b; }
-  static u64 flow(int side) { return side == 0 ? kFlow : kBackFlow; }
-  void serve_all() {
+/// With a hand that dials again whatever is down.
+struct Lasting : BothWays {
+  explicit Lasting(Transport kind) : BothWays(kind) { connect(); }
+  void tend() override {
     bool is_down[2] = {false, false};
     for (int side = 0; side < 2; ++side) {
       node(side).serve();
@@ -32,44 +25,6 @@ struct Lasting : Pair {
     for (u32 group = 0; group < 2; ++group)
       if (is_down[group]) connect(group);
   }
-  void send(int side, u64 size) {
-    const u64 seq = ++sent[side];
-    CHECK(eventually([&] { return node(side).send(flow(side), seq, pattern(size, seq * 2 + u64(side)), size > 2048); }));
-  }
-  /// One look: what has come is checked and ended, ends are counted.
-  void look(const std::function<u64(u64)>& size_of) {
-    serve_all();
-    for (int side = 0; side < 2; ++side) {
-      Got message;
-      while (node(1 - side).receive(message)) {
-        CHECK(message.flow == flow(side) && message.seq == ++got[side] && message.kind == 0);
-        CHECK(message.payload == pattern(size_of(message.seq), message.seq * 2 + u64(side)));
-        node(1 - side).finish(message);
-      }
-      for (const ReturnEntry& entry : node(side).returns()) {
-        CHECK(entry.flow == flow(side) && entry.end == u8(End::delivered));
-        CHECK(entry.a == entry.b && entry.a == ++ended[side]);
-      }
-    }
-  }
-  void settle(const std::function<u64(u64)>& size_of, u64 seconds = 60 * kSlower) {
-    CHECK(eventually([&] {
-      look(size_of);
-      return got[0] == sent[0] && got[1] == sent[1] && ended[0] == sent[0] && ended[1] == sent[1];
-    }, seconds));
-    CHECK(eventually([&] {
-      look(size_of);
-      return clean(0) && clean(1);
-    }));
-  }
-  bool clean(int side) {
-    const EngineStats stats = node(side).engine.stats();
-    const SessionStats& session = stats.sessions.at(0);
-    return node(side).engine.drained(1) && session.transfers_in == 0 && session.transfers_out == 0 &&
-           session.reports_unacked == 0 && session.reports_blocked == 0 && stats.slots_taken == 0 &&
-           stats.orphan_returns == 0 && stats.unknown_flows == 0 && node(side).arena.taken_slots() == 0;
-  }
-  SessionCounters count(int side) { return node(side).engine.stats().sessions.at(0).count; }
 };
 
 u64 mixed(u64 seq) { return seq % 3 == 0 ? 300'000 + seq : seq % 500; }

@@ -1,19 +1,12 @@
 // What a rail delivers, learnt from acknowledgements: over busy time only, in bursts too, felt when it stands still.
 #include "paths/rail_estimate.hpp"
+#include "tests/check.hpp"
 
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <deque>
-
-#define CHECK(condition)                                                   \
-  do {                                                                     \
-    if (!(condition)) {                                                    \
-      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-      std::exit(1);                                                        \
-    }                                                                      \
-  } while (0)
 
 namespace fabric::paths {
 namespace {

@@ -8,7 +8,7 @@
 #include <memory>
 #include <mutex>
 
-#include "tests/engine_fixture.hpp"
+#include "tests/both_ways.hpp"
 
 namespace fabric::test {
 
@@ -77,15 +77,11 @@ struct RailRelay {
   ~RailRelay() { cut(); }
 };
 
-/// Two nodes that several rails join, messages both ways, every one checked.
-struct Railed : Pair {
-  static constexpr u64 kBack = (u64{2} << 48) | 8;
+/// Two nodes that several rails join.
+struct Railed : BothWays {
   std::unique_ptr<RailRelay> relay[paths::kRailsMax];
-  u64 sent[2] = {0, 0}, got[2] = {0, 0}, ended[2] = {0, 0};
 
-  explicit Railed(u32 rails) : Pair(Transport::tcp) {
-    must(b.engine.add_forward(kBack, 1, kSession));
-    must(a.engine.add_deliver(kBack, 1, kSession, 0));
+  explicit Railed(u32 rails) : BothWays(Transport::tcp) {
     for (u32 rail = 0; rail < rails; ++rail) join(rail);
   }
   void join(u32 rail) {
@@ -96,46 +92,11 @@ struct Railed : Pair {
       must(b.engine.add_connection(kSession, ends[kind][1], group_of(rail, kind), 0));
     }
   }
-  Node& node(int side) { return side == 0 ? a : b; }
-  static u64 flow(int side) { return side == 0 ? kFlow : kBack; }
-  void send(int side, u64 size) {
-    const u64 seq = ++sent[side];
-    CHECK(eventually([&] { return node(side).send(flow(side), seq, pattern(size, seq * 2 + u64(side)), size > 2048); }));
-  }
-  void look(const std::function<u64(u64)>& size_of) {
-    serve();
-    for (int side = 0; side < 2; ++side) {
-      Got message;
-      while (node(1 - side).receive(message)) {
-        CHECK(message.flow == flow(side) && message.seq == ++got[side] && message.kind == 0);
-        CHECK(message.payload == pattern(size_of(message.seq), message.seq * 2 + u64(side)));
-        node(1 - side).finish(message);
-      }
-      for (const ReturnEntry& entry : node(side).returns()) {
-        CHECK(entry.flow == flow(side) && entry.end == u8(End::delivered) && entry.a == ++ended[side]);
-      }
-    }
-  }
-  bool all_there() const { return got[0] == sent[0] && got[1] == sent[1] && ended[0] == sent[0] && ended[1] == sent[1]; }
-  void settle(const std::function<u64(u64)>& size_of, u64 seconds = 30 * kSlower) {
-    CHECK(eventually([&] { look(size_of); return all_there(); }, seconds));
-    CHECK(eventually([&] {
-      look(size_of);
-      for (int side = 0; side < 2; ++side) {
-        const EngineStats stats = node(side).engine.stats();
-        const SessionStats& session = stats.sessions.at(0);
-        if (!node(side).engine.drained(1) || session.transfers_in + session.transfers_out + session.reports_unacked != 0) return false;
-        if (stats.slots_taken != 0 || node(side).arena.taken_slots() != 0) return false;
-      }
-      return true;
-    }));
-  }
   RailStats rail(int side, u32 number) {
     for (const RailStats& found : node(side).engine.rails(kSession, 1 << 20))
       if (found.rail == number) return found;
     return {number, {}, false};
   }
-  SessionCounters count(int side) { return node(side).engine.stats().sessions.at(0).count; }
 };
 
 }  // namespace fabric::test

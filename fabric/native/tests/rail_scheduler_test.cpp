@@ -1,19 +1,12 @@
 // The scheduler of one peer's rails, driven by hand-made pipes: which rail carries a chunk, what goes again, who is suspect.
 #include "paths/rail_scheduler.hpp"
+#include "tests/check.hpp"
 
 #include <algorithm>
 #include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <map>
-
-#define CHECK(condition)                                                   \
-  do {                                                                     \
-    if (!(condition)) {                                                    \
-      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-      std::exit(1);                                                        \
-    }                                                                      \
-  } while (0)
 
 namespace fabric::paths {
 namespace {

@@ -7,14 +7,7 @@
 
 #include "sim/cluster.hpp"
 #include "sim/simulation.hpp"
-
-#define CHECK(condition)                                                   \
-  do {                                                                     \
-    if (!(condition)) {                                                    \
-      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-      std::exit(1);                                                        \
-    }                                                                      \
-  } while (0)
+#include "tests/check.hpp"
 
 namespace fabric::sim {
 namespace {

@@ -11,14 +11,7 @@
 #include "core/inspect.hpp"
 #include "core/receiver.hpp"
 #include "core/sender.hpp"
-
-#define CHECK(condition)                                                   \
-  do {                                                                     \
-    if (!(condition)) {                                                    \
-      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-      std::exit(1);                                                        \
-    }                                                                      \
-  } while (0)
+#include "tests/check.hpp"
 
 namespace fabric {
 namespace {

@@ -1,16 +1,9 @@
 // When the engine's thread waits awake: in round trips, not in streams, and less often each time it was for nothing.
 #include "engine/spin.hpp"
+#include "tests/check.hpp"
 
 #include <cstdio>
 #include <cstdlib>
-
-#define CHECK(condition)                                                   \
-  do {                                                                     \
-    if (!(condition)) {                                                    \
-      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-      std::exit(1);                                                        \
-    }                                                                      \
-  } while (0)
 
 namespace fabric {
 namespace {

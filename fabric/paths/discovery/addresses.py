@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import ipaddress
 import socket
 
-from fabric import errors, limits
-from fabric.paths.discovery import rtnetlink
+from fabric import errors
+from fabric.paths.discovery import rtnetlink, tables
 
 
 def interface_addresses() -> dict[str, tuple[str, ...]]:
@@ -21,31 +20,15 @@ def interface_addresses() -> dict[str, tuple[str, ...]]:
     found: dict[str, list[str]] = {}
     try:
         names = dict(socket.if_nameindex())
-        for index, address in _ask():
-            if index in names:
-                found.setdefault(names[index], []).append(address)
+        for body in tables.read(rtnetlink.RTM_GETADDR):
+            for index, address in _address(body):
+                if index in names:
+                    found.setdefault(names[index], []).append(address)
     except OSError as error:
         raise errors.BrokenError(
             f"the addresses of the interfaces cannot be read: {error.strerror or error}"
         ) from error
     return {name: tuple(sorted(own, key=lambda a: (":" in a, a))) for name, own in found.items()}
-
-
-def _ask() -> list[tuple[int, str]]:
-    found: list[tuple[int, str]] = []
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as asked:
-        asked.settimeout(limits.NETLINK_ANSWER_S)
-        asked.bind((0, 0))
-        any_family = rtnetlink.ADDRESS.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
-        asked.send(rtnetlink.request(rtnetlink.RTM_GETADDR, any_family, 1))
-        while True:
-            data, (sender, _) = asked.recvfrom(limits.NETLINK_DATAGRAM_BYTES)
-            for kind, _flags, body in rtnetlink.messages(data) if sender == 0 else ():
-                if kind == rtnetlink.NLMSG_DONE:
-                    return found
-                if kind == rtnetlink.NLMSG_ERROR:
-                    raise OSError(errno.EIO, "the kernel refuses the request")
-                found += _address(body)
 
 
 def _address(body: bytes) -> list[tuple[int, str]]:
