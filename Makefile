@@ -19,7 +19,7 @@ MODEL := $(STAMPS)/.stamp-model
 NATIVE := $(STAMPS)/.stamp-native
 LOCK = mkdir -p build && flock build/.lock
 NATIVE_LOCK = mkdir -p build && flock build/.lock-native
-NATIVE_SOURCES := $(shell find fabric/native -type f \( -name '*.cpp' -o -name '*.hpp' -o -name CMakeLists.txt \) 2>/dev/null)
+NATIVE_SOURCES := $(shell find fabric/native -type f \( -name '*.cpp' -o -name '*.hpp' -o -name '*.cmake' -o -name CMakeLists.txt \) 2>/dev/null)
 FUZZ_SECONDS ?= 30
 PYTEST_ARGS ?=
 GROUP ?= latency rate bulk tcp growth
@@ -54,7 +54,7 @@ build: ## build and install the native core and the package, editable (nothing t
 
 $(DEPS): .venv/pyvenv.cfg requirements.lock tools/install_torch.sh
 	@sh tools/install_torch.sh $(TORCH_VERSION)
-	@echo "installing the $$(grep -c == requirements.lock) pinned packages of requirements.lock: about 250 MB"
+	@echo "installing the $$(grep -c == requirements.lock) pinned packages of requirements.lock: about 290 MB"
 	@.venv/bin/pip install --quiet -r requirements.lock
 	@touch $@
 

@@ -594,6 +594,11 @@ class Engine:
 
     def add_inproc(self, session: int, link: int, group: int) -> None: ...
 
+    def add_link(self, session: int, link: object, group: int, features: int = 0) -> None:
+        """
+        As add_connection, with a link that another extension module made (fabric.links.ucx); once taken it is the engine's.
+        """
+
     def close_session(self, session: int) -> None: ...
 
     def add_forward(self, flow: int, lane: int, session: int) -> None: ...

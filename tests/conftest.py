@@ -54,7 +54,9 @@ def _gpu() -> str:
 
 @functools.cache
 def _ucx() -> str:
-    return "" if importlib.util.find_spec("fabric._ucx") else "needs a build with the ucx link"
+    from fabric.links import ucx
+
+    return ucx.unavailable()
 
 
 MISSING: dict[str, Callable[[], str]] = {

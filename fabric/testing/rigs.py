@@ -387,11 +387,16 @@ class TcpRig(EngineRig):
     name = "tcp"
 
     def connect_group(self, group: int) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            one = socket.create_connection(server.getsockname(), timeout=5)
-            two, _ = server.accept()
-        for engine, sock in zip(self.engines, (one, two), strict=True):
+        for engine, sock in zip(self.engines, connected_pair(), strict=True):
             engine.add_connection(self.session, sock.detach(), group)
+
+
+def connected_pair() -> tuple[socket.socket, socket.socket]:
+    """Both ends of a fresh loopback connection."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        one = socket.create_connection(server.getsockname(), timeout=5)
+        two, _ = server.accept()
+    return one, two
 
 
 class RailsRig(TcpRig):

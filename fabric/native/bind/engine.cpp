@@ -10,6 +10,7 @@
 #include "bind/errors.hpp"
 #include "engine/engine.hpp"
 #include "links/inproc_link.hpp"
+#include "links/link_capsule.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -244,6 +245,20 @@ void checked(Call&& call) {
   check(status);
 }
 
+/// Takes a link out of its capsule, which must be of this build and not taken before.
+std::unique_ptr<Link> take_link(nb::handle capsule) {
+  const char* name = link_capsule_name().c_str();
+  if (!PyCapsule_IsValid(capsule.ptr(), name)) {
+    const char* found = PyCapsule_CheckExact(capsule.ptr()) ? PyCapsule_GetName(capsule.ptr()) : nullptr;
+    const std::string what = found != nullptr ? "'" + std::string(found) + "'" : "no link";
+    throw nb::value_error(("expected a link as this build makes them ('" + link_capsule_name() + "'), found " + what).c_str());
+  }
+  std::unique_ptr<Link> link(static_cast<Link*>(PyCapsule_GetPointer(capsule.ptr(), name)));
+  PyCapsule_SetDestructor(capsule.ptr(), nullptr);
+  PyCapsule_SetName(capsule.ptr(), kLinkTaken);
+  return link;
+}
+
 void bind_sessions(nb::class_<Engine>& engine) {
   engine
       .def("open_session", [](Engine& e, u64 session, u32 peer_node, u64 peer_incarnation) {
@@ -270,6 +285,11 @@ void bind_sessions(nb::class_<Engine>& engine) {
       .def("add_inproc", [](Engine& e, u64 session, u64 link, u32 group) {
         checked([&] { return e.add_inproc(session, link, group); });
       }, "session"_a, "link"_a, "group"_a)
+      .def("add_link", [](Engine& e, u64 session, nb::handle capsule, u32 group, u32 features) {
+        std::unique_ptr<Link> link = take_link(capsule);
+        checked([&] { return e.add_link(session, std::move(link), group, features); });
+      }, "session"_a, "link"_a, "group"_a, "features"_a = 0,
+      "As add_connection, with a link that another extension module made (fabric.links.ucx); once taken it is the engine's.")
       .def("close_session", &Engine::close_session, "session"_a, Released())
       .def("add_forward", [](Engine& e, u64 flow, u32 lane, u64 session) {
         checked([&] { return e.add_forward(flow, lane, session); });

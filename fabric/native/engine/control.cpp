@@ -161,6 +161,11 @@ Status Engine::add_inproc(u64 session, u64 link_id, u32 group) {
   return attach_link(session, std::move(link), group);
 }
 
+Status Engine::add_link(u64 session, std::unique_ptr<Link> link, u32 group, u32 features) {
+  Access access(*this, true);
+  return attach_link(session, std::move(link), group, features & wire::kFeaturesKnown);
+}
+
 void Engine::close_session(u64 id) {
   Access access(*this, true);
   Session* session = find_session(id);

@@ -70,6 +70,7 @@ class Engine {
   Status open_session(u64 session, u32 peer_node, u64 peer_incarnation);
   Status add_connection(u64 session, int fd, u32 group, u32 features = 0);   ///< takes the fd, also on failure
   Status add_inproc(u64 session, u64 link, u32 group);
+  Status add_link(u64 session, std::unique_ptr<Link> link, u32 group, u32 features);  ///< made elsewhere
   void close_session(u64 session);
   Status add_forward(u64 flow, u32 lane, u64 session);
   Status add_deliver(u64 flow, u32 lane, u64 session, u64 published);
