@@ -498,7 +498,7 @@ class RailScheduler:
 
     def terms(self, rail: int, bytes: int, now: int) -> dict[str, Any]:
         """
-        state, rate, rate_now, base_ns, inflight, window, finish_ns of a rail, for `bytes` more.
+        state, rate, rate_now, base_ns, inflight, window, finish_ns, left_out of a rail, for `bytes` more.
         """
 
 def inproc_pair() -> tuple[int, int]:
@@ -578,7 +578,7 @@ class Engine:
         """
         The terms of each rail's score now: rail, state, rate and rate_now (bytes/s), base_ns, inflight and window (bytes),
         finish_ns (predicted, for `size` bytes), silent_ns, delivered and resent (bytes), failures, penalty, held_until_ns,
-        is_primary (records go over it).
+        is_primary (records go over it), left_out (why it gets no chunks although it is up; empty: it does).
         """
 
     def decisions(self, session: int) -> list[dict[str, Any]]:

@@ -83,7 +83,7 @@ HANDSHAKE_BYTES_MAX: Final = 1024  # one message
 HANDSHAKE_REASON_BYTES_MAX: Final = 200
 
 # ---- rails between two nodes
-RAILS_PER_PEER_MAX: Final = 8  # addresses of a node; kRailsMax of paths/rail_scheduler.hpp
+RAILS_PER_PEER_MAX: Final = 8  # addresses of a node; kRailsMax of paths/marginal_gain.hpp
 RAIL_DIAL_MS: Final = 200  # an attempt to connect to one rail of several that was up before
 RAIL_LOOK_MS: Final = (
     50,

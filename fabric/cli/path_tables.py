@@ -33,7 +33,8 @@ def duration(ns: float | None) -> str | None:
 
 
 def _state(row: Row) -> str:
-    return f"{row['state']}{', waits' if row.get('waits') and row.get('pinned') else ''}"
+    waits = ", waits" if row.get("waits") and row.get("pinned") else ""
+    return f"{row['state']}{', left out' if row.get('left_out') else ''}{waits}"
 
 
 def _rail(row: Row) -> str:
@@ -100,7 +101,17 @@ def listing(rows: Sequence[Row]) -> str:
         marks.append("! pinned: others carry nothing")
     if any(row["state"] == "up" and not is_measured(row) for row in rows):
         marks.append("? assumed: nothing was sent in chunks yet")
-    return "\n".join([drawn, *(["", "; ".join(marks)] if marks else []), *_waiting(rows)])
+    return "\n".join(
+        [drawn, *(["", "; ".join(marks)] if marks else []), *_left_out(rows), *_waiting(rows)]
+    )
+
+
+def _left_out(rows: Iterable[Row]) -> list[str]:
+    return [
+        f"rail {row['rail']} to {row['peer']} is left out: {row['left_out']}"
+        for row in rows
+        if row["state"] == "up" and row.get("left_out")
+    ]
 
 
 def _waiting(rows: Iterable[Row]) -> list[str]:
@@ -154,6 +165,7 @@ def shown(answer: Row) -> str:
             "no rails: the node is not connected",
             f"score for {units.format_bytes(answer['size_bytes'])}: base + (in flight + size) / rate now = finish",
         ),
+        "\n".join(_left_out(rails)),
         table(_COUNTS, rails, "", "since the session began:") if rails else "",
         _last_changes(answer.get("changes", ())),
         decisions(answer.get("decisions", ())),

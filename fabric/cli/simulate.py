@@ -190,6 +190,7 @@ def _outcome_text(outcome: Outcome) -> str:
         Column("delivered", "delivered", True),
         Column("resent", "resent", True),
         Column("failures", "failures", True),
+        Column("left out", "left_out"),
     ]
     rows = [{"rail": number, **rail} for number, rail in enumerate(rails)]
     return pairs(values) + "\n\n" + table(columns, rows, "no rail")

@@ -225,7 +225,8 @@ class PathCalls:
         rows = self.rows_to(node, size_bytes)
         pinned = self.pins.of(target)
         whole = explain.goes_whole(size_bytes)
-        usable = [dict(row) for row in explain.usable(rows, () if whole else pinned)]
+        carrying = explain.usable(rows) if whole else explain.carrying(rows, pinned)
+        usable = [dict(row) for row in carrying]
         fastest = _primary(explain.usable(rows))
         shares: dict[int, int] = {}
         end_ns, asked = 0, ""
@@ -262,7 +263,7 @@ class PathCalls:
             "carries": carries,
             "carries_share": carries / size_bytes,
             "is_fastest": row["rail"] == fastest,
-            "left_out": explain.why_not(row, pinned),
+            "left_out": "" if carries else explain.why_not(row, pinned),
         }
 
     async def _split(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fabric.controlplane.context import Context
 
 UP, DOWN = "up", "down"
+WELL = (UP, "left_out")  #: one that adds nothing to the others is no rail lost
 RESTORED = "path restored"
 DOWNGRADED = "path downgraded"
 CHANGED = "rail changed"
@@ -98,7 +99,7 @@ class RailChanges:
         known.last.append(Change(round(time.time(), 3), before, after, reason))  # wall: for people
         peer = self._name_of(number)
         self.entered[peer, rail, after] += 1
-        if before == UP:
+        if before == UP and after not in WELL:
             known.was_lost = True
             self.on_downgrade()
         if self._may_tell(known, number, rail, peer):
@@ -147,7 +148,7 @@ class RailChanges:
     def _tell(self, number: int, rail: int, peer: str, change: Change) -> None:
         self._context.events.add(
             CHANGED,
-            severity="info" if change.after == UP else "warning",
+            severity="info" if change.after in WELL else "warning",
             node=peer,
             rail=rail,
             before=change.before,
@@ -155,6 +156,8 @@ class RailChanges:
             reason=change.reason,
             text=f"rail {rail} to {peer}: {change.before} → {change.after}",
         )
+        if change.before in WELL and change.after in WELL:
+            return
         if change.before == UP:
             self._downgraded(number, rail, peer, change)
         elif change.after == UP:
@@ -163,7 +166,7 @@ class RailChanges:
     def _counts(self, number: int) -> tuple[int, int]:
         """Return how many rails to a node are up, and how many there were."""
         states = [rail.state for (node, _), rail in self._rails.items() if node == number]
-        return states.count(UP), len(states)
+        return sum(state in WELL for state in states), len(states)
 
     def _downgraded(self, number: int, rail: int, peer: str, change: Change) -> None:
         up, known = self._counts(number)

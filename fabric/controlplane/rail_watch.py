@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fabric import errors, limits
 from fabric.abc.link import GROUP_CONTROL
+from fabric.controlplane.rail_changes import WELL
 from fabric.controlplane.rails import rail_of
 from fabric.links.dial import is_stalled, nudge
 
@@ -79,7 +80,7 @@ class RailWatch:
         """Leave a rail of which the engine thinks badly."""
         rails = self._links.rails_of(number)
         rail = self._links.rails.control_rail(number, rails)
-        if event["to"] != "up" and event["rail"] == rail:
+        if event["to"] not in WELL and event["rail"] == rail:
             self.move_control(number, f"{event['to']}: {event.get('reason', '')}")
 
     def _on_interface(self, change: LinkChange) -> None:

@@ -32,6 +32,12 @@ def usable(rows: Sequence[Row], pinned: Sequence[int] = ()) -> list[Row]:
     return [row for row in rows if row["state"] == "up" and (not pinned or row["rail"] in pinned)]
 
 
+def carrying(rows: Sequence[Row], pinned: Sequence[int] = ()) -> list[Row]:
+    """Return the rails that get chunks now: the usable ones, without those that add nothing while another is there."""
+    found = usable(rows, pinned)
+    return [row for row in found if not row.get("left_out")] or found
+
+
 def is_measured(row: Row) -> bool:
     """Tell whether a rail's rate was measured; else it is the assumption that a new rail begins with."""
     return float(row.get("rate") or RATE_ASSUMED) != RATE_ASSUMED
@@ -101,8 +107,10 @@ def rate(bytes_per_s: float | None) -> str:
 def why_not(row: Row, pinned: Sequence[int]) -> str:
     """Return why a rail carries nothing; empty for one that may."""
     state = str(row["state"])
+    if state == "up" and pinned_out(row, pinned):
+        return f"not among the pinned ({_numbers(pinned)})"
     if state == "up":
-        return f"not among the pinned ({_numbers(pinned)})" if pinned_out(row, pinned) else ""
+        return str(row.get("left_out") or "")
     reason = row.get("last_error") or row.get("reason") or ""
     said = {
         "down": "it has no connection",
@@ -219,6 +227,8 @@ def _left_out(
     said = []
     for row in rows:
         reason = why_not(row, pinned)
+        if goes_whole(size_bytes) and row["state"] == "up" and row.get("left_out"):
+            continue  # of chunks only
         if reason:
             said.append(f"{rail_name(row).capitalize()} gets nothing: {reason}.")
         elif not goes_whole(size_bytes) and not shares.get(row["rail"]):

@@ -45,6 +45,8 @@ class Network:
         late_acks: float = 0.0,
         repeated_acks: float = 0.0,
         shares: int | None = None,
+        switch_s: float = 0.0,
+        alone_at_s: float = 0.0,
     ) -> int:
         """Add a rail and return its number.
 
@@ -60,6 +62,10 @@ class Network:
             Chances, 0 … 1: of a segment, of a chunk, of an acknowledgement.
         shares : int, optional
             The rail whose rate and queue it uses: a shared bottleneck.
+        switch_s : float
+            What the bottleneck loses whenever it serves this rail after another.
+        alone_at_s : float
+            From then on it has its own rate and queue to itself; 0: never.
         """
         number = len(self._rails)
         wire = number if shares is None else shares
@@ -67,6 +73,7 @@ class Network:
             f"rail rate={round(rate)} delay_us={_us(delay_s)} queue={queue_bytes} burst={burst_bytes}"
             f" wire={wire} loss={_ppm(loss)} corrupt={_ppm(corrupt)}"
             f" late_acks={_ppm(late_acks)} repeated_acks={_ppm(repeated_acks)}"
+            f" switch_us={_us(switch_s)} split_us={_us(alone_at_s)}"
         )
         return number
 

@@ -179,6 +179,7 @@ nb::list rails_list(Engine& engine, u64 session, u64 size) {
     rail["failures"] = r.terms.failures;
     rail["penalty"] = r.terms.penalty;
     rail["held_until_ns"] = r.terms.held_until;
+    rail["left_out"] = r.terms.left_out;
     rail["is_primary"] = r.is_primary;
     out.append(rail);
   }
@@ -273,7 +274,7 @@ void bind_sessions(nb::class_<Engine>& engine) {
            nb::sig("def rails(self, session: int, size: int = 1048576) -> list[dict[str, typing.Any]]"),
            "The terms of each rail's score now: rail, state, rate and rate_now (bytes/s), base_ns, inflight and window (bytes),\n"
            "finish_ns (predicted, for `size` bytes), silent_ns, delivered and resent (bytes), failures, penalty, held_until_ns,\n"
-           "is_primary (records go over it).")
+           "is_primary (records go over it), left_out (why it gets no chunks although it is up; empty: it does).")
       .def("decisions", &decisions_list, "session"_a,
            nb::sig("def decisions(self, session: int) -> list[dict[str, typing.Any]]"),
            "The last choices of a rail for a chunk, with every usable rail's predicted finish (0: not usable).")

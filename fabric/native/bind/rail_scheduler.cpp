@@ -1,5 +1,6 @@
 // The chunk scheduler for Python: dry runs and tests ask the object that decides for live traffic.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include "paths/rail_scheduler.hpp"
@@ -46,6 +47,7 @@ nb::dict terms(const RailScheduler& self, u32 rail, u64 bytes, u64 now) {
   out["inflight"] = found.inflight;
   out["window"] = found.window;
   out["finish_ns"] = found.finish_ns;
+  out["left_out"] = found.left_out;
   return out;
 }
 
@@ -72,7 +74,7 @@ void bind_rail_scheduler(nb::module_& module) {
            "Judges the rails: tags to post again, rails whose connections to give up.")
       .def("terms", terms, "rail"_a, "bytes"_a, "now"_a,
            nb::sig("def terms(self, rail: int, bytes: int, now: int) -> dict[str, typing.Any]"),
-           "state, rate, rate_now, base_ns, inflight, window, finish_ns of a rail, for `bytes` more.");
+           "state, rate, rate_now, base_ns, inflight, window, finish_ns, left_out of a rail, for `bytes` more.");
 }
 
 }  // namespace fabric

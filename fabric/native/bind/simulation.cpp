@@ -31,6 +31,7 @@ nb::dict rail_row(const paths::RailTerms& terms) {
   row["delivered"] = terms.delivered;
   row["resent"] = terms.resent_from;
   row["failures"] = terms.failures;
+  row["left_out"] = terms.left_out;
   return row;
 }
 

@@ -217,7 +217,7 @@ u32 Engine::full_rails(Session& session) {
 
 bool Engine::other_rail(Session& session, u32 tried) {
   for (u32 rail = 0; rail < paths::kRailsMax; ++rail)
-    if (session.rails.usable(rail) && (tried >> rail & 1) == 0) return true;
+    if (session.rails.carries(rail) && (tried >> rail & 1) == 0) return true;
   return false;
 }
 

@@ -17,7 +17,7 @@ u64 as_ns(double bytes, double rate) { return static_cast<u64>(bytes * 1e9 / std
 }  // namespace
 
 const char* name(RailState state) {
-  constexpr const char* kNames[] = {"absent", "up", "suspect", "held", "down"};
+  constexpr const char* kNames[] = {"absent", "up", "suspect", "held", "down", "left_out"};
   return kNames[static_cast<u8>(state)];
 }
 
@@ -54,7 +54,7 @@ void RailScheduler::rail_up(u32 number, u64 now) {
   if (rail.state == RailState::suspect || rail.state == RailState::up) rail_down(number, now, "replaced");
   if (rail.down_ns != 0 && now >= rail.down_ns + kForgetNs) rail.estimate.forget();
   rail.estimate.reconnect();
-  rail.alive_ns = now;
+  rail.alive_ns = rail.empty_ns = now;
   rail.asked_ns = rail.down_ns = 0;
   rail.reset_told = false;
   const double penalty = decayed(rail, now);
@@ -148,6 +148,14 @@ u32 RailScheduler::fastest() const {
   return best;
 }
 
+/// Bit per rail that chunks may go over. One that adds nothing is used all the same where no other is left.
+u32 RailScheduler::carrying() const {
+  u32 up = 0;
+  for (u32 i = 0; i < kRailsMax; ++i) up |= rails_[i].state == RailState::up ? 1u << i : 0;
+  if (pinned_ != 0) up &= pinned_;
+  return (up & ~gain_.avoided()) != 0 ? up & ~gain_.avoided() : up;
+}
+
 // ------------------------------------------------------------------ chunks
 // All rails work while much is pending. Towards its end a chunk waits for a fast rail rather than being the last one on a
 // slow one: nothing goes where it would finish later than all that is pending could be finished by the rails together.
@@ -155,11 +163,12 @@ Pick RailScheduler::pick(u64 left, u64 pending, u64 now, u32 avoid) {
   std::array<u64, kRailsMax> finishes{};
   std::array<u32, kRailsMax> bytes{};
   double rates = 0, waiting = static_cast<double>(pending);
+  const u32 candidates = carrying() & ~avoid;
   u32 usable_rails = 0;
   u64 earliest = kNever;
   for (u32 i = 0; i < kRailsMax; ++i) {
     const Rail& rail = rails_[i];
-    if (rail.state != RailState::up || (avoid >> i & 1) != 0 || (pinned_ != 0 && (pinned_ >> i & 1) == 0)) continue;
+    if ((candidates >> i & 1) == 0) continue;
     ++usable_rails;
     bytes[i] = chunk_bytes(rail, left);
     finishes[i] = finish(rail, bytes[i], now);
@@ -192,6 +201,7 @@ Pick RailScheduler::pick(u64 left, u64 pending, u64 now, u32 avoid) {
 u64 RailScheduler::posted(u32 number, u32 bytes, u64 tag, u64 now) {
   Rail& rail = rails_[number];
   const u64 due = now + finish(rail, bytes, now);
+  if (rail.estimate.inflight() == 0) rail.idle_ns += now - std::min(now, rail.empty_ns);
   rail.estimate.posted(bytes, now);
   rail.posted.push_back({tag, now, due, rail.estimate.inflight() - bytes, bytes, false, false});
   next_ns_ = std::min(next_ns_, now + kTickNs);
@@ -207,6 +217,7 @@ void RailScheduler::delivered(u64 ticket, u64 now) {
   if (chunk == nullptr) return;
   chunk->done = true;
   rail.estimate.delivered(chunk->bytes, chunk->at_ns, now, chunk->ahead);
+  if (rail.estimate.inflight() == 0) rail.empty_ns = now;
   note_slow(rail, now - std::min(now, chunk->at_ns), now);
   rail.delivered += chunk->bytes;
   delivered_ += chunk->bytes;
@@ -219,6 +230,7 @@ void RailScheduler::withdrawn(u64 ticket) {
   Rail& rail = rails_[rail_of_ticket(ticket)];
   chunk->done = true;
   rail.estimate.withdrawn(chunk->bytes);
+  if (rail.estimate.inflight() == 0) rail.empty_ns = std::max(rail.empty_ns, ticked_ns_);
   drop_done(rail);
 }
 
@@ -264,6 +276,28 @@ void RailScheduler::tick(u64 now, std::vector<u64>& again, std::vector<u32>& res
     if (waits || state == RailState::suspect || state == RailState::held)
       next_ns_ = std::min(next_ns_, now + kTickNs);
   }
+  weigh(now);
+}
+
+/// A rail that the others are no slower without gets no chunks.
+void RailScheduler::weigh(u64 now) {
+  RailReadings readings;
+  for (u32 i = 0; i < kRailsMax; ++i) {
+    const Rail& rail = rails_[i];
+    const bool is_allowed = pinned_ == 0 || (pinned_ >> i & 1) != 0;
+    if (rail.state != RailState::up || !is_allowed) continue;
+    const u64 idle = rail.estimate.inflight() == 0 ? now - std::min(now, rail.empty_ns) : 0;
+    const bool is_calm = rail.estimate.is_known() && decayed(rail, now) < kCalmPenalty;
+    readings[i] = {true, is_calm, rail.delivered, rail.estimate.inflight(), rail.idle_ns + idle, rail.estimate.base_ns()};
+  }
+  std::vector<GainVerdict> verdicts;
+  gain_.look(readings, now, verdicts);
+  for (GainVerdict& verdict : verdicts) {
+    if (rails_[verdict.rail].state != RailState::up || changes_.size() >= kDecisionsKept) continue;
+    const RailState from = verdict.is_left_out ? RailState::up : RailState::left_out;
+    const RailState to = verdict.is_left_out ? RailState::left_out : RailState::up;
+    changes_.push_back({now, verdict.rail, from, to, std::move(verdict.reason)});
+  }
 }
 
 bool RailScheduler::is_last(u32 number) const {
@@ -307,7 +341,7 @@ void RailScheduler::judge(u32 number, u64 now, u64 newest, std::vector<u64>& aga
   if (rail.alive_ns > rail.suspect_ns) {  // slow, and not dead: next time it is waited for longer. What is known of it stands: were it forgotten, a slow rail would be flooded again
     note_slow(rail, now - std::min(now, rail.silent_ns), now);
     rail.penalty = std::max(0.0, decayed(rail, now) - 1);
-    rail.penalty_ns = now;
+    rail.penalty_ns = rail.empty_ns = now;
     move(number, RailState::up, "it answered", now);
   } else if (now >= rail.suspect_ns + kResetNs && !rail.reset_told) {
     rail.reset_told = true;
@@ -323,7 +357,7 @@ void RailScheduler::look_for_overdue(u32 number, u64 now, std::vector<u64>& agai
     const u64 here = finish(rail, 0, now);
     u64 elsewhere = kNever;
     for (u32 i = 0; i < kRailsMax; ++i)
-      if (i != number && rails_[i].state == RailState::up) elsewhere = std::min(elsewhere, finish(rails_[i], chunk.bytes, now));
+      if (i != number && carries(i)) elsewhere = std::min(elsewhere, finish(rails_[i], chunk.bytes, now));
     const double allowed = kResentShareMax * static_cast<double>(delivered_) + static_cast<double>(kResentFreeBytes);
     if (elsewhere >= here || static_cast<double>(resent_ + chunk.bytes) > allowed) break;
     chunk.again = true;
@@ -339,7 +373,7 @@ RailTerms RailScheduler::terms(u32 number, u64 bytes, u64 now) const {
   const u64 since = rail.estimate.silent_since();
   return {rail.state, rail.estimate.rate(), rail.estimate.rate_now(first_bytes(rail), now), rail.estimate.base_ns(),
           rail.estimate.inflight(), window(rail, now), finish(rail, bytes, now), since == 0 || since > now ? 0 : now - since,
-          rail.delivered, rail.resent, rail.failures, decayed(rail, now), rail.held_until};
+          rail.delivered, rail.resent, rail.failures, decayed(rail, now), rail.held_until, gain_.left_out(number)};
 }
 
 std::vector<Change> RailScheduler::take_changes() { return std::exchange(changes_, {}); }

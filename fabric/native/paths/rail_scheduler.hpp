@@ -7,13 +7,14 @@
 
 #include <array>
 #include <deque>
+#include <string>
 #include <vector>
 
+#include "paths/marginal_gain.hpp"
 #include "paths/rail_estimate.hpp"
 
 namespace fabric::paths {
 
-inline constexpr u32 kRailsMax = 8;                  // of one peer; RAILS_PER_PEER_MAX
 inline constexpr u32 kNoRail = ~0u;
 inline constexpr u32 kTicketRailBits = 8;
 inline constexpr u32 rail_of_ticket(u64 ticket) { return static_cast<u32>(ticket >> (64 - kTicketRailBits)); }
@@ -41,8 +42,9 @@ inline constexpr double kResentShareMax = 0.02;      // of what was delivered, f
 inline constexpr u64 kResentFreeBytes = 1 << 20;
 inline constexpr std::size_t kDecisionsKept = 64;
 inline constexpr u32 kDecisionEvery = 16;            // picks that chose what was expected are noted this rarely
+inline constexpr double kCalmPenalty = 0.5;          // no trial of what rails are worth soon after one of them failed
 
-enum class RailState : u8 { absent, up, suspect, held, down };
+enum class RailState : u8 { absent, up, suspect, held, down, left_out };  ///< left_out: in changes only; it is up, and adds nothing
 enum class Why : u8 { earliest, only, pinned, no_room, no_rail, resent };
 const char* name(RailState state);
 const char* name(Why why);
@@ -57,6 +59,7 @@ struct RailTerms {
   u64 delivered, resent_from, failures;               ///< bytes, bytes, count
   double penalty;
   u64 held_until;
+  std::string left_out;                               ///< why it gets no chunks although it is up; empty: it does
 };
 
 struct Decision {
@@ -66,7 +69,7 @@ struct Decision {
   std::array<u64, kRailsMax> finish_ns{};             ///< 0: not usable
 };
 
-struct Change { u64 at_ns; u32 rail; RailState from, to; const char* reason; };
+struct Change { u64 at_ns; u32 rail; RailState from, to; std::string reason; };
 
 class RailScheduler {
  public:
@@ -81,6 +84,8 @@ class RailScheduler {
   void round_trip(u32 rail, u64 ns, u64 now);         ///< a ping came back: the rail lives
   /// Tags of what went with a connection, to be posted again; else the next `tick` gives them.
   void take_lost(std::vector<u64>& again);
+  /// All rails busy for so long before one is left out for a moment, to see what it adds.
+  void first_trial_after(u64 ns) { gain_.first_trial_after(ns); }
 
   // -------------------------------------------------------------- chunks
   /// Rail for the next chunk and how much of it; kNoRail: wait for an acknowledgement or a tick.
@@ -101,6 +106,7 @@ class RailScheduler {
   u32 fastest() const;                                ///< for what goes whole: healthy, lowest latency; kNoRail
   RailState state(u32 rail) const { return rail < kRailsMax ? rails_[rail].state : RailState::absent; }
   bool usable(u32 rail) const { return rail < kRailsMax && rails_[rail].state == RailState::up; }
+  bool carries(u32 rail) const { return rail < kRailsMax && (carrying() >> rail & 1) != 0; }  ///< chunks may go there
   RailTerms terms(u32 rail, u64 bytes, u64 now) const;
   const std::deque<Decision>& decisions() const { return decisions_; }
   std::vector<Change> take_changes();
@@ -118,9 +124,12 @@ class RailScheduler {
     double penalty = 0, slow_ns = 0;                  // slow: the slowest acknowledgement of late
     u64 slow_at_ns = 0, silent_ns = 0;                // silent: since when, as it was found suspect
     u64 delivered = 0, resent = 0, failures = 0;
+    u64 idle_ns = 0, empty_ns = 0;                    // with nothing in flight: so far, and since when
     bool reset_told = false;
   };
 
+  u32 carrying() const;
+  void weigh(u64 now);
   u64 window(const Rail& rail, u64 now) const;
   static u32 chunk_bytes(const Rail& rail, u64 left);
   static u64 first_bytes(const Rail& rail);
@@ -139,6 +148,7 @@ class RailScheduler {
   double decayed(const Rail& rail, u64 now) const;
 
   std::array<Rail, kRailsMax> rails_;
+  MarginalGain gain_;
   std::deque<Decision> decisions_;
   std::vector<Change> changes_;
   std::vector<u64> lost_;                             // tags of rails that went down

@@ -133,7 +133,7 @@ bool Cluster::post_again(Pair& pair) {
     return true;
   }
   u32 usable = 0;
-  for (u32 rail = 0; rail < rails_; ++rail) usable |= pair.scheduler.usable(rail) ? 1u << rail : 0;
+  for (u32 rail = 0; rail < rails_; ++rail) usable |= pair.scheduler.carries(rail) ? 1u << rail : 0;
   const u32 avoid = (usable & ~chunk.tried) != 0 ? chunk.tried : 0;
   const paths::Pick pick = pair.scheduler.pick(chunk.bytes, pair.pending + chunk.bytes, events_.now(), avoid);
   if (pick.rail == paths::kNoRail) return false;

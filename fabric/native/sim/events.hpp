@@ -15,6 +15,7 @@ enum class Kind : u8 {
   heard,      // who: rail; a: segment, b: transmission, c: next expected. An acknowledgement of the transport
   timeout,    // who: rail. The transport waited for an acknowledgement
   rate,       // who: wire; a: bytes/s
+  split,      // who: rail. It leaves the wire that it shared
   outage,     // who: rail; a: 1 begins, 0 ends; b: the interface says so
   acks,       // who: rail. The receiver's acknowledgements leave
   acked,      // who: rail; a: post, b: 1 corrupted. At the sender

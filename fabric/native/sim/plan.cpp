@@ -42,7 +42,7 @@ std::string take_rail(const Fields& fields, Plan& plan) {
   RailPlan rail;
   rail.wire = plan.rails.size();
   const std::string wrong = assign(fields, {{"rate", &rail.rate}, {"delay_us", &rail.delay_us}, {"queue", &rail.queue},
-      {"burst", &rail.burst}, {"wire", &rail.wire}, {"loss", &rail.loss}, {"corrupt", &rail.corrupt},
+      {"burst", &rail.burst}, {"wire", &rail.wire}, {"switch_us", &rail.switch_us}, {"split_us", &rail.split_us}, {"loss", &rail.loss}, {"corrupt", &rail.corrupt},
       {"repeated_acks", &rail.repeated_acks}, {"late_acks", &rail.late_acks}, {"acks_us", &rail.acks_us}});
   if (rail.wire > plan.rails.size()) return "wire names a rail that comes later";
   plan.rails.push_back(rail);
@@ -67,7 +67,8 @@ std::string take_change(const std::string& word, const Fields& fields, Plan& pla
 std::string take_line(const std::string& word, const Fields& fields, Plan& plan) {
   if (word == "rail") return take_rail(fields, plan);
   if (word == "rate" || word == "outage") return take_change(word, fields, plan);
-  if (word == "run") return assign(fields, {{"seed", &plan.seed}, {"slots", &plan.slots}, {"hold_us", &plan.hold_us}, {"stop_us", &plan.stop_us}});
+  if (word == "run") return assign(fields, {{"seed", &plan.seed}, {"slots", &plan.slots}, {"hold_us", &plan.hold_us}, {"stop_us", &plan.stop_us},
+      {"trial_us", &plan.trial_us}});
   if (word == "transfer") {
     Load load;
     const std::string wrong = assign(fields, {{"at_us", &load.at_us}, {"bytes", &load.bytes}, {"class", &load.klass}, {"count", &load.count}});
@@ -117,10 +118,11 @@ std::string parse(const std::string& text, Plan& plan) {
 
 std::string to_text(const Plan& plan) {
   std::ostringstream out;
-  out << "run seed=" << plan.seed << " slots=" << plan.slots << " hold_us=" << plan.hold_us << " stop_us=" << plan.stop_us << "\n";
+  out << "run seed=" << plan.seed << " slots=" << plan.slots << " hold_us=" << plan.hold_us << " stop_us=" << plan.stop_us
+      << " trial_us=" << plan.trial_us << "\n";
   for (const RailPlan& rail : plan.rails)
     out << "rail rate=" << rail.rate << " delay_us=" << rail.delay_us << " queue=" << rail.queue << " burst=" << rail.burst
-        << " wire=" << rail.wire << " loss=" << rail.loss << " corrupt=" << rail.corrupt << " repeated_acks=" << rail.repeated_acks
+        << " wire=" << rail.wire << " switch_us=" << rail.switch_us << " split_us=" << rail.split_us << " loss=" << rail.loss << " corrupt=" << rail.corrupt << " repeated_acks=" << rail.repeated_acks
         << " late_acks=" << rail.late_acks << " acks_us=" << rail.acks_us << "\n";
   for (std::size_t i = 0; i < plan.rails.size(); ++i) {
     for (const RateStep& step : plan.rails[i].rates)
@@ -137,7 +139,7 @@ std::string to_text(const Plan& plan) {
 bool Plan::is_calm() const {
   return pauses.empty() && std::all_of(rails.begin(), rails.end(), [](const RailPlan& rail) {
     return rail.loss == 0 && rail.corrupt == 0 && rail.late_acks == 0 && rail.rates.empty() && rail.outages.empty() &&
-           rail.rate >= kCalmRate && rail.queue >= kCalmQueue;
+           rail.rate >= kCalmRate && rail.queue >= kCalmQueue && rail.switch_us == 0 && rail.split_us == 0;
   });
 }
 
@@ -159,6 +161,7 @@ u64 Plan::last_change_us() const {
   for (const RailPlan& rail : rails) {
     for (const RateStep& step : rail.rates) last = std::max(last, step.at_us);
     for (const Outage& outage : rail.outages) last = std::max(last, outage.to_us);
+    last = std::max(last, rail.split_us);
   }
   return last;
 }

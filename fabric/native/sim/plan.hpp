@@ -23,6 +23,8 @@ struct RailPlan {
   u64 queue = 1 << 20;                ///< bytes before what comes is dropped
   u64 burst = 0;                      ///< bytes that pass at once after a pause (a token bucket)
   u64 wire = 0;                       ///< number of the rail whose rate and queue it shares; its own: none
+  u64 switch_us = 0;                  ///< what its wire loses when it serves another rail than before
+  u64 split_us = 0;                   ///< from then on it has the wire to itself that its own rate and queue describe; 0: never
   u64 loss = 0, corrupt = 0;          ///< per million: segments, chunks
   u64 repeated_acks = 0, late_acks = 0;  ///< per million
   u64 acks_us = 0;                    ///< the receiver collects its acknowledgements this long
@@ -38,6 +40,7 @@ struct Plan {
   u64 slots = 4;                      ///< transfers that the receiver has room for
   u64 hold_us = 0;                    ///< the application keeps a message at most this long
   u64 stop_us = 0;                    ///< 0: until everything is delivered
+  u64 trial_us = 0;                   ///< all rails busy so long before one is left out for a trial; 0: as in the engine
   std::vector<RailPlan> rails;
   std::vector<Load> loads;
   std::vector<Pause> pauses;

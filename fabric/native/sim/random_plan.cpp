@@ -56,10 +56,28 @@ void let_work(RailPlan& rail) {
   rail.loss = std::min<u64>(rail.loss, 5'000);
 }
 
+/// Rails that share a wire may cost each other something, and may be parted; trials of what a rail adds come soon, and
+/// sometimes there is enough to send for a few of them.
+void draw_sharing(Random& random, Plan& plan) {
+  plan.trial_us = random.one_in(2) ? random.between(1'000, 300'000) : 0;
+  const bool is_tried = plan.trial_us != 0 && random.one_in(4);
+  if (is_tried && plan.rails.size() > 1) plan.rails[1].wire = 0;
+  u64 rates = 0;
+  for (const RailPlan& rail : plan.rails) rates += rail.rate;
+  if (is_tried) plan.loads.push_back({0, std::clamp<u64>(rates / 20, 1 << 16, 4 << 20), 3, 60});
+  for (u64 i = 0; i < plan.rails.size(); ++i) {
+    if (plan.wire_of(i) == i) continue;
+    const u64 wire = plan.wire_of(i);
+    if (random.one_in(2)) plan.rails[i].switch_us = plan.rails[wire].switch_us = random.between(20, 400);
+    if (random.one_in(4)) plan.rails[i].split_us = random.between(1, kSpanUs);
+  }
+}
+
 void draw_loads(Random& random, Plan& plan) {
   u64 left = u64{1} << random.between(20, 24);
   if (random.one_in(16)) left <<= 2;
-  while (left > 0 && plan.loads.size() < 64) {
+  const std::size_t most = plan.loads.size() + 64;
+  while (left > 0 && plan.loads.size() < most) {
     Load load;
     const u64 size = random.between(1, u64{1} << random.between(8, 23));
     load.bytes = std::min(left, size);
@@ -94,6 +112,7 @@ Plan random_plan(u64 seed) {
     }
     plan.rails.push_back(rail);
   }
+  if (!calm) draw_sharing(random, plan);
   const u64 works = random.below(rails);
   let_work(plan.rails[works]);
   if (plan.wire_of(works) != works) let_work(plan.rails[plan.wire_of(works)]);

@@ -7,6 +7,7 @@ namespace fabric::sim {
 
 Sender::Sender(const Plan& plan, Events& events, Transport& transport)
     : plan_(plan), events_(events), transport_(transport), rails_(plan.rails.size()) {
+  if (plan.trial_us != 0) scheduler_.first_trial_after(plan.trial_us * 1000);
   for (u32 i = 0; i < rails_.size(); ++i) events_.at(0, Kind::dial, i);
   events_.at(kAskEveryNs, Kind::ping);
 }
@@ -34,7 +35,7 @@ void Sender::pump() {
 u32 Sender::usable(u32 besides) const {
   u32 mask = 0;
   for (u32 i = 0; i < rails_.size(); ++i)
-    if (scheduler_.usable(i)) mask |= 1u << i;
+    if (scheduler_.carries(i)) mask |= 1u << i;
   return mask & ~besides;
 }
 

@@ -48,7 +48,7 @@ bool Simulation::waits_for_the_sender(const Event& event) {
 
 void Simulation::handle(const Event& event) {
   switch (event.kind) {
-    case Kind::rate: case Kind::outage:
+    case Kind::rate: case Kind::split: case Kind::outage:
       transport_.handle(event);
       watch_rails(event);
       if (event.kind == Kind::outage && event.b != 0) sender_.outage(event.who, event.a != 0);
@@ -86,7 +86,7 @@ void Simulation::handle_sender(const Event& event) {
 void Simulation::watch_rails(const Event& event) {
   if (event.kind == Kind::rate) rates_[event.who] = event.a;
   for (u32 i = 0; i < works_since_.size(); ++i) {
-    const bool works = transport_.passes(i) && rates_[plan_.wire_of(i)] >= kWorksRate && plan_.rails[i].loss <= kWorksLoss;
+    const bool works = transport_.passes(i) && rates_[transport_.wire(i)] >= kWorksRate && plan_.rails[i].loss <= kWorksLoss;
     if (!works) works_since_[i] = kNeverNs;
     else if (works_since_[i] == kNeverNs) works_since_[i] = events_.now();
   }

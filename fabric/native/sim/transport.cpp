@@ -19,6 +19,7 @@ Transport::Transport(const Plan& plan, Events& events, Random& random, Arrivals&
     wires_[i].limit = std::max<u64>(rail.queue, 2 * kSegmentBytes);
     wires_[i].burst = wires_[i].tokens = static_cast<double>(rail.burst);
     for (const RateStep& step : rail.rates) events_.at(step.at_us * 1000, Kind::rate, i, step.rate);
+    if (rail.split_us != 0) events_.at(rail.split_us * 1000, Kind::split, i);
     for (const Outage& outage : rail.outages) {
       events_.at(outage.from_us * 1000, Kind::outage, i, 1, outage.told);
       events_.at(outage.to_us * 1000, Kind::outage, i, 0, outage.told);
@@ -109,7 +110,10 @@ void Transport::serve(u32 number) {
   wire.tokens = std::min(wire.burst, wire.tokens + wire.rate * static_cast<double>(now - wire.tokens_ns) / 1e9);
   wire.tokens_ns = wire.since_ns = now;
   const double bytes = wire.queue.front().bytes;
-  wire.need = std::max(0.0, bytes - wire.tokens);
+  const u32 rail = wire.queue.front().rail;
+  const double turn_us = wire.last != rail ? static_cast<double>(plan_.rails[rail].switch_us) : 0;
+  wire.last = rail;
+  wire.need = std::max(0.0, bytes - wire.tokens) + turn_us * wire.rate / 1e6;
   wire.tokens = std::max(0.0, wire.tokens - bytes);
   ++wire.service;
   if (wire.rate <= 0 && wire.need > 0) return;         // a change of its rate goes on with it
@@ -260,6 +264,9 @@ void Transport::handle(const Event& event) {
     case Kind::acks: return send_answers(event.who, event.epoch);
     case Kind::timeout:
       if (rails_[event.who].open && event.epoch == rails_[event.who].epoch) timed_out(event.who);
+      return;
+    case Kind::split:
+      rails_[event.who].wire = event.who;
       return;
     case Kind::outage:
       rails_[event.who].outages += event.a != 0 ? 1 : -1;

@@ -36,6 +36,7 @@ class Transport {
   void handle(const Event& event);
   bool is_open(u32 rail) const { return rails_[rail].open; }
   bool passes(u32 rail) const { return rails_[rail].outages == 0; }
+  u32 wire(u32 rail) const { return rails_[rail].wire; }  ///< whose rate and queue it uses now
   u32 epoch(u32 rail) const { return rails_[rail].epoch; }
   u64 backlog(u32 rail) const { return rails_[rail].backlog; }  ///< bytes not acknowledged by the transport
   u64 unsent(u32 rail) const { return rails_[rail].backlog - rails_[rail].out; }
@@ -46,6 +47,7 @@ class Transport {
   struct Wire {
     std::deque<Packet> queue;
     u64 queued = 0, limit = 0, service = 0, tokens_ns = 0, since_ns = 0;
+    u32 last = ~u32{0};                                // the rail that was served
     double rate = 0, burst = 0, tokens = 0, need = 0;  // bytes
     bool busy = false;
   };

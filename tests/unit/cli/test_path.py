@@ -3,12 +3,15 @@
 import json
 import os
 import re
+from typing import Any
 
 import pytest
 import yaml
 
 from fabric import errors
+from fabric.cli import path_tables
 from fabric.controlplane.rail_probe import Wish
+from fabric.testing.fake_control import PATH_SHOWN, RAILS
 from fabric.worker.probe_plan import Budget
 
 MIB = 1 << 20
@@ -47,6 +50,24 @@ def test_listing_has_a_line_a_rail_with_marks_and_what_waits(fabricctl, control)
         "large messages to b wait: no pinned rail is up; fabricctl path unpin b",
     ]
     assert control.calls == [("path_ls", "")]
+
+
+@pytest.mark.parametrize(
+    "shown", [path_tables.listing, lambda rows: path_tables.shown(shown_of(rows))]
+)
+def test_rail_that_is_left_out_is_shown_with_the_reason(shown):
+    reason = "adds nothing (without it 125.0 MB/s, with it 96.2 MB/s)"
+    rows: list[Any] = [
+        RAILS[0],
+        {**RAILS[0], "rail": 1, "is_primary": False, "left_out": reason},
+    ]
+    text = shown(rows)
+    assert "up, left out" in text and f"rail 1 to b is left out: {reason}" in text
+    assert "rail 0 to b" not in text
+
+
+def shown_of(rows):
+    return {**PATH_SHOWN, "rails": rows, "size_bytes": MIB}
 
 
 def test_listing_of_another_node_asks_for_that(fabricctl, control):

@@ -297,6 +297,19 @@ def test_lost_rail_is_one_downgrade_until_it_is_back():
     assert calls.changes.entered["b", 1, "up"] == 2
 
 
+def test_rail_that_is_left_out_is_told_and_is_no_downgrade():
+    daemon, calls = made()
+    for number in (0, 1):
+        change(calls, number, "absent", "up")
+    change(calls, 1, "up", "left_out", "adds nothing (without it 125.0 MB/s, with it 96.2 MB/s)")
+    told = daemon.context.events.rows()[-1]
+    assert (told["event"], told["severity"], told["after"]) == (CHANGED, "info", "left_out")
+    assert told["reason"].startswith("adds nothing")
+    change(calls, 1, "left_out", "up", "it adds (without it 125.0 MB/s, with it 250.0 MB/s)")
+    assert kinds(daemon)[2:] == [CHANGED, CHANGED] and daemon.downgrades == 0
+    assert calls.changes.entered["b", 1, "left_out"] == 1
+
+
 def test_lost_rail_says_why_its_connection_went():
     daemon, calls = made()
     daemon.gateway.reasons[2, 3] = "interface r1 is down"

@@ -78,7 +78,9 @@ def test_control_leaves_a_rail_of_which_the_engine_thinks_badly(made, to):
 
 
 @pytest.mark.parametrize(
-    ("rail", "to"), [(1, "suspect"), (0, "up")], ids=["another rail", "the rail is well"]
+    ("rail", "to"),
+    [(1, "suspect"), (0, "up"), (0, "left_out")],
+    ids=["another rail", "the rail is well", "it adds nothing"],
 )
 def test_control_stays_where_it_is_while_its_own_rail_is_well(made, rail, to):
     made.watch._on_rail(PEER, rail_event(rail, to))
