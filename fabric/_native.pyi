@@ -1,7 +1,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy
+from numpy import ndarray
 from typing_extensions import Buffer
 
 
@@ -241,78 +241,31 @@ class Message:
     """
     A view of one message. Holds its slot until released, collected, or the port closes.
     """
+    meta: bytes
+    key: bytes | None
+    sequence: int
+    producer: int
+    producer_incarnation: int
+    flow: int
+    flow_seq: int
+    correlation: int
+    reply_flow: int
+    flags: int
+    redelivered: bool
+    expires_ns: int
+    type: int
+    generation: int
+    payload_bytes: int
+    def tensor(self, index: int, dtype: str, shape: Sequence[int]) -> ndarray: ...
+    def copy_into(self, index: int, target: Any) -> int: ...
+    def ack(self) -> None: ...
+    def nack(self, reason: int) -> None: ...
+    def release(self) -> None: ...
 
-    @property
-    def meta(self) -> bytes:
-        """The packed scalar fields."""
-
-    @property
-    def key(self) -> bytes | None: ...
-
-    @property
-    def sequence(self) -> int:
-        """The producer's own number."""
-
-    @property
-    def producer(self) -> int: ...
-
-    @property
-    def producer_incarnation(self) -> int: ...
-
-    @property
-    def flow(self) -> int: ...
-
-    @property
-    def flow_seq(self) -> int: ...
-
-    @property
-    def correlation(self) -> int: ...
-
-    @property
-    def reply_flow(self) -> int: ...
-
-    @property
-    def flags(self) -> int: ...
-
-    @property
-    def redelivered(self) -> bool: ...
-
-    @property
-    def expires_ns(self) -> int:
-        """Absolute; 0 = never."""
-
-    @property
-    def type(self) -> int: ...
-
-    @property
-    def generation(self) -> int: ...
-
-    @property
-    def payload_bytes(self) -> int: ...
-
-    def tensor(self, index: int, dtype: str, shape: Sequence[int]) -> numpy.ndarray:
-        """
-        Read-only array over the slot that keeps this message alive; `dtype` is numpy's name (bf16 as uint16).
-
-        Raises NeedSegment, StaleHandleError when the generation does not hold or the message was released,
-        PeerProtocolError when size and shape disagree, ClosedError after the port closed.
-        """
-
-    def copy_into(self, index: int, target: Any) -> int:
-        """
-        Copy tensor `index` into a writable buffer, checking the generation before and after; returns bytes.
-        """
-
-    def ack(self) -> None:
-        """at_least_once: the message is delivered. Idempotent."""
-
-    def nack(self, reason: int) -> None:
-        """at_least_once: the message failed with `reason`."""
-
-    def release(self) -> None:
-        """
-        Give the slot back: arrays over it are invalid from here. Idempotent; acknowledges nothing.
-        """
+class TensorField:
+    def __new__(cls, property: property, slot: Any, native: Any, index: int, /) -> TensorField: ...
+    def __get__(self, view: Any, owner: Any = None) -> Any: ...
+    def __set__(self, view: Any, value: Any) -> None: ...
 
 class Receiver:
     """The receiving endpoint of a channel. Thread-safe."""
@@ -373,7 +326,7 @@ class SendingEnd:
 
 class ReceivingEnd:
     """Native base of a receiver. Thread-safe."""
-    def _bind(self, native: Receiver, unpack: Any, default_ns: int, seconds_max: float, /) -> None: ...
+    def _bind(self, native: Receiver, unpack: Any, plan: Any, default_ns: int, seconds_max: float, /) -> None: ...
     def receive(self, timeout: float | None = None) -> Any: ...
     def receive_many(self, count: int, timeout: float | None = None) -> list[Any]: ...
 

@@ -58,7 +58,9 @@ class DirectReceiver(_native.ReceivingEnd, Receiver[M]):
         self, port: Any, channel: str, type_: MessageType, native: Any, answer: dict[str, Any]
     ) -> None:
         Receiver.__init__(self, port, channel, type_, native, answer)
-        self._bind(native, type_.native_unpack, DEFAULT_NS, limits.DEADLINE_S_MAX)
+        type_.read_natively(_native.TensorField)
+        unpack, plan = type_.native_unpack, type_.native_decode
+        self._bind(native, unpack, plan, DEFAULT_NS, limits.DEADLINE_S_MAX)
 
     def __iter__(self) -> Iterator[Any]:
         return self

@@ -18,6 +18,7 @@ import msgspec
 from fabric import limits
 from fabric.errors import TypeMismatchError
 from fabric.messages import codec, loans, scalars
+from fabric.messages.native_plan import DecodePlan, decode_plan
 from fabric.messages.schema import FieldSchema, Schema
 from fabric.messages.tensor import DTYPES, TensorSpec, numpy_codes
 from fabric.messages.view import ViewMethods, list_property, tensor_property
@@ -77,6 +78,8 @@ class MessageType:
         self.encode, self.native_plan = codec.make_encode(names, specs, view)
         self.unpack: codec.Unpack = msgspec.msgpack.Decoder(view).decode
         self.decode = codec.make_decode(self)
+        plain = [field.name for field in self.tensors if not field.spec.is_list]
+        self.native_decode: DecodePlan | None = decode_plan(names, view, plain)
         #: what native ends call per message; None where there is nothing to encode
         self.native_encode: codec.Encode | None = self.encode
         self.native_unpack: codec.Unpack | None = self.unpack
@@ -111,6 +114,20 @@ class MessageType:
             value = getattr(view, field.name)
             found += value if field.spec.is_list else [b"" if value is None else value]
         return found
+
+    def read_natively(self, field: type) -> None:
+        """Let tensors of received messages be read by `field`, which is `fabric._native.TensorField`. Idempotent.
+
+        It is given and not imported: a message type needs no native module.
+        """
+        slots = vars(self.view)
+        for tensor in self.tensors:
+            found, slot = slots[tensor.name], vars(self.cls)[tensor.name]
+            if isinstance(found, property) and all(
+                not before.spec.is_list for before in self.tensors[: tensor.ordinal + 1]
+            ):
+                native = field(found, slot, slots["_native"], tensor.ordinal)
+                setattr(self.view, tensor.name, native)
 
     def plan_loan(self, shapes: dict[str, Any]) -> list[tuple[int, tuple[int, ...], int]]:
         """Return (dtype code, shape, bytes) per tensor of a loan; see `loans.plan_loan`."""

@@ -31,7 +31,7 @@ class BytesType(MessageType):
         self.tensors = []
         self.encode = _encode
         self.decode = _decode
-        self.native_encode = self.native_unpack = self.native_plan = None
+        self.native_encode = self.native_unpack = self.native_plan = self.native_decode = None
 
     def defaults(self) -> dict[str, Any]:
         """Return nothing: there are no fields."""

@@ -18,17 +18,22 @@ class Buffers {
   /// Adds every item of `sequence`; raises what the buffer protocol raises.
   void add_all(nanobind::handle sequence);
   void add(nanobind::handle object);
+  /// The whole of a C-contiguous numpy array, which costs more through the buffer protocol.
+  void add_array(PyObject* array, const Piece& piece);
   /// Of what was added so far; good until the next.
   std::span<const Piece> pieces(std::size_t from = 0) const {
     return std::span(used_ <= kFast ? few_ : many_.data(), used_).subspan(from);
   }
   std::size_t size() const { return used_; }
-  void clear();
+  void clear(std::size_t from = 0);   ///< all behind the first `from`
 
  private:
   static constexpr std::size_t kFast = 8;
+  struct Held { Py_buffer* view; PyObject* array; };  ///< one of both
+  void hold(const Held& held, const Piece& piece);
   Py_buffer fast_[kFast];
-  std::vector<std::unique_ptr<Py_buffer>> more_;
+  Held held_[kFast];
+  std::vector<Held> more_;            // behind the first ones; these views are on the heap
   std::size_t used_ = 0;
   Piece few_[kFast];
   std::vector<Piece> many_;           // all of them, when they are more than few
@@ -43,11 +48,6 @@ struct Window {
 };
 
 nanobind::object memory_view(nanobind::handle owner, u8* data, u64 bytes, bool writable);
-/// numpy array over `piece`, which `owner` keeps alive and its buffer protocol gives while `exported` says so;
-/// raises PeerProtocolError unless shape and dtype need just its bytes.
-nanobind::object array_over(nanobind::handle owner, Piece& exported, const Piece& piece, nanobind::handle dtype,
-                            nanobind::handle shape);
-PyObject* ndarray_type();             ///< numpy's; a reference that stays
 void bind_buffers(nanobind::module_& module);
 
 }  // namespace fabric

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "bind/endpoints.hpp"
+#include "bind/message.hpp"
 
 namespace nb = nanobind;
 
@@ -23,13 +24,6 @@ struct BytesMessage {
 PyTypeObject* type = nullptr;
 
 BytesMessage* self_of(PyObject* self) { return reinterpret_cast<BytesMessage*>(self); }
-
-template <class Call>
-void end_now_or_wait(Call&& call) {
-  Status status = call(false);
-  if (status.code == Code::frozen) status = released([&] { return call(true); });
-  check(status);
-}
 
 void finalize(PyObject* object) {
   BytesMessage* self = self_of(object);
@@ -56,7 +50,7 @@ Py_ssize_t length(PyObject* self) { return static_cast<Py_ssize_t>(self_of(self)
 PyObject* ack(PyObject* self, PyObject*) {
   return guarded([&]() -> PyObject* {
     BytesMessage* m = self_of(self);
-    end_now_or_wait([&](bool wait) { return m->receiver->ack(*m->core, wait); });
+    now_or_wait([&](bool may_wait) { return m->receiver->ack(*m->core, may_wait); });
     Py_RETURN_NONE;
   });
 }
@@ -168,16 +162,17 @@ PyObject* construct(PyTypeObject*, PyObject* args, PyObject*) {
   PyObject *message = nullptr, *provide = nullptr;
   if (!PyArg_ParseTuple(args, "OO", &message, &provide)) return nullptr;
   return guarded([&]() -> PyObject* {
-    auto& held = nb::cast<PyMessage&>(nb::handle(message));
+    const Message* native = as_message(message);
+    if (native == nullptr) throw nb::type_error("BytesMessage(message, provide) is made over a Message");
     const u8* data = nullptr;
     u64 bytes = 0;
     for (;;) {
-      Status status = find_bytes(*held.receiver, *held.core, data, bytes);
+      Status status = find_bytes(*native->receiver, *native->core, data, bytes);
       if (status.ok()) break;
       if (status.code != Code::need_segment) raise(status);
       provide_segment(provide, status);
     }
-    PyObject* made = make_bytes_message(message, *held.receiver, held.core, data, bytes);
+    PyObject* made = make_bytes_message(message, *native->receiver, native->core, data, bytes);
     if (made != nullptr) self_of(made)->owns = false;
     return made;
   });

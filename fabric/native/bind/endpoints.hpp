@@ -16,7 +16,7 @@ struct PySender {
   std::shared_ptr<SenderCore> core;
 };
 
-/// `core` keeps the port alive, too: one reference to count for each message instead of two.
+/// `core` keeps the port alive, too.
 struct PyReceiver {
   PyReceiver(std::shared_ptr<Port> port, std::shared_ptr<ReceiverCore> receiver);
   std::shared_ptr<ReceiverCore> core;
@@ -33,24 +33,19 @@ struct PyLoan {
   std::vector<u64> sizes, offsets;
 };
 
-struct PyMessage {
-  PyMessage(std::shared_ptr<ReceiverCore> receiver, MessageCore* core) : receiver(std::move(receiver)), core(core) {}
-  PyMessage(PyMessage&& other) noexcept : receiver(std::move(other.receiver)), core(other.core) {
-    other.core = nullptr;
-  }
-  ~PyMessage() {
-    if (core != nullptr) receiver->collect(core);
-  }
-  std::shared_ptr<ReceiverCore> receiver;
-  MessageCore* core;
-  Piece exported{nullptr, 0};         ///< what the buffer protocol gives: the tensor that is being made
-};
-
 /// Runs `call` without the interpreter's lock.
 template <class Call>
 Status released(Call&& call) {
   bind::ReleasedGil unlocked;
   return call();
+}
+
+/// `call(may_wait)`: at once, or without the interpreter's lock while an audit freezes the port; raises what it fails with.
+template <class Call>
+void now_or_wait(Call&& call) {
+  Status status = call(false);
+  if (status.code == Code::frozen) status = released([&] { return call(true); });
+  check(status);
 }
 
 void bind_sender(nanobind::module_& module);

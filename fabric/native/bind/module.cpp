@@ -3,6 +3,8 @@
 
 #include "bind/bytes_message.hpp"
 #include "bind/endpoints.hpp"
+#include "bind/message.hpp"
+#include "bind/tensor_field.hpp"
 
 namespace nb = nanobind;
 
@@ -23,6 +25,8 @@ NB_MODULE(_native, module) {
   fabric::bind_segments(module);
   fabric::bind_port(module);
   fabric::bind_sender(module);
+  fabric::bind_message(module);
+  fabric::bind_tensor_field(module);
   fabric::bind_receiver(module);
   fabric::bind_bytes_message(module);
   fabric::bind_sending_end(module);

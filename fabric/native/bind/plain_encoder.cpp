@@ -4,23 +4,16 @@
 #include <cmath>
 #include <cstring>
 
+#include "bind/slots.hpp"
+
 namespace nb = nanobind;
 
 namespace fabric {
-namespace {
-
-PyObject* interned(const char* text) {
-  PyObject* found = PyUnicode_InternFromString(text);
-  if (found == nullptr) throw nb::python_error();
-  return found;
-}
-
-}  // namespace
 
 /// MessagePack into a bounded buffer; false where it is full.
 class PlainEncoder::Writer {
  public:
-  explicit Writer(u8 (&out)[kMetaBytesMax]) : out_(out) {}
+  explicit Writer(std::span<u8> out) : out_(out.data()), room_(out.size()) {}
   std::size_t size() const { return at_; }
   bool array(std::size_t items) { return items < 16 ? byte(0x90 | items) : tagged(0xdc, items, 2); }
   bool truth(bool value) { return byte(value ? 0xc3 : 0xc2); }
@@ -41,30 +34,31 @@ class PlainEncoder::Writer {
   bool text(const char* data, std::size_t size) {
     return (size < 32 ? byte(0xa0 | size) : size < 256 ? tagged(0xd9, size, 1) : tagged(0xda, size, 2)) && raw(data, size);
   }
+  /// What is encoded already.
+  bool raw(const void* data, std::size_t size) {
+    if (room_ - at_ < size) return false;
+    if (size != 0) std::memcpy(out_ + at_, data, size);
+    at_ += size;
+    return true;
+  }
   bool bytes(const char* data, std::size_t size) {
     return (size < 256 ? tagged(0xc4, size, 1) : tagged(0xc5, size, 2)) && raw(data, size);
   }
 
  private:
   bool byte(u64 value) {
-    if (at_ == kMetaBytesMax) return false;
+    if (at_ == room_) return false;
     out_[at_++] = static_cast<u8>(value);
     return true;
   }
   bool tagged(u8 tag, u64 value, int width) {
-    if (kMetaBytesMax - at_ < static_cast<std::size_t>(width) + 1) return false;
+    if (room_ - at_ < static_cast<std::size_t>(width) + 1) return false;
     out_[at_++] = tag;
     for (int shift = (width - 1) * 8; shift >= 0; shift -= 8) out_[at_++] = static_cast<u8>(value >> shift);
     return true;
   }
-  bool raw(const char* data, std::size_t size) {
-    if (kMetaBytesMax - at_ < size) return false;
-    if (size != 0) std::memcpy(out_ + at_, data, size);
-    at_ += size;
-    return true;
-  }
   u8* out_;
-  std::size_t at_ = 0;
+  std::size_t room_, at_ = 0;
 };
 
 void PlainEncoder::attach(nb::handle plan) {
@@ -74,30 +68,35 @@ void PlainEncoder::attach(nb::handle plan) {
   for (nb::handle each : plan.attr("fields")) {
     const auto kind = nb::cast<char>(each[1]);
     if (std::strchr("ifbsyt", kind) == nullptr) throw nb::value_error("a plan has an unknown kind of field");
-    fields_.push_back({nb::borrow(each[0]), nb::borrow(each[2]), static_cast<Kind>(kind)});
+    fields_.emplace_back();
+    fields_.back().kind = static_cast<Kind>(kind);
+    fields_.back().slot = class_.attr("__dict__")[each[0]];
+    fields_.back().known = nb::borrow(each[2]);
+    if (!is_slot(fields_.back().slot.ptr())) throw nb::type_error("a plan names what is no slot of its class");
     if (static_cast<Kind>(kind) == Kind::tensor && !PyDict_CheckExact(fields_.back().known.ptr())) {
       throw nb::type_error("a tensor's plan has a dict");
     }
   }
 }
 
-std::size_t PlainEncoder::encode(PyObject* message, u8 (&out)[kMetaBytesMax], Buffers& buffers) const {
+std::size_t PlainEncoder::encode(PyObject* message, std::span<u8> out, Buffers& buffers) {
+  const std::size_t before = buffers.size();
   if (fields_.empty() || reinterpret_cast<PyObject*>(Py_TYPE(message)) != class_.ptr()) return 0;
   Writer writer(out);
   bool good = writer.array(fields_.size());
-  for (const Field& field : fields_) {
-    nb::object value = nb::steal(PyObject_GetAttr(message, field.name.ptr()));
+  for (Field& field : fields_) {
+    nb::object value = nb::steal(read_slot(field.slot.ptr(), message));
     good = good && value.is_valid() && write(field, value.ptr(), writer, buffers);
     if (!good) {
       PyErr_Clear();
-      buffers.clear();
+      buffers.clear(before);
       return 0;
     }
   }
   return writer.size();
 }
 
-bool PlainEncoder::write(const Field& field, PyObject* value, Writer& writer, Buffers& buffers) {
+bool PlainEncoder::write(Field& field, PyObject* value, Writer& writer, Buffers& buffers) {
   switch (field.kind) {
     case Kind::integer: {
       int overflow = 0;
@@ -122,28 +121,38 @@ bool PlainEncoder::write(const Field& field, PyObject* value, Writer& writer, Bu
   return false;
 }
 
-// codec.py has checked an array of this dtype and shape, and remembers its descriptor.
-bool PlainEncoder::write_tensor(const Field& field, PyObject* value, Writer& writer, Buffers& buffers) {
-  static PyObject *const dtype_name = interned("dtype"), *const shape_name = interned("shape");
-  if (reinterpret_cast<PyObject*>(Py_TYPE(value)) != ndarray_type()) return false;
-  nb::object dtype = nb::steal(PyObject_GetAttr(value, dtype_name));
-  nb::object shape = nb::steal(PyObject_GetAttr(value, shape_name));
-  if (!dtype.is_valid() || !shape.is_valid()) return false;
-  nb::object key = nb::steal(PyTuple_Pack(2, dtype.ptr(), shape.ptr()));
+// codec.py has checked an array of this dtype and shape, and remembers its descriptor; so does this for the last one.
+bool PlainEncoder::write_tensor(Field& field, PyObject* value, Writer& writer, Buffers& buffers) {
+  ArrayView array;
+  if (!view_array(value, array)) return false;
+  if (!field.last.matches(array) && !recall(field, array)) return false;
+  if (!writer.raw(field.text, field.text_bytes)) return false;
+  buffers.add_array(value, array.piece);
+  return true;
+}
+
+bool PlainEncoder::recall(Field& field, const ArrayView& array) {
+  nb::object shape = nb::steal(PyTuple_New(array.rank));
+  if (!shape.is_valid()) return false;
+  for (int i = 0; i < array.rank; ++i) {
+    PyObject* size = PyLong_FromSsize_t(array.sizes[i]);
+    if (size == nullptr) return false;
+    PyTuple_SET_ITEM(shape.ptr(), i, size);
+  }
+  nb::object key = nb::steal(PyTuple_Pack(2, array.dtype, shape.ptr()));
   if (!key.is_valid()) return false;
   PyObject* descriptor = PyDict_GetItemWithError(field.known.ptr(), key.ptr());
   if (descriptor == nullptr || !PyTuple_CheckExact(descriptor)) return false;
+  Writer writer(field.text);
   const Py_ssize_t items = PyTuple_GET_SIZE(descriptor);
+  field.last.dtype.reset();           // nothing matches until the text is whole
   if (!writer.array(static_cast<std::size_t>(items))) return false;
   for (Py_ssize_t i = 0; i < items; ++i) {
     const long long item = PyLong_AsLongLong(PyTuple_GET_ITEM(descriptor, i));
     if ((item == -1 && PyErr_Occurred() != nullptr) || !writer.integer(item)) return false;
   }
-  try {
-    buffers.add(value);               // refused unless it is C-contiguous
-  } catch (nb::python_error&) {
-    return false;
-  }
+  field.text_bytes = writer.size();
+  field.last.take(array);
   return true;
 }
 

@@ -8,6 +8,7 @@
 
 #include <vector>
 
+#include "bind/arrays.hpp"
 #include "bind/buffers.hpp"
 
 namespace fabric {
@@ -17,15 +18,22 @@ class PlainEncoder {
   static constexpr std::size_t kMetaBytesMax = 1024;  ///< longer ones are encoded in Python
   /// `plan` is codec.py's NativePlan, or None: then nothing is encoded here. Throws on another.
   void attach(nanobind::handle plan);
-  /// The meta in `out`, the arrays in `buffers`; 0: Python encodes it. The interpreter's lock is held.
-  std::size_t encode(PyObject* message, u8 (&out)[kMetaBytesMax], Buffers& buffers) const;
+  /// The meta in `out`, the arrays behind those in `buffers`; 0: Python encodes it. The interpreter's lock is held.
+  std::size_t encode(PyObject* message, std::span<u8> out, Buffers& buffers);
 
  private:
   enum class Kind : char { integer = 'i', number = 'f', truth = 'b', text = 's', bytes = 'y', tensor = 't' };
-  struct Field { nanobind::object name, known; Kind kind; };
+  struct Field {
+    Kind kind;
+    nanobind::object slot, known;
+    ArrayLayout last;                 ///< of the last array, and its descriptor as it is written
+    u8 text[1 + 9 * (1 + kRankMax) + 2];
+    std::size_t text_bytes = 0;
+  };
   class Writer;
-  static bool write(const Field& field, PyObject* value, Writer& writer, Buffers& buffers);
-  static bool write_tensor(const Field& field, PyObject* value, Writer& writer, Buffers& buffers);
+  static bool write(Field& field, PyObject* value, Writer& writer, Buffers& buffers);
+  static bool write_tensor(Field& field, PyObject* value, Writer& writer, Buffers& buffers);
+  static bool recall(Field& field, const ArrayView& array);
   nanobind::object class_;
   std::vector<Field> fields_;
 };

@@ -4,6 +4,8 @@
 // `_receive`, `_receive_many`, `decode` and `provide` of the class.
 #include "bind/bytes_message.hpp"
 #include "bind/ends_common.hpp"
+#include "bind/message.hpp"
+#include "bind/plain_decoder.hpp"
 
 namespace nb = nanobind;
 
@@ -16,7 +18,9 @@ struct ReceivingEnd {
   PyObject_HEAD
   struct Held {
     std::shared_ptr<ReceiverCore> core;
+    nb::object native;                ///< keeps `core` for messages that outlive this end
     nb::object unpack;                ///< meta → view; none: messages are plain bytes
+    PlainDecoder plain;               ///< does the same for most messages
     Limits limits{};
   } held;
 };
@@ -25,10 +29,14 @@ PyObject *native_name = nullptr, *source_name = nullptr;
 
 // A typed message as its view. What cannot be read here goes to `decode`, which maps segments and says what is wrong.
 PyObject* typed_view(PyObject* object, ReceivingEnd::Held& end, MessageCore* core) {
-  nb::object native = nb::cast(PyMessage(end.core, core));
+  nb::object native = nb::steal(make_message(end.native.ptr(), *end.core, core));
+  if (!native.is_valid()) throw nb::python_error();
   const u8* data = nullptr;
   u64 bytes = 0;
   if (end.core->meta(*core, data, bytes).ok()) {
+    const bool is_private = (core->header.flags & kFlagMetaInSegment) == 0;  // the sender may write in its segment
+    PyObject* plain = is_private ? end.plain.decode({data, bytes}, native.ptr(), object) : nullptr;
+    if (plain != nullptr) return plain;
     nb::object meta = nb::steal(PyBytes_FromStringAndSize(reinterpret_cast<const char*>(data), static_cast<Py_ssize_t>(bytes)));
     if (!meta.is_valid()) throw nb::python_error();
     nb::object view = nb::steal(PyObject_CallOneArg(end.unpack.ptr(), meta.ptr()));
@@ -206,16 +214,18 @@ PyObject* receive_many_bytes(PyObject* object, PyObject* const* args, Py_ssize_t
   });
 }
 
-// Before anything else, by the class that is made of this base: the native receiver, `unpack` or None, times.
+// Before anything else, by the class that is made of this base: the native receiver, `unpack` and its plan or None, times.
 PyObject* bind(PyObject* object, PyObject* args) {
   auto& end = reinterpret_cast<ReceivingEnd*>(object)->held;
-  PyObject *native = nullptr, *unpack = nullptr;
+  PyObject *native = nullptr, *unpack = nullptr, *plan = nullptr;
   unsigned long long default_ns = 0;
   double seconds_max = 0;
-  if (!PyArg_ParseTuple(args, "OOKd", &native, &unpack, &default_ns, &seconds_max)) return nullptr;
+  if (!PyArg_ParseTuple(args, "OOOKd", &native, &unpack, &plan, &default_ns, &seconds_max)) return nullptr;
   return guarded([&]() -> PyObject* {
     end.core = nb::cast<PyReceiver&>(nb::handle(native)).core;
+    end.native = nb::borrow(native);
     if (unpack != Py_None) end.unpack = nb::borrow(unpack);
+    end.plain.attach(plan);
     end.limits = {default_ns, seconds_max};
     Py_RETURN_NONE;
   });

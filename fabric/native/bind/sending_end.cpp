@@ -87,7 +87,7 @@ class Content {
     return true;
   }
   /// What `end.encode` makes of a message; throws what it raises.
-  void take_message(const SendingEnd::Held& end, PyObject* message, SendRequest& request) {
+  void take_message(SendingEnd::Held& end, PyObject* message, SendRequest& request) {
     if (const std::size_t size = end.plain.encode(message, meta_, buffers_)) {
       request.meta = {meta_, size};
       request.tensors = buffers_.pieces();
