@@ -23,6 +23,7 @@ void RailEstimate::delivered(u64 bytes, u64 was_posted, u64 now, u64 ahead) {
   busy_ns_ = busy_ns_ * kept + took_ns;
   gaps_ = gaps_ * kept + took_ns * took_ns;
   rate_ = std::clamp(bytes_ * 1e9 / busy_ns_, 1.0, kRateMax);
+  settled_ = before == 0 ? rate_ : settled_ + (rate_ - settled_) * (1 - std::exp(-took_ns / static_cast<double>(kSettledTauNs)));
   mark_ns_ = std::max(mark_ns_, now);
   if (now <= was_posted) return;
   const double fastest = std::max({before, rate_, static_cast<double>(bytes) * 1e9 / took_ns});

@@ -9,6 +9,8 @@
 namespace fabric::paths {
 
 inline constexpr u64 kRateTauNs = 40'000'000;      // what lies this far back in busy time weighs 1/e
+inline constexpr u64 kSettledTauNs = 400'000'000;  // the same for the rate that a fall is told by
+inline constexpr double kFalling = 0.6;            // of it
 inline constexpr u64 kBaseWindowNs = 5'000'000'000;  // the least latency is looked for in the last one to two of these
 inline constexpr u64 kBaseUnknownNs = 200'000;
 inline constexpr double kBaseLeastShare = 0.25;    // of a round trip is latency at least, whatever the rate is thought to be
@@ -36,6 +38,8 @@ class RailEstimate {
   double rate() const { return is_known() ? rate_ : kRateUnknown; }
   /// Rate, and not more than the silence since the last acknowledgement leaves possible. @param next bytes awaited first.
   double rate_now(u64 next, u64 now) const;
+  /// It carries much less than a moment ago: throttled, or losing.
+  bool is_falling() const { return rate_ < kFalling * settled_; }
   u64 base_ns() const;
   /// How long acknowledgements stay out, seen at a moment of busy time taken at random: batches count by their length.
   u64 gap_ns() const { return busy_ns_ > 0 ? static_cast<u64>(gaps_ / busy_ns_) : 0; }
@@ -45,7 +49,7 @@ class RailEstimate {
 
  private:
   u64 inflight_ = 0, mark_ns_ = 0, learnt_from_ = 0;
-  double bytes_ = 0, busy_ns_ = 0, rate_ = 0, gaps_ = 0;   // gaps_: squares of the times between acknowledgements
+  double bytes_ = 0, busy_ns_ = 0, rate_ = 0, settled_ = 0, gaps_ = 0;   // gaps_: squares of the times between acknowledgements
   u64 base_now_ = ~u64{0}, base_before_ = ~u64{0}, base_since_ = 0;
 };
 

@@ -120,10 +120,21 @@ u64 RailScheduler::finish(const Rail& rail, u64 bytes, u64 now) const {
   return rail.estimate.base_ns() + as_ns(static_cast<double>(rail.estimate.inflight() + bytes), rate);
 }
 
-u64 RailScheduler::window(const Rail& rail, u64 now) const {
+/// Acknowledgements that are late because the hosts are late are late on every rail: of those that are busy, the least.
+u64 RailScheduler::lateness() const {
+  u64 least = kNever;
+  for (const Rail& rail : rails_)
+    if (rail.state == RailState::up && rail.estimate.is_known() && rail.estimate.inflight() != 0) least = std::min(least, rail.estimate.gap_ns());
+  return least;
+}
+
+u64 RailScheduler::window(const Rail& rail, u64 now, u64 late_ns) const {
   if (!rail.estimate.is_known()) return kWindowUnknown;
   const double rate = rail.estimate.rate_now(first_bytes(rail), now);
-  const u64 gap = std::min(static_cast<u64>(kGapShare * static_cast<double>(rail.estimate.gap_ns())), kGapMaxNs);
+  // What this rail alone is late by may be how it acknowledges; where it was throttled or loses, more in flight is more lost.
+  const u64 of_hosts = std::min(rail.estimate.gap_ns(), late_ns);
+  const u64 own = rail.estimate.is_falling() ? 0 : std::min(rail.estimate.gap_ns(), kOwnGapMaxNs);
+  const u64 gap = std::min(static_cast<u64>(kGapShare * static_cast<double>(std::max(of_hosts, own))), kGapMaxNs);
   const double wanted = kWindowGain * rate * static_cast<double>(rail.estimate.base_ns() + std::max(kQueueTargetNs, gap)) / 1e9;
   const u64 bytes = std::min(static_cast<u64>(wanted), kWindowUnknown + rail.estimate.learnt_from());
   return std::clamp(bytes, std::max<u64>(kWindowMin, 2 * chunk_bytes(rail, kWindowMax)), kWindowMax);
@@ -179,10 +190,11 @@ Pick RailScheduler::pick(u64 left, u64 pending, u64 now, u32 avoid) {
   if (usable_rails == 0) return {};
   const u64 horizon = std::max(earliest, as_ns(waiting, rates));
   Pick best;
+  const u64 late_ns = lateness();
   for (u32 i = 0; i < kRailsMax; ++i) {
     if (finishes[i] == 0 || finishes[i] > horizon) continue;
     const u64 inflight = rails_[i].estimate.inflight();
-    if (inflight != 0 && inflight + bytes[i] > window(rails_[i], now)) continue;
+    if (inflight != 0 && inflight + bytes[i] > window(rails_[i], now, late_ns)) continue;
     if (best.rail == kNoRail || finishes[i] < finishes[best.rail]) best = {i, bytes[i]};
   }
   if (best.rail == kNoRail) return {};
@@ -372,7 +384,7 @@ RailTerms RailScheduler::terms(u32 number, u64 bytes, u64 now) const {
   const Rail& rail = rails_[number];
   const u64 since = rail.estimate.silent_since();
   return {rail.state, rail.estimate.rate(), rail.estimate.rate_now(first_bytes(rail), now), rail.estimate.base_ns(),
-          rail.estimate.inflight(), window(rail, now), finish(rail, bytes, now), since == 0 || since > now ? 0 : now - since,
+          rail.estimate.inflight(), window(rail, now, lateness()), finish(rail, bytes, now), since == 0 || since > now ? 0 : now - since,
           rail.delivered, rail.resent, rail.failures, decayed(rail, now), rail.held_until, gain_.left_out(number)};
 }
 

@@ -21,6 +21,7 @@ inline constexpr u32 rail_of_ticket(u64 ticket) { return static_cast<u32>(ticket
 inline constexpr double kWindowGain = 1.25;          // a window that is just full shows no more rate than it had
 inline constexpr double kGapShare = 1.5;             // of the time between acknowledgements: late hosts empty no rail
 inline constexpr u64 kGapMaxNs = 40'000'000;
+inline constexpr u64 kOwnGapMaxNs = 10'000'000;      // of that, what other busy rails do not show too
 inline constexpr u64 kForgetNs = 10'000'000'000;     // a rail that was away this long is learnt anew
 inline constexpr u64 kQueueTargetNs = 1'500'000;     // what may wait on a rail beyond its base latency
 inline constexpr u64 kWindowMin = 64 * 1024, kWindowUnknown = 256 * 1024, kWindowMax = 64ULL << 20;
@@ -130,7 +131,8 @@ class RailScheduler {
 
   u32 carrying() const;
   void weigh(u64 now);
-  u64 window(const Rail& rail, u64 now) const;
+  u64 lateness() const;                               // of the hosts; ~0: not known
+  u64 window(const Rail& rail, u64 now, u64 late_ns) const;
   static u32 chunk_bytes(const Rail& rail, u64 left);
   static u64 first_bytes(const Rail& rail);
   u64 finish(const Rail& rail, u64 bytes, u64 now) const;

@@ -16,8 +16,9 @@ inline constexpr u64 kMiB = 1 << 20;
 
 /// Pipes of a rate and a latency around a scheduler, with its ticks; what comes back is posted again.
 struct Pipes {
+  /// `batch_ns`: acknowledgements leave together, so often.
   /// `wire`: whose rate and queue it uses; `turn_ns`: what that loses when another pipe had it before.
-  struct Pipe { double rate = 125e6; u64 latency = 100 * kUs, free_ns = 0; bool silent = false; u32 wire = kNoRail, turn_ns = 0, last = kNoRail; };
+  struct Pipe { double rate = 125e6; u64 latency = 100 * kUs, free_ns = 0; bool silent = false; u32 wire = kNoRail, turn_ns = 0, last = kNoRail; u64 batch_ns = 0; };
   struct Ack { u64 ticket, tag; u32 rail, bytes; };
   RailScheduler scheduler;
   std::array<Pipe, kRailsMax> pipe;
@@ -50,7 +51,8 @@ struct Pipes {
     const u64 turn = on.last == rail || on.last == kNoRail ? 0 : own.turn_ns;
     on.last = rail;
     on.free_ns = std::max(on.free_ns, now) + turn + static_cast<u64>(bytes * 1e9 / on.rate);
-    if (!own.silent) acks.insert({on.free_ns + own.latency, {ticket, tag, rail, bytes}});
+    const u64 leaves = own.batch_ns == 0 ? on.free_ns : (on.free_ns / own.batch_ns + 1) * own.batch_ns;
+    if (!own.silent) acks.insert({leaves + own.latency, {ticket, tag, rail, bytes}});
   }
   void pump() {
     while (!waiting.empty()) {

@@ -50,6 +50,45 @@ void what_is_in_flight_stays_within_the_window() {
   }
 }
 
+u64 window(const Pipes& pipes, u32 rail) { return pipes.scheduler.terms(rail, 1, pipes.now).window; }
+
+void windows_widen_where_every_rail_is_acknowledged_late() {
+  Pipes pipes;
+  pipes.up({125e6, 125e6});
+  for (u32 rail = 0; rail < 2; ++rail) pipes.pipe[rail].batch_ns = 20 * kMs;  // it is the hosts that are late
+  pipes.send(u64{1} << 40);
+  pipes.run(3 * kSecond);
+  CHECK(window(pipes, 0) > 2'000'000 && window(pipes, 1) > 2'000'000);
+  const u64 before = pipes.delivered;
+  pipes.run(pipes.now + kSecond);
+  CHECK(static_cast<double>(pipes.delivered - before) > 0.95 * 250e6);
+}
+
+void a_rail_that_is_throttled_and_acknowledged_late_gets_no_wider_window() {
+  Pipes pipes;
+  pipes.up({125e6, 125e6});
+  pipes.send(u64{1} << 40);
+  pipes.run(kSecond);
+  const u64 before = window(pipes, 1);
+  pipes.pipe[1].rate = 12.5e6;
+  pipes.pipe[1].batch_ns = 40 * kMs;                    // a byte stream that lost something: all at once when the hole is filled
+  for (int i = 0; i < 60; ++i) {
+    pipes.run(pipes.now + 5 * kMs);
+    CHECK(window(pipes, 1) <= before + before / 4);
+  }
+}
+
+void a_rail_that_acknowledges_in_batches_is_used_all_the_same() {
+  Pipes pipes;
+  pipes.up({125e6, 125e6});
+  pipes.pipe[1].batch_ns = 6 * kMs;
+  pipes.send(u64{1} << 40);
+  pipes.run(2 * kSecond);
+  const u64 before = pipes.delivered;
+  pipes.run(pipes.now + kSecond);
+  CHECK(static_cast<double>(pipes.delivered - before) > 0.95 * 250e6);
+}
+
 void a_chunk_keeps_its_rail_busy_for_half_a_millisecond() {
   Pipes pipes;
   pipes.up({125e6, 12.5e9});
@@ -330,6 +369,9 @@ int main() {
   uneven_rails_are_as_fast_as_their_sum();
   the_end_of_a_transfer_never_waits_for_a_slow_rail();
   what_is_in_flight_stays_within_the_window();
+  windows_widen_where_every_rail_is_acknowledged_late();
+  a_rail_that_is_throttled_and_acknowledged_late_gets_no_wider_window();
+  a_rail_that_acknowledges_in_batches_is_used_all_the_same();
   a_chunk_keeps_its_rail_busy_for_half_a_millisecond();
   no_rail_is_picked_while_none_is_up();
   a_pin_keeps_to_its_rails();
