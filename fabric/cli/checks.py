@@ -275,12 +275,14 @@ def gpu(device: str = "/dev/nvidiactl") -> Check:
 
 
 def ucx() -> Check:
-    """The UCX link, a separate extension module that may be absent."""
-    if importlib.util.find_spec("fabric._ucx") is None:
-        return Check(
-            "ucx", "note", "not in this build: fabric._ucx is absent", "nodes talk over tcp"
-        )
-    return Check("ucx", "ok", "fabric._ucx")
+    """The UCX link, a separate extension module that may be absent, and the transports that UCX has here."""
+    from fabric.links import ucx as link
+
+    if why := link.unavailable():
+        return Check("ucx", "note", why, "until then nodes talk over tcp")
+    usable = [name for name in link.TRANSPORTS if name != "all" and not link.check(name)]
+    found = f"UCX {link.version()}, transports {', '.join(usable) or 'none of tcp and shm'}"
+    return Check("ucx", "ok", f"{found}; a rail of it is --listen ucx:HOST:PORT")
 
 
 def run_all(path: str) -> Iterator[Check]:

@@ -178,6 +178,19 @@ class NodeGateway:
         self.engine.add_connection(known[0], fd, group, features)
         self.up.add((node, group))
 
+    def add_link(self, node: int, session: int, link: Any, group: int) -> None:
+        """Hand a link that another module made to the engine.
+
+        Raises
+        ------
+        StaleHandleError
+            The session that it was made for is no more.
+        """
+        if self.session_of(node) != session:
+            raise errors.StaleHandleError("the session with this node is another now", node=node)
+        self.engine.add_link(session, link, group)
+        self.up.add((node, group))
+
     def _published_of(self, flow: int) -> int:
         """Return the last message of a flow that its receiver has taken; 0 for a new flow."""
         for port in self._ports:

@@ -1,5 +1,8 @@
 """Where a node listens for others: `--listen`, given once for each rail, and the sockets made of it.
 
+A rail is of link `tcp`; written ``ucx:HOST:PORT`` or ``ucx+TRANSPORTS:HOST:PORT`` it is one of UCX, whose connections
+begin at that address.
+
 Standard library, limits and errors only: the keeper makes the sockets and keeps them over every daemon's restart.
 """
 
@@ -9,13 +12,22 @@ import errno
 import socket
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from fabric import limits
 from fabric.errors import BusyError, ConfigError
 from fabric.links import addresses
+from fabric.links.rail_link import TCP, split_link
 
 Address = tuple[str, int]
 EVERYWHERE = "0.0.0.0"  # every usable interface's address, not the kernel's wildcard
+
+
+class Listening(NamedTuple):
+    """A socket that listens for other nodes, and the link of its rail."""
+
+    sock: socket.socket
+    link: str
 
 
 def address_of(key: str, text: str) -> Address:
@@ -28,6 +40,11 @@ def address_of(key: str, text: str) -> Address:
     return host.strip("[]"), int(port)
 
 
+def links_of(texts: Sequence[str]) -> tuple[str, ...]:
+    """Return the link of every `--listen`; raises `ConfigError` where it names transports that cannot be."""
+    return tuple(split_link(text)[0] for text in texts)
+
+
 def addresses_of(texts: Sequence[str]) -> tuple[Address, ...]:
     """Read every `--listen`: HOST:PORT, and further ones, whose port is the first's where they leave it out.
 
@@ -37,13 +54,13 @@ def addresses_of(texts: Sequence[str]) -> tuple[Address, ...]:
         One is malformed or given twice, or there are more than `limits.RAILS_PER_PEER_MAX`.
     """
     found: list[Address] = []
-    for text in texts:
+    for text in (split_link(each)[1] for each in texts):
         has_port = ":" in text and not text.endswith("]")
         if found and text and not has_port:
             address = text.strip("[]"), found[0][1]
         else:
             address = address_of("--listen", text)
-        if address in found:
+        if address in found and address[1]:
             raise ConfigError(
                 f"--listen {text!r} is given twice: each rail has an address of its own",
                 key="--listen",
@@ -58,8 +75,13 @@ def addresses_of(texts: Sequence[str]) -> tuple[Address, ...]:
     return tuple(found)
 
 
-def listen_on(wanted: Sequence[Address]) -> list[socket.socket]:
+def listen_on(wanted: Sequence[Address], links: Sequence[str] = ()) -> list[Listening]:
     """Listen on every address, the first rail's first; 0.0.0.0 means every usable interface's.
+
+    Parameters
+    ----------
+    links : sequence of str
+        Of each address; tcp where there are fewer.
 
     Raises
     ------
@@ -68,21 +90,27 @@ def listen_on(wanted: Sequence[Address]) -> list[socket.socket]:
     ConfigError
         One is not this machine's.
     """
-    made: list[socket.socket] = []
+    made: list[Listening] = []
     try:
-        for host, port in wanted:
+        for number, (host, port) in enumerate(wanted):
+            link = links[number] if number < len(links) else TCP
             for each in _expanded(host):
                 if len(made) == limits.RAILS_PER_PEER_MAX:
                     _say_left_out(each)
                     continue
-                # Port 0 is any free one; the rails of a node share it.
-                used = port or (made[0].getsockname()[1] if made else 0)
-                made.append(listen_tcp((each, used)))
+                # Port 0 is any free one; the rails of a node share it, unless they have one address.
+                used = port or _shared_port(made, each)
+                made.append(Listening(listen_tcp((each, used)), link))
     except BaseException:
-        for sock in made:
-            sock.close()
+        for listening in made:
+            listening.sock.close()
         raise
     return made
+
+
+def _shared_port(made: Sequence[Listening], host: str) -> int:
+    names = [listening.sock.getsockname() for listening in made]
+    return names[0][1] if names and all(name[0] != host for name in names) else 0
 
 
 def _expanded(host: str) -> tuple[str, ...]:

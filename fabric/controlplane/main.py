@@ -20,6 +20,7 @@ from fabric.controlplane.options import (
     read_secret,
 )
 from fabric.errors import ConfigError, FabricError
+from fabric.links.rail_link import TCP, missing
 
 EXIT_REFUSED = 2
 
@@ -41,8 +42,8 @@ def _prepare(options: Options, arguments: list[str]) -> Keeper:
     _raise_descriptor_limit()
     lock = prepare_state(options.state)
     items = {"lock": (b"", lock)}
-    for rail, sock in enumerate(listen_on(options.listens)):
-        items[f"listen/tcp/{rail}" if rail else "listen/tcp"] = (b"", sock.detach())
+    for rail, (sock, link) in enumerate(listen_on(*usable_listens(options))):
+        items[f"listen/tcp/{rail}" if rail else "listen/tcp"] = (_link_record(link), sock.detach())
     items["listen/unix"] = (b"", listen_unix(options.socket).detach())
     # The incarnation of the node is the keeper's: it outlives every daemon under it.
     items["node"] = (_node_record(next_incarnation(options.state), os.getpid()), -1)
@@ -54,6 +55,19 @@ def _prepare(options: Options, arguments: list[str]) -> Keeper:
             items=items,
         )
     )
+
+
+def usable_listens(options: Options) -> tuple[list[tuple[str, int]], list[str]]:
+    """Return the addresses to listen on and their links; those of a link that is not here are left out, and told."""
+    used: tuple[list[tuple[str, int]], list[str]] = ([], [])
+    for address, link in zip(options.listens, options.listen_links, strict=True):
+        if why := missing(link):
+            where = f"{address[0]}:{address[1]}"
+            print(f"fabricd: --listen {link}:{where} is left out: {why}", file=sys.stderr)
+            continue
+        used[0].append(address)
+        used[1].append(link)
+    return used
 
 
 def check_exposure(options: Options) -> None:
@@ -74,6 +88,12 @@ def check_exposure(options: Options) -> None:
 
 def _is_loopback(host: str) -> bool:
     return host.startswith("127.") or host in ("localhost", "::1")
+
+
+def _link_record(link: str) -> bytes:
+    """Encode {"link": …} as msgpack; nothing for tcp, as keepers of older builds have it."""
+    text = link.encode()
+    return b"\x81\xa4link\xda" + len(text).to_bytes(2, "big") + text if link != TCP else b""
 
 
 def _node_record(incarnation: int, pid: int) -> bytes:

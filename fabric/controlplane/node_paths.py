@@ -9,13 +9,37 @@ from __future__ import annotations
 from typing import Any
 
 from fabric.controlplane.context import Context
+from fabric.links.rail_link import TCP, UCX, is_ucx
 from fabric.paths.choice import LOCAL, Ends, Path, choose
 from fabric.registry.records import NodeRecord, View
+
+_BOTH = f"{TCP}+{UCX}"
 
 
 def ends_of(node: NodeRecord) -> Ends:
     """Return what a node brings to a path."""
     return Ends(node.name, node.links, node.links_wanted)
+
+
+def between(here: NodeRecord, there: NodeRecord) -> Path:
+    """Return the path between two nodes: the better link, among those that the accepting one has rails of.
+
+    Rails of both links are used side by side, each as fast as it is measured to be.
+    """
+    accepts, dials = sorted((here, there), key=lambda node: node.number)
+    links = {UCX if is_ucx(rail.link) else TCP for rail in accepts.addresses()} or {TCP}
+    path = choose(*(_narrowed(ends_of(node), links) for node in (here, there)))
+    if links == {TCP, UCX} == links & set(dials.links) & set(accepts.links):
+        return Path(
+            _BOTH,
+            _BOTH,
+            "rails of both: each chunk goes by the one that is measured to finish it first",
+        )
+    return path
+
+
+def _narrowed(ends: Ends, links: set[str]) -> Ends:
+    return Ends(ends.name, tuple(each for each in ends.offers if each in links), ends.wants)
 
 
 class NodePaths:
@@ -33,7 +57,7 @@ class NodePaths:
             return
         others = {n.number: n for n in view.nodes if n.number != here.number and n.state != "dead"}
         self._paths = {
-            number: self._chosen(number, choose(ends_of(here), ends_of(node)), node.name)
+            number: self._chosen(number, between(here, node), node.name)
             for number, node in others.items()
         }
 

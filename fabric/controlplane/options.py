@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fabric import limits
-from fabric.controlplane.listening import address_of, addresses_of
+from fabric.controlplane.listening import address_of, addresses_of, links_of
 from fabric.errors import BusyError, ConfigError
 from fabric.paths.choice import BETWEEN_NODES, available_links, offered_links
 from fabric.units import parse_bytes
@@ -41,6 +41,7 @@ class Options:
     metrics: tuple[str, int] | None = METRICS_DEFAULT  #: where Prometheus reads; None: nowhere
     tcp_congestion: str = "auto"  #: as `links.congestion.choose` takes it
     more_listen: tuple[tuple[str, int], ...] = ()  #: further rails; a port of 0 is the first's
+    listen_links: tuple[str, ...] = ()  #: of each address to listen on: tcp, ucx, ucx+TRANSPORTS
 
     @property
     def listens(self) -> tuple[tuple[str, int], ...]:
@@ -72,11 +73,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--state", type=Path, help="state directory: registry, counters, logs")
     parser.add_argument(
         "--listen",
-        metavar="HOST:PORT",
+        metavar="[LINK:]HOST:PORT",
         action="append",
         default=[],
         help="where other nodes connect (default: nowhere); again for each further rail, with or without a port;"
-        " 0.0.0.0:PORT is every usable interface",
+        " 0.0.0.0:PORT is every usable interface; ucx:HOST:PORT is a rail of UCX, ucx+shm:… one of these transports",
     )
     parser.add_argument(
         "--join",
@@ -145,6 +146,7 @@ def parse(argv: list[str] | None = None) -> Options:
         _metrics(args.metrics),
         _congestion(args.tcp_congestion),
         listens[1:],
+        links_of(args.listen),
     )
 
 

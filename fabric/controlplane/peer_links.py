@@ -12,19 +12,21 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from fabric import errors, limits, steps
-from fabric.abc.link import GROUP_PROBE, PLAIN_CHUNKS
+from fabric.abc.link import GROUP_PROBE, PLAIN_CHUNKS, UCX_FRAMES
 from fabric.controlplane.calls import ControlConnection
 from fabric.controlplane.incarnations import next_incarnation
 from fabric.controlplane.options import read_secret
 from fabric.controlplane.rail_dial import attempt_s, handshake_s, pause_s
 from fabric.controlplane.rail_watch import RailWatch
 from fabric.controlplane.rails import Rails, ends_of, groups_of, rail_of
+from fabric.controlplane.ucx_rails import UcxRails, offer_accepting, offer_dialling
 from fabric.dataplane.framing import FrameStream
 from fabric.links.dial import dial, give_up_after
+from fabric.links.rail_link import TCP, is_ucx
 from fabric.registry.records import RailRecord, View
 
 if TYPE_CHECKING:
@@ -61,6 +63,7 @@ class PeerLinks:
         self._listening: list[socket.socket] = []
         self.rails = Rails(daemon)
         self.watch = RailWatch(daemon, self)
+        self._ucx = UcxRails()
         # Of this daemon and its engine: new after each restart.
         self._incarnation = next_incarnation(daemon.context.state_dir)
         self._secret = b""
@@ -198,10 +201,11 @@ class PeerLinks:
         return peer
 
     def dial_data(self, number: int) -> None:
-        """Have both data connections of every rail to a node."""
-        for rail in range(len(self.rails_of(number))):
-            for group in groups_of(rail):
-                self._dial(number, group)
+        """Have both data connections of every rail to a node whose link is here."""
+        for rail, record in enumerate(self.rails_of(number)):
+            if self.rails.can_use(number, rail, record.link):
+                for group in groups_of(rail):
+                    self._dial(number, group)
 
     def rails_of(self, number: int) -> tuple[RailRecord, ...]:
         """Return the addresses to dial a node at."""
@@ -261,7 +265,7 @@ class PeerLinks:
         if used != self._incarnation:
             sock.close()
             return False
-        self._take_data(number, sock, info)
+        await self._take_data(number, sock, info)
         # A new session closes what an older one had: the other groups may be needed again.
         asyncio.get_running_loop().call_soon(self.dial_data, number)
         return True
@@ -310,9 +314,14 @@ class PeerLinks:
         )
         took_s = asyncio.get_running_loop().time() - began_s
         within_s = handshake_s(dialled, len(rails))
-        found = await handshake.connect(sock, self._local(group), self._secret, within_s=within_s)
+        link = rails[rail].link if group != CONTROL else TCP
+        mine = self._local(group, link)
+        sock, info = await handshake.connect(sock, mine, self._secret, within_s=within_s)
         dialled.took_s = max(took_s, 1e-6)
-        return found
+        if is_ucx(link) and not info.features & UCX_FRAMES:
+            sock.close()
+            raise errors.PathBrokenError(f"node {info.node!r} has no UCX for its rail now")
+        return sock, info
 
     def dial_other_rail(self, number: int) -> bool:
         """Have the control connection to a node on another rail than now; False when that is being done already.
@@ -340,10 +349,10 @@ class PeerLinks:
         while (connection := self.peer(number)) is not None:
             await connection.ended.wait()
 
-    def _local(self, group: int) -> NodeInfo:
+    def _local(self, group: int, link: str = TCP) -> NodeInfo:
         from fabric.links.handshake import NodeInfo
 
-        features = 0 if self._daemon.options.checksums else PLAIN_CHUNKS
+        features = offer_dialling(link, 0 if self._daemon.options.checksums else PLAIN_CHUNKS)
         return NodeInfo(
             self._context.name, self._context.number, self._incarnation, group, features
         )
@@ -371,7 +380,10 @@ class PeerLinks:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         used = self._incarnation
         try:
-            sock, info = await handshake.accept(sock, self._local(CONTROL), self._secret)
+            mine = self._local(CONTROL)
+            offered = offer_accepting(self.rails.listening_links(), mine.features)
+            mine = replace(mine, features=offered)
+            sock, info = await handshake.accept(sock, mine, self._secret)
         except errors.FabricError as error:
             self._context.events.add("node refused", reason=str(error))
             return
@@ -383,7 +395,7 @@ class PeerLinks:
             return
         if info.group != CONTROL:
             try:
-                self._take_data(info.number, sock, info)
+                await self._take_data(info.number, sock, info)
             except errors.FabricError as error:
                 self._context.events.add(
                     "data connection refused", node=info.number, reason=str(error)
@@ -399,7 +411,7 @@ class PeerLinks:
         if self._early.get(info.number) == (info.node, connection):
             del self._early[info.number]
 
-    def _take_data(self, number: int, sock: socket.socket, info: PeerInfo) -> None:
+    async def _take_data(self, number: int, sock: socket.socket, info: PeerInfo) -> None:
         """Give a proven data socket to the engine, in the session of both present incarnations."""
         from fabric.links import congestion
 
@@ -412,11 +424,21 @@ class PeerLinks:
         except errors.FabricError:
             sock.close()
             raise
-        wanted = self._daemon.options.tcp_congestion
-        congestion.choose(sock, wanted, is_scheduled=info.group % 2 == 1)
         ends = ends_of(sock)
-        self._daemon.gateway.add_connection(number, sock.detach(), info.group, info.features)
+        if info.features & UCX_FRAMES:
+            link = await self._ucx.make(
+                sock, info.session, self._link_of(number, info.group), ends.local
+            )
+            self._daemon.gateway.add_link(number, info.session, link, info.group)
+        else:
+            wanted = self._daemon.options.tcp_congestion
+            congestion.choose(sock, wanted, is_scheduled=info.group % 2 == 1)
+            self._daemon.gateway.add_connection(number, sock.detach(), info.group, info.features)
         self.rails.connected(number, info.group, ends)
+
+    def _link_of(self, number: int, group: int) -> str:
+        rails = self.rails_of(number) if self.dials(number) else self.rails.own()
+        return rails[rail_of(group)].link if rail_of(group) < len(rails) else TCP
 
     def _on_link_down(self, number: int, group: int, reason: str) -> None:
         self.rails.disconnected(number, group)

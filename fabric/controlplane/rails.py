@@ -23,6 +23,7 @@ from fabric.controlplane.rail_dial import Dial
 from fabric.links import addresses
 from fabric.links.addresses import LocalAddress
 from fabric.links.dial import Target
+from fabric.links.rail_link import TCP, missing
 from fabric.registry.records import NodeRecord, RailRecord
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 STEADY_S = 1.0  #: a connection that was lost sooner is not dialled again without a pause
 SHOWN_FRESH_S = 0.2  #: what listings say of interfaces may be this old
+_LISTENING = ("listen/tcp", *(f"listen/tcp/{n}" for n in range(1, limits.RAILS_PER_PEER_MAX)))
 TELL_AFTER = 3  #: failures in a row, then a rail is told of as not reached
 
 
@@ -120,21 +122,28 @@ class Rails:
     def listening_fds(self) -> list[int]:
         """Return the keeper's listening sockets, the first rail's first."""
         items = self._daemon.loaded.items
-        names = ["listen/tcp", *(f"listen/tcp/{n}" for n in range(1, limits.RAILS_PER_PEER_MAX))]
-        return [items[name][1] for name in names if name in items]
+        return [items[name][1] for name in _LISTENING if name in items]
+
+    def listening_links(self) -> list[str]:
+        """Return the link of each of them."""
+        items = self._daemon.loaded.items
+        return [items[name][0].get("link", TCP) for name in _LISTENING if name in items]
 
     def own(self) -> tuple[RailRecord, ...]:
         """Return this node's rails as others are told of them."""
         found = addresses.local_addresses()
-        return tuple(self._record(host, port, found) for host, port in self.listening())
+        each = zip(self.listening(), self.listening_links(), strict=True)
+        return tuple(self._record(*address, found, link) for address, link in each)
 
     @staticmethod
-    def _record(host: str, port: int, found: Sequence[LocalAddress]) -> RailRecord:
+    def _record(host: str, port: int, found: Sequence[LocalAddress], link: str = TCP) -> RailRecord:
         owner = addresses.owner_of(host, found)
         if owner is None:
-            return RailRecord(host=host, port=port)
+            return RailRecord(host=host, port=port, link=link)
         speed = addresses.bits_per_second(owner.interface, owner.index)
-        return RailRecord(host=host, port=port, interface=owner.interface, bits_per_second=speed)
+        return RailRecord(
+            host=host, port=port, interface=owner.interface, bits_per_second=speed, link=link
+        )
 
     # ---------------------------------------------------------------- a peer's
     def addresses_of(self, number: int, registry: int) -> tuple[RailRecord, ...]:
@@ -243,6 +252,18 @@ class Rails:
         dial.short = dial.short + 1 if time.monotonic() - dial.since_s < STEADY_S else 0
         self.losses[number, rail_of(group)] += 1
 
+    def can_use(self, number: int, rail: int, link: str) -> bool:
+        """Tell whether a peer's rail has a link that is here; of one that is left out, tell once why."""
+        wanted = self._daemon.options.links
+        why = missing(link)
+        if not why and wanted and link.partition("+")[0] not in wanted:
+            why = f"{link.partition('+')[0]} is not among --links {','.join(wanted)}"
+        dial = self.dial_of(number, groups_of(rail)[0])
+        if why and dial.error != why:
+            dial.error = why
+            self._tell("rail left out", number, rail, severity="info", link=link, reason=why)
+        return not why
+
     def forget(self, number: int) -> None:
         """Forget a node that is gone."""
         self._dials = {key: kept for key, kept in self._dials.items() if key[0] != number}
@@ -337,6 +358,7 @@ class Rails:
         waiting = "dialling" if is_dialled else "awaited"
         return {
             "rail": rail,
+            "link": record.link,
             "address": f"{record.host}:{record.port}",
             "connections": connections,
             "dial": "up" if connections == 2 else waiting,

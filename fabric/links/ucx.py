@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from fabric.abc.link import LinkCapabilities
-from fabric.errors import ConfigError, PathBrokenError
+from fabric.errors import PathBrokenError
 from fabric.links.tcp import TcpBackend
 
 #: Short names of what UCX calls transports; anything else is given to UCX as it is.
@@ -24,14 +24,11 @@ TRANSPORTS: Final = {"all": "", "tcp": "tcp", "shm": "posix,sysv,cma"}
 _WHILE_LOADING: Final = {
     "UCX_HANDLE_ERRORS": "none",
     "UCX_ERROR_SIGNALS": "",
+    "UCX_DEBUG_SIGNO": "0",
     "UCX_VFS_ENABLE": "n",
     "UCX_WARN_UNUSED_ENV_VARS": "n",
 }
 _LOG_LEVEL: Final = ("UCX_LOG_LEVEL", "fatal")  #: unless the environment says otherwise
-_NAME_BYTES_MAX: Final = 256
-_NAME_CHARACTERS: Final = frozenset(
-    "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.:,"
-)
 
 
 @functools.cache
@@ -79,23 +76,6 @@ def version() -> str:
     """Return the version of UCX that is loaded; empty without one."""
     module, _ = _loaded()
     return str(module.version) if module is not None else ""
-
-
-def check_transports(transports: str) -> str:
-    """Return `transports` where they are names that UCX could have.
-
-    Raises
-    ------
-    ConfigError
-        Empty, longer than 256 bytes, or with other characters than letters, digits and ``_-.:,``.
-    """
-    is_name = 0 < len(transports) <= _NAME_BYTES_MAX and _NAME_CHARACTERS.issuperset(transports)
-    if not is_name:
-        raise ConfigError(
-            f"'{transports[:64]}' are no transports of UCX: write all, tcp, shm, or UCX's names with commas between",
-            found=transports[:64],
-        )
-    return transports
 
 
 def make_link(fd: int, session: int, transports: str = "all", devices: str = "") -> Any:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from fabric.links.rail_link import UCX, missing
 
 SHM = "shm"
 BETWEEN_NODES = ("ucx", "tcp")  #: links that can join nodes, the better first
@@ -38,7 +39,7 @@ LOCAL = Path(SHM, SHM, "both processes are on this node")
 
 def available_links() -> tuple[str, ...]:
     """Return the links between nodes that this installation can use, the better first."""
-    has_ucx = importlib.util.find_spec("fabric._ucx") is not None
+    has_ucx = not missing(UCX)
     return tuple(link for link in BETWEEN_NODES if link != "ucx" or has_ucx)
 
 

@@ -13,12 +13,16 @@ NodeState = Literal["alive", "silent", "dead"]
 
 
 class RailRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One address of a node: `interface` is its name there, `bits_per_second` what it claims (0: it does not say)."""
+    """One address of a node: `interface` is its name there, `bits_per_second` what it claims (0: it does not say).
+
+    `link` moves what is connected there: tcp, ucx, or ucx+TRANSPORTS.
+    """
 
     host: str
     port: int
     interface: str = ""
     bits_per_second: int = 0
+    link: str = "tcp"
 
 
 class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):

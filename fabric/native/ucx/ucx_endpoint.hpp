@@ -77,7 +77,7 @@ class Endpoint {
   ucp_ep* endpoint_ = nullptr;
   ucp_address* address_ = nullptr;
   std::size_t address_len_ = 0;
-  int event_fd_ = -1;
+  int event_fd_ = -1, err_mode_ = 0;
 };
 
 /// UCX's version, such as "1.22.0".

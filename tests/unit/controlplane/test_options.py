@@ -9,9 +9,11 @@ import pytest
 
 from fabric import limits
 from fabric.controlplane import listening, options
+from fabric.controlplane import main as main_module
 from fabric.controlplane.main import check_exposure, main
 from fabric.errors import BusyError, ConfigError
 from fabric.links.addresses import LocalAddress
+from fabric.paths import choice
 
 pytestmark = pytest.mark.promise("P10")
 
@@ -124,7 +126,8 @@ def test_refusal_is_one_line_on_stderr_and_status_2(short_dir, capsys):
     assert said.startswith("fabricd: a live daemon serves on") and said.count("\n") == 1
 
 
-def test_links_that_are_unknown_or_do_not_work_here_are_refused_with_what_does():
+def test_links_that_are_unknown_or_do_not_work_here_are_refused_with_what_does(monkeypatch):
+    monkeypatch.setattr(choice, "missing", lambda link: "not in this build")
     with pytest.raises(
         ConfigError, match="there is no link 'pigeon' between nodes; use ucx or tcp"
     ):
@@ -198,11 +201,41 @@ def test_rails_that_cannot_be_are_refused(given, said):
         listening.addresses_of(given)
 
 
+def test_rail_of_ucx_names_its_transports_before_its_address():
+    given = ["127.0.0.1:7400", "ucx:127.0.0.1:7401", "ucx+rc,ud:[fd00::1]:7402", "tcp:10.0.0.1"]
+    assert listening.links_of(given) == ("tcp", "ucx", "ucx+rc,ud", "tcp")
+    assert listening.addresses_of(given)[1:3] == (("127.0.0.1", 7401), ("fd00::1", 7402))
+    found = options.parse([word for each in given[:2] for word in ("--listen", each)])
+    assert found.listen_links == ("tcp", "ucx")
+
+
+@pytest.mark.parametrize("text", ["ucx+:127.0.0.1:1", "ucx+a b:127.0.0.1:1", "ucx+a\n:h:1"])
+def test_transports_that_cannot_be_are_refused(text):
+    with pytest.raises(ConfigError, match="names of transports"):
+        options.parse(["--listen", "127.0.0.1:0", "--listen", text])
+
+
+def test_rails_of_one_address_have_ports_of_their_own():
+    made = listening.listen_on([("127.0.0.1", 0), ("127.0.0.1", 0)], ["tcp", "ucx+shm"])
+    ports = {each.sock.getsockname()[1] for each in made}
+    for each in made:
+        each.sock.close()
+    assert len(ports) == 2
+    assert [each.link for each in made] == ["tcp", "ucx+shm"]
+
+
+def test_rail_whose_link_is_not_here_is_left_out_and_told(monkeypatch, capsys):
+    monkeypatch.setattr(main_module, "missing", lambda link: "" if link == "tcp" else "no UCX")
+    given = ["--listen", "127.0.0.1:0", "--listen", "ucx:127.0.0.1:0"]
+    assert main_module.usable_listens(options.parse(given)) == ([("127.0.0.1", 0)], ["tcp"])
+    assert "ucx:127.0.0.1:0 is left out: no UCX" in capsys.readouterr().err
+
+
 def test_rails_share_the_free_port_that_the_first_one_got():
     made = listening.listen_on([("127.0.0.1", 0), ("127.0.0.2", 0)])
-    names = [sock.getsockname() for sock in made]
-    for sock in made:
-        sock.close()
+    names = [each.sock.getsockname() for each in made]
+    for each in made:
+        each.sock.close()
     assert [host for host, _ in names] == ["127.0.0.1", "127.0.0.2"]
     assert names[0][1] == names[1][1] != 0
 
@@ -213,9 +246,9 @@ def test_everywhere_is_each_usable_interface_and_only_as_many_as_there_may_be(mo
     )
     monkeypatch.setattr(listening.addresses, "local_addresses", lambda: many)
     made = listening.listen_on([("0.0.0.0", 0)])
-    hosts = [sock.getsockname()[0] for sock in made]
-    for sock in made:
-        sock.close()
+    hosts = [each.sock.getsockname()[0] for each in made]
+    for each in made:
+        each.sock.close()
     assert hosts == [a.address for a in many[: limits.RAILS_PER_PEER_MAX]]
     assert f"{many[-1].address} is not listened on" in capsys.readouterr().err
 
