@@ -44,7 +44,21 @@ FIGURES: Mapping[str, Figure] = {
     "resent_percent": Figure("sent again", "%", LOWER),
     "jain": Figure("Jain's index", "", HIGHER),
     "wrong": Figure("lost, twice or torn", "messages", LOWER),
-    "unexplained": Figure("ended without a reason", "", LOWER),
+    "unexplained": Figure("without a reason", "", LOWER),
+    **{
+        f"{case}_{what}": Figure(f"{where}: {words}", unit, HIGHER)
+        for case, where in (
+            ("better", "tcp shaped"),
+            ("worse", "ucx shaped"),
+            ("alike", "neither shaped"),
+        )
+        for what, words, unit in (
+            ("tcp", "tcp alone", "GB/s"),
+            ("ucx", "ucx alone", "GB/s"),
+            ("share", "on the faster rail", "×"),
+            ("ratio", "both", "× the faster alone"),
+        )
+    },
     "unbalanced": Figure("audits out of balance", "", LOWER),
     "uncounted": Figure("corruption not counted", "", LOWER),
     "ns": Figure("per chunk", "ns", LOWER),

@@ -105,6 +105,12 @@ def loss(what: str, silent: bool, peers: tuple[Subject, ...]) -> tuple[Row, Row]
     )
 
 
+CHOICE_FIGURES = (
+    "unexplained",
+    *(f"{case}_{name}" for case in ("better", "worse") for name in ("tcp", "ucx", "share")),
+    *(f"alike_{name}" for name in ("tcp", "ucx", "ratio")),
+)
+
 PATHS = (
     together(64 * MIB, 6, RAILED, 3),
     together(GIB, 1, (UCXX,), 1),
@@ -195,10 +201,17 @@ PATHS = (
     ),
     row(
         "ucx link beside tcp on one host",
-        {"run": "choice", "layout": "none"},
+        {
+            "run": "choice",
+            "layout": "beside",
+            "size": 16 * MIB,
+            "window": 4,
+            "seconds": 2.0,
+            "is_checked": False,
+        },
         (),
         (ours("unexplained", 0.0),),
-        ("unexplained",),
+        CHOICE_FIGURES,
         1,
     ),
     row(

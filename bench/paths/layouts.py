@@ -1,4 +1,4 @@
-"""Beds that are not rails side by side: a bottleneck that rails share, a port that several nodes send to."""
+"""Beds that are not rails side by side: a shared bottleneck, a port that many send to, two links of one host."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.namespaces import Bed, run, shape
+from bench.namespaces import Bed, Rail, run, shape
 from bench.paths.nodes import Nodes
-from bench.paths.stage import FABRIC, FAR, NEAR, Stage
+from bench.paths.stage import FABRIC, FAR, NEAR, PORT, Stage
 from bench.sides import FREE, Pair, Subject, SubjectFailed
 
 SWITCH = "s"
 SENDERS = 4
 PORT_MBIT = 1000
 BRIDGE = "br0"
+SLOW_MBIT = 400
+LONE = "l"
 
 
 def bridge(bed: Bed) -> None:
@@ -118,3 +120,67 @@ class IncastStage(Stage):
         cluster, self._cluster = getattr(self, "_cluster", None), None
         if cluster is not None:
             cluster.stop()
+
+
+class BesideStage(Stage):
+    """Nodes joined by a tcp rail and one of UCX, in three cases.
+
+    *better*: on a loopback that is shaped, which UCX's shared memory passes by. *worse*: over two interfaces, of which
+    UCX has the shaped one. *alike*: on a loopback of its own, nothing shaped.
+    """
+
+    CASES = ("better", "worse", "alike")
+
+    def _lay(self, rates: Sequence[int]) -> None:
+        self.rails += [Rail(self.bed, 0, NEAR, FAR, 0), Rail(self.bed, 1, NEAR, FAR, SLOW_MBIT)]
+        self.bed.namespace(LONE)
+        shape(self.bed.full(NEAR), "lo", SLOW_MBIT)
+        self._besides: dict[str, Nodes] = {}
+
+    def _places(self, case: str) -> list[tuple[str, list[str]]]:
+        if case != "worse":
+            where = NEAR if case == "better" else LONE
+            return [
+                (where, ["127.0.0.1", "ucx+shm:127.0.0.2"]),
+                (where, ["127.0.0.3", "ucx+shm:127.0.0.4"]),
+            ]
+        plain, shaped = self.rails
+        return [
+            (NEAR, [plain.near_address, f"ucx+tcp:{shaped.near_address}"]),
+            (FAR, [plain.far_address, f"ucx+tcp:{shaped.far_address}"]),
+        ]
+
+    def beside(self, case: str) -> tuple[Nodes, Pair]:
+        """Return the nodes of a case, and a pair from the first to the second.
+
+        Raises
+        ------
+        SubjectFailed
+            They do not start.
+        """
+        key = (FABRIC, (), case)
+        if key not in self._pairs:
+            folder = Path(tempfile.mkdtemp(prefix="n", dir=self.folder))
+            port = PORT + len(self._besides)
+            try:
+                nodes = self._besides[case] = Nodes(self.bed, folder, self._places(case), "", port)
+            except (RuntimeError, OSError) as error:
+                raise SubjectFailed(f"{FABRIC}: {error}") from error
+            options = {"near": nodes.socket(0), "far": nodes.socket(1), "channel": case}
+            self._pairs[key] = Pair(Subject(FABRIC, "bench.ours.rails", options), FREE)
+        return self._besides[case], self._pairs[key]
+
+    def drop(self, who: str) -> None:
+        """As ever, and the nodes."""
+        super().drop(who)
+        self._stop()
+
+    def close(self) -> None:
+        """As ever, and the nodes."""
+        self._stop()
+        super().close()
+
+    def _stop(self) -> None:
+        besides = getattr(self, "_besides", {})
+        while besides:
+            besides.popitem()[1].stop()

@@ -6,10 +6,10 @@ import importlib
 import json
 import subprocess
 import threading
-from importlib.util import find_spec
 from typing import Any
 
 from bench.paths import scenarios, timeline
+from bench.paths.choice import choice
 from bench.paths.layouts import PORT_MBIT, SENDERS, IncastStage
 from bench.paths.nodes import Nodes
 from bench.paths.scenarios import Figures, Order, stream, trips, warm
@@ -106,13 +106,6 @@ def cost(stage: Stage | None, who: str, order: Order) -> Figures:
 def simulated(stage: Stage | None, who: str, order: Order) -> Figures:
     """Replay a trace with one policy."""
     return program("bench.paths.simulated", who)
-
-
-def choice(stage: Stage | None, who: str, order: Order) -> Figures:
-    """Have two links of one host compared, where there are two."""
-    if find_spec("fabric._ucx") is None:
-        raise SubjectFailed("there is no ucx link in this build: fabric._ucx is absent")
-    return program("bench.paths.choice", who)
 
 
 def program(module: str, who: str) -> Figures:

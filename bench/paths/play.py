@@ -7,7 +7,7 @@ from typing import Any
 
 from bench import match, namespaces
 from bench.match import Line
-from bench.paths.layouts import IncastStage, SharedStage
+from bench.paths.layouts import BesideStage, IncastStage, SharedStage
 from bench.paths.others import OTHERS
 from bench.paths.scenarios import SCENARIOS, Figures
 from bench.paths.stage import Stage
@@ -16,7 +16,12 @@ from bench.rows import Row
 from bench.sides import FREE, SubjectFailed
 from bench.verdicts import Verdict, contenders
 
-LAYOUTS: dict[str, type[Stage]] = {"rails": Stage, "incast": IncastStage, "shared": SharedStage}
+LAYOUTS: dict[str, type[Stage]] = {
+    "rails": Stage,
+    "incast": IncastStage,
+    "shared": SharedStage,
+    "beside": BesideStage,
+}
 NONE = "none"
 RUNS = {**SCENARIOS, **OTHERS}
 

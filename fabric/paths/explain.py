@@ -17,9 +17,10 @@ RATE_ASSUMED = 125e6  #: kRateUnknown of rail_estimate.hpp: of a rail that nothi
 
 
 def rail_name(row: Row) -> str:
-    """Return a rail as people name it: its number and, where known, its interface."""
-    interface = row.get("interface")
-    return f"rail {row['rail']}" + (f" ({interface})" if interface else "")
+    """Return a rail as people name it: its number and, where known, its link (unless it is tcp) and its interface."""
+    link = row.get("link")
+    known = [str(each) for each in (link if link != "tcp" else "", row.get("interface")) if each]
+    return f"rail {row['rail']}" + (f" ({', '.join(known)})" if known else "")
 
 
 def mask_of(rails: Sequence[int]) -> int:
