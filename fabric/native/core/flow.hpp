@@ -3,8 +3,9 @@
 // Owned by the port, used under its lock.
 #pragma once
 
+#include <atomic>
 #include <deque>
-#include <memory>
+#include <utility>
 #include <vector>
 
 #include "core/credit.hpp"
@@ -16,6 +17,7 @@ namespace fabric {
 class SenderCore;
 class ReceiverCore;
 struct FlowInState;
+class FlowRef;
 struct MessageCore;
 
 /// A lane as its port sees it.
@@ -34,7 +36,7 @@ struct LaneLink {
   bool broken = false;
   const char* fault = nullptr;
   LaneLink* next_same_bit = nullptr;
-  std::shared_ptr<FlowInState>* last_in = nullptr;  ///< the flow of its last record, where the port keeps it
+  FlowRef* last_in = nullptr;  ///< the flow of its last record, where the port keeps it
 };
 
 /// flow_seq → entry of what may still be live; spans at most kFlowSpanMax (SenderCore::room).
@@ -136,6 +138,42 @@ struct FlowInState {
   bool closing = false;               ///< no more will come: the row goes when nothing is live
   bool gone = false;
   bool lying = false;                 ///< its producer, behind a gateway, broke the rules: told once
+  std::atomic<u32> refs{0};
+};
+
+/// Keeps a flow for the port and for each of its messages. Copies are made, and messages of a port that is there end,
+/// under the port's lock alone, so that counting needs no atomic addition; a view that outlives the port lets go with
+/// one, and by then nobody else counts without.
+class FlowRef {
+ public:
+  FlowRef() = default;
+  explicit FlowRef(FlowInState* state) : state_(state) { add(); }
+  FlowRef(const FlowRef& other) : state_(other.state_) { add(); }
+  FlowRef(FlowRef&& other) noexcept : state_(std::exchange(other.state_, nullptr)) {}
+  FlowRef& operator=(FlowRef other) noexcept {
+    std::swap(state_, other.state_);
+    return *this;
+  }
+  ~FlowRef() {
+    if (state_ != nullptr && state_->refs.fetch_sub(1, std::memory_order_acq_rel) == 1) delete state_;
+  }
+  void let_go_locked() {              ///< under the port's lock
+    FlowInState* const state = std::exchange(state_, nullptr);
+    if (state == nullptr) return;
+    const u32 left = state->refs.load(std::memory_order_relaxed) - 1;
+    state->refs.store(left, std::memory_order_relaxed);
+    if (left == 0) delete state;
+  }
+  FlowInState* get() const { return state_; }
+  FlowInState& operator*() const { return *state_; }
+  FlowInState* operator->() const { return state_; }
+  explicit operator bool() const { return state_ != nullptr; }
+
+ private:
+  void add() {
+    if (state_ != nullptr) state_->refs.store(state_->refs.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+  }
+  FlowInState* state_ = nullptr;
 };
 
 }  // namespace fabric

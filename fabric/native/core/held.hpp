@@ -32,8 +32,8 @@ class HeldTable {
       state_->head.held_high.store(index + 1, std::memory_order_release);
     }
     HeldEntry& entry = state_->held[index];
-    entry.flow = header.flow;
-    entry.flow_seq = header.flow_seq;
+    store_word(&entry.flow, header.flow);
+    store_word(&entry.flow_seq, header.flow_seq);
     entry.segment = first != nullptr ? first->segment : 0;
     entry.slot = first != nullptr ? first->slot : 0;
     entry.generation = first != nullptr ? first->generation : 0;

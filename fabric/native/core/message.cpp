@@ -50,6 +50,7 @@ MessageCore* MessagePool::take(u32 bytes) {
 
 void MessagePool::put(MessageCore* message) {
   const u32 size = message->block_bytes;
+  message->flow.let_go_locked();
   message->~MessageCore();
   auto& kept = size == kSmall ? small_ : large_;
   if (kept.size() < kKept) kept.push_back(message);

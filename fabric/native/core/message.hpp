@@ -26,7 +26,7 @@ struct MessageCore {
   bool credited = false;              ///< its credit went back while it was queued (drop_oldest)
   bool slots_held = false;            ///< the sender's slots are still ours to read
   std::span<SegmentEntry> segments;
-  std::shared_ptr<FlowInState> flow;
+  FlowRef flow;
   std::shared_ptr<Segment> mapped[2]; ///< resolved so far: the first and the last segment
   MessageCore* next = nullptr;
   MessageCore *prev = nullptr, *next_of_flow = nullptr;  ///< in the queue of a receiver that drops its oldest

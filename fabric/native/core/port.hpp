@@ -117,6 +117,7 @@ class Port : public std::enable_shared_from_this<Port> {
   /// Sleeps until something arrives or the deadline; leaves and enters `operation`.
   void wait_for_news(Operation& operation, u64 deadline_ns, News awaited);
   void notify_waiters();
+  void push_end(LaneLink& lane, u64 flow, u64 seq, End end, Reason reason, u32 held, bool free_held);
   void push_return(LaneLink& lane, const ReturnEntry& entry, u32 held, bool free_held);
   void wake_owed(LaneLink& lane, bool now);
   void flush_wakes();
@@ -159,7 +160,7 @@ class Port : public std::enable_shared_from_this<Port> {
   void overrun_freeze();
   u64 drain_records(LaneLink& lane);
   bool take_record(LaneLink& lane, const RecordSpan& span, bool& stop);
-  std::shared_ptr<FlowInState>* find_flow_in(LaneLink& lane, u64 id);
+  FlowRef* find_flow_in(LaneLink& lane, u64 id);
   bool blame_producer(LaneLink& lane, FlowInState& flow, MessageCore* message, const char* why);
   void skip_record(FlowInState& flow, const RecordHeader& header);
   void queue_record(FlowInState& flow, MessageCore* message);
@@ -215,7 +216,8 @@ class Port : public std::enable_shared_from_this<Port> {
   MessagePool pool_;
   std::unordered_map<u64, std::unique_ptr<FlowOut>> flows_out_;
   std::unordered_map<u64, u32> late_views_;  ///< flows that are gone, and whose slots are still read: their lane
-  std::unordered_map<u64, std::shared_ptr<FlowInState>> flows_in_;
+  std::unordered_map<u64, FlowRef> flows_in_;
+  u64 drained_ns_ = 0;                // when the last look at a lane began (to some milliseconds)
   std::vector<u64> closing_;          ///< incoming flows that go when drained
   std::unordered_map<u64, std::shared_ptr<SenderCore>> senders_;
   std::unordered_map<u64, std::shared_ptr<ReceiverCore>> receivers_;
@@ -225,7 +227,7 @@ class Port : public std::enable_shared_from_this<Port> {
   struct EarlyOut { u64 endpoint, flow; u32 lane; u64 target; u64 messages, bytes; u32 generation; bool after_drain; bool suspect; };
   std::vector<EarlyOut> early_out_;   ///< flows that came before their sender was opened
   std::deque<u64> forgotten_;         ///< the last senders that went: a flow for one may be on its way
-  std::unordered_map<u64, std::vector<std::shared_ptr<FlowInState>>> early_in_;
+  std::unordered_map<u64, std::vector<FlowRef>> early_in_;
   std::vector<MessageCore*> early_messages_;  ///< drained before their receiver was opened
   struct ClosedEnd { u64 endpoint; Refusal refusal; };
   std::deque<ClosedEnd> closed_ends_; ///< the last that closed: a flow for one may be on its way

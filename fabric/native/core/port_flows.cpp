@@ -125,7 +125,7 @@ Status Port::add_flow_in(u64 endpoint, u64 flow, u32 lane, u64 producer_port, u6
   if (row == nullptr) {
     return Status::fail(Code::capacity, "a port has at most " + text(kFlowsInPerPortMax) + " incoming flows");
   }
-  auto added = std::make_shared<FlowInState>();
+  const FlowRef added(new FlowInState);
   added->id = flow;
   added->producer_port = producer_port;
   added->row = row;
@@ -159,7 +159,7 @@ Status Port::close_flow_in(u64 flow, bool drain) {
   if (!operation.ok()) return operation.status();
   auto it = flows_in_.find(flow);
   if (it == flows_in_.end()) return Status::success();
-  std::shared_ptr<FlowInState> state = it->second;
+  FlowRef state = it->second;
   if (state->lane != nullptr) progress_lane(*state->lane);
   if (!drain && state->receiver != nullptr) state->receiver->drop_queue(state.get(), Refusal::end);
   if (!drain && state->receiver == nullptr) drop_early_messages(*state);

@@ -72,6 +72,7 @@ u64 Port::drain_records(LaneLink& lane) {
   const u64 before = reader.read_cursor();
   u64 taken = 0;
   RecordSpan span;
+  drained_ns_ = monotonic_coarse_ns();
   for (bool stop = false; !stop;) {
     const Peek peek = reader.peek(span);
     if (peek == Peek::empty) break;
@@ -93,7 +94,7 @@ u64 Port::drain_records(LaneLink& lane) {
 }
 
 // Most records are of the flow of the one before.
-std::shared_ptr<FlowInState>* Port::find_flow_in(LaneLink& lane, u64 id) {
+FlowRef* Port::find_flow_in(LaneLink& lane, u64 id) {
   if (lane.last_in != nullptr && (*lane.last_in)->id == id) return lane.last_in;
   const auto it = flows_in_.find(id);
   if (it == flows_in_.end()) return nullptr;
@@ -116,7 +117,7 @@ bool Port::take_record(LaneLink& lane, const RecordSpan& span, bool& stop) {
     stop = true;
     return false;
   }
-  std::shared_ptr<FlowInState>* known = find_flow_in(lane, header.flow);
+  FlowRef* known = find_flow_in(lane, header.flow);
   if (known == nullptr) {
     ++counters_.strays;
     refuse_record(lane, message, true);
@@ -182,16 +183,16 @@ void Port::skip_record(FlowInState& flow, const RecordHeader& header) {
 }
 
 void Port::queue_record(FlowInState& flow, MessageCore* message) {
-  const RecordHeader header = message->header;
+  const RecordHeader& header = message->header;
   if (Faults::take(faults_.lose_drained)) {
     pool_.put(message);
     flow.row->drained.store(header.flow_seq, std::memory_order_release);
     return;
   }
   const SegmentEntry* first = message->segments.empty() ? nullptr : message->segments.data();
-  message->held = held_.take(header, first, monotonic_coarse_ns());
+  message->held = held_.take(header, first, drained_ns_);
   step("drain.held");
-  if (Faults::take(faults_.repeat_drained)) held_.take(header, first, monotonic_coarse_ns());
+  if (Faults::take(faults_.repeat_drained)) held_.take(header, first, drained_ns_);
   message->slots_held = first != nullptr;
   auto& bytes = flow.row->payload_bytes;
   bytes.store(bytes.load(std::memory_order_relaxed) + header.payload_bytes, std::memory_order_relaxed);
@@ -217,23 +218,29 @@ void Port::refuse_record(LaneLink& lane, MessageCore* message, bool report_end) 
   }
   if (report_end) {
     const u64 seq = message->header.flow_seq;
-    push_return(lane, {flow, seq, seq, static_cast<u8>(ReturnKind::end), static_cast<u8>(End::failed),
-                       static_cast<u8>(Reason::closed), 0, 0}, kNotHeld, false);
+    push_end(lane, flow, seq, End::failed, Reason::closed, kNotHeld, false);
   }
   wake_owed(lane, true);
   pool_.put(message);
 }
 
 // ------------------------------------------------------------------ returns, outgoing
-void Port::push_return(LaneLink& lane, const ReturnEntry& entry, u32 held, bool free_held) {
-  ReturnWriter& writer = lane.end.returns_out;
-  ReturnEntry* last = lane.backlog.empty() ? writer.unpublished() : nullptr;
-  const bool extends = last != nullptr && entry.kind == static_cast<u8>(ReturnKind::end) &&
-                       last->kind == entry.kind && last->flow == entry.flow && last->end == entry.end &&
-                       last->reason == entry.reason && last->b + 1 == entry.a;
+// Most ends follow the one before: then its entry says so, too.
+void Port::push_end(LaneLink& lane, u64 flow, u64 seq, End end, Reason reason, u32 held, bool free_held) {
+  ReturnEntry* last = lane.backlog.empty() ? lane.end.returns_out.unpublished() : nullptr;
+  const bool extends = last != nullptr && last->kind == static_cast<u8>(ReturnKind::end) && last->flow == flow &&
+                       last->end == static_cast<u8>(end) && last->reason == static_cast<u8>(reason) && last->b + 1 == seq;
   if (extends) {
-    last->b = entry.b;
-  } else if (!lane.backlog.empty() || !writer.push(entry)) {
+    last->b = seq;
+    if (held != kNotHeld && free_held) held_.free(held);
+    return;                           // its lane is dirty since the entry was pushed
+  }
+  push_return(lane, {flow, seq, seq, static_cast<u8>(ReturnKind::end), static_cast<u8>(end), static_cast<u8>(reason), 0, 0},
+              held, free_held);
+}
+
+void Port::push_return(LaneLink& lane, const ReturnEntry& entry, u32 held, bool free_held) {
+  if (!lane.backlog.empty() || !lane.end.returns_out.push(entry)) {
     if (lane.backlog.size() < kBacklogMax) {
       lane.backlog.push_back({entry, held, free_held});
       if (held != kNotHeld && free_held) held_.set(held, HeldState::ended, 0);  // reported, not yet in the ring
@@ -410,8 +417,7 @@ void Port::end_message(MessageCore& message, End end, Reason reason) {
     if (held != kNotHeld) held_.free(held);
     return;
   }
-  push_return(*flow.lane, {flow.id, seq, seq, static_cast<u8>(ReturnKind::end), static_cast<u8>(end),
-                           static_cast<u8>(reason), 0, 0}, held, free_held);
+  push_end(*flow.lane, flow.id, seq, end, reason, held, free_held);
   wake_owed(*flow.lane, false);
   flow.row->ended_upto.store(flow.ended.mark(seq), std::memory_order_release);
 }

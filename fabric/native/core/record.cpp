@@ -16,18 +16,30 @@ u8* put_extension(u8* at, Extension type, const void* data, std::size_t bytes) {
   return at + whole;
 }
 
-bool has_correlation(const RecordParts& parts) {
-  return parts.correlation.id != 0 || parts.correlation.reply_flow != 0;
+bool has_correlation(const RecordExtras& extras) {
+  return extras.correlation.id != 0 || extras.correlation.reply_flow != 0;
 }
 
 }  // namespace
 
-u32 record_prefix_bytes(const RecordParts& parts) {
+u32 record_prefix_bytes(const RecordExtras& extras) {
   u32 bytes = kRecordHeaderBytes;
-  if (parts.producer.port != 0) bytes += extension_bytes(sizeof(ProducerExtension));
-  if (parts.has_key) bytes += extension_bytes(parts.key.size());
-  if (has_correlation(parts)) bytes += extension_bytes(sizeof(CorrelationExtension));
-  return bytes + static_cast<u32>(parts.segments.size() * sizeof(SegmentEntry));
+  if (extras.producer.port != 0) bytes += extension_bytes(sizeof(ProducerExtension));
+  if (extras.has_key) bytes += extension_bytes(extras.key.size());
+  if (has_correlation(extras)) bytes += extension_bytes(sizeof(CorrelationExtension));
+  return bytes + static_cast<u32>(extras.segments.size() * sizeof(SegmentEntry));
+}
+
+u8* write_extras(u8* out, const RecordExtras& extras) {
+  u8* at = out + kRecordHeaderBytes;
+  if (extras.producer.port != 0) at = put_extension(at, Extension::producer, &extras.producer, sizeof extras.producer);
+  if (extras.has_key) at = put_extension(at, Extension::key, extras.key.data(), extras.key.size());
+  if (has_correlation(extras)) {
+    at = put_extension(at, Extension::correlation, &extras.correlation, sizeof extras.correlation);
+  }
+  const std::size_t table = extras.segments.size() * sizeof(SegmentEntry);
+  if (table != 0) std::memcpy(at, extras.segments.data(), table);
+  return at + table;
 }
 
 u8* write_record_prefix(u8* out, RecordParts& parts, u32 inline_size) {
@@ -39,15 +51,8 @@ u8* write_record_prefix(u8* out, RecordParts& parts, u32 inline_size) {
   header.total_len = prefix + inline_size;
   header.kind = 0;
   header.segment_count = static_cast<u16>(parts.segments.size());
-  std::memcpy(out, &header, sizeof header);
-  u8* at = out + sizeof header;
-  if (parts.producer.port != 0) at = put_extension(at, Extension::producer, &parts.producer, sizeof parts.producer);
-  if (parts.has_key) at = put_extension(at, Extension::key, parts.key.data(), parts.key.size());
-  if (has_correlation(parts)) {
-    at = put_extension(at, Extension::correlation, &parts.correlation, sizeof parts.correlation);
-  }
-  if (table != 0) std::memcpy(at, parts.segments.data(), table);
-  return at + table;
+  store_header(out, header);
+  return write_extras(out, parts);
 }
 
 const char* check_header(const RecordHeader& header) {

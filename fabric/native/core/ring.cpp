@@ -64,14 +64,16 @@ void RecordWriter::abandon() { head_ = published_; }
 void RecordReader::attach(RingCursors* cursors, const u8* data) {
   cursors_ = cursors;
   data_ = data;
-  read_ = released_ = cursors->tail.value.load(std::memory_order_relaxed);
+  read_ = released_ = top_ = cursors->tail.value.load(std::memory_order_relaxed);
 }
 
 u64 RecordReader::head() const { return cursors_->head.value.load(std::memory_order_acquire); }
 
 Peek RecordReader::peek(RecordSpan& out) {
-  const u64 top = head();
-  while (read_ != top) {
+  for (;;) {
+    if (read_ >= top_) top_ = head();
+    const u64 top = top_;
+    if (read_ == top) return Peek::empty;
     if (top < read_ || top - released_ > kLaneBytes || ((top | read_) & 7) != 0) {
       return corrupt("lane head cannot be true");
     }
@@ -95,7 +97,6 @@ Peek RecordReader::peek(RecordSpan& out) {
     out.end = read_ + padded;
     return Peek::item;
   }
-  return Peek::empty;
 }
 
 void RecordReader::release(u64 upto) {
@@ -118,17 +119,18 @@ bool ReturnWriter::push(const ReturnEntry& entry) {
     tail_seen_ = tail;
     if (fault_ != nullptr || head_ - tail_seen_ >= kReturnEntries) return false;
   }
-  entries_[head_ & (kReturnEntries - 1)] = entry;
+  settle();
+  last_ = entry;
   ++head_;
   return true;
 }
 
-ReturnEntry* ReturnWriter::unpublished() {
-  if (head_ == published_) return nullptr;
-  return &entries_[(head_ - 1) & (kReturnEntries - 1)];
+void ReturnWriter::settle() {
+  if (head_ != published_) entries_[(head_ - 1) & (kReturnEntries - 1)] = last_;
 }
 
 void ReturnWriter::publish() {
+  settle();
   published_ = head_;
   cursors_->head.value.store(head_, std::memory_order_release);
 }

@@ -63,7 +63,7 @@ class RecordReader {
   Peek corrupt(const char* why) { fault_ = why; return Peek::corrupt; }
   RingCursors* cursors_ = nullptr;
   const u8* data_ = nullptr;
-  u64 read_ = 0, released_ = 0;
+  u64 read_ = 0, released_ = 0, top_ = 0;  // top_: as far as records were seen; its line is the writer's
   const char* fault_ = nullptr;
 };
 
@@ -71,15 +71,18 @@ class ReturnWriter {
  public:
   void attach(RingCursors* cursors, ReturnEntry* entries);
   bool push(const ReturnEntry& entry);  ///< false when full; visible after publish()
-  /// The last entry pushed and not yet published (a range may still be extended), or nullptr.
-  ReturnEntry* unpublished();
+  /// The last entry pushed and not yet published (a range may still be extended), or nullptr. It is private until then:
+  /// the line that it goes to has entries that the reader looks at meanwhile.
+  ReturnEntry* unpublished() { return head_ == published_ ? nullptr : &last_; }
   void publish();
   u64 head() const { return head_; }
   const char* fault() const { return fault_; }  ///< the reader's cursor cannot be true
 
  private:
+  void settle();                        ///< the last entry goes to its place
   RingCursors* cursors_ = nullptr;
   ReturnEntry* entries_ = nullptr;
+  ReturnEntry last_{};
   u64 head_ = 0, published_ = 0, tail_seen_ = 0;
   const char* fault_ = nullptr;
 };

@@ -194,18 +194,19 @@ Full SenderCore::try_commit(const SendRequest& request, Prepared& prepared, Batc
 
 // The record of a new message, committed in its lane and not published; nullptr when the lane is full.
 u8* SenderCore::put_record(const SendRequest& request, const Prepared& prepared, FlowOut& flow, u64 entry, u32& total) {
-  RecordParts parts;
-  parts.key = request.key;
-  parts.has_key = request.has_key;
-  parts.correlation = {request.correlation, request.reply_flow};
-  parts.segments = {prepared.table, prepared.segments};
-  total = record_prefix_bytes(parts) + prepared.inline_size;
+  const RecordExtras extras{{}, request.key, request.has_key, {request.correlation, request.reply_flow},
+                            {prepared.table, prepared.segments}};
+  const u32 prefix = record_prefix_bytes(extras);
+  total = prefix + prepared.inline_size;
   RecordWriter& writer = flow.lane->end.records_out;
   u8* at = writer.reserve(total);
   if (at == nullptr) return nullptr;
   ledger_.begin(entry, flow.id, flow.last_seq + 1, writer.reserved_at(), prepared.payload);
   step("send.pending");
-  RecordHeader& header = parts.header;
+  RecordHeader header;
+  header.version = kRecordVersion;
+  header.header_len8 = static_cast<u8>((prefix - prepared.segments * sizeof(SegmentEntry)) / 8);
+  header.total_len = total;
   header.flags = static_cast<u16>((request.flags & ~kFlagBare) | (prepared.meta_inline ? 0 : kFlagMetaInSegment) |
                                   (is_bare(request) ? kFlagBare : 0));
   header.flow = flow.id;
@@ -216,8 +217,11 @@ u8* SenderCore::put_record(const SendRequest& request, const Prepared& prepared,
   header.type = type_;
   header.generation = flow.generation;
   header.klass = klass_;
+  header.kind = static_cast<u8>(RecordKind::message);
+  header.segment_count = static_cast<u16>(prepared.segments);
   header.payload_bytes = prepared.payload;
-  u8* inline_at = write_record_prefix(at, parts, prepared.inline_size);
+  store_header(at, header);
+  u8* inline_at = prefix == kRecordHeaderBytes ? at + prefix : write_extras(at, extras);
   if (prepared.meta_inline) {
     const u32 head = write_head(inline_at, request);
     if (head < prepared.inline_size) {
@@ -340,6 +344,10 @@ Status SenderCore::send_many(std::span<const SendRequest> requests, u64 deadline
   Batch batch;
   Status status;
   for (const SendRequest& request : requests) {
+    if (is_bare(request) && !closed_ && commit_bare(request, batch)) [[likely]] {
+      ++accepted;
+      continue;
+    }
     Status sent = send_one(operation, request, batch, deadline_ns, may_wait, accepted == 0);
     if (!sent.ok()) [[unlikely]] {
       status = std::move(sent);
@@ -350,6 +358,15 @@ Status SenderCore::send_many(std::span<const SendRequest> requests, u64 deadline
   if (operation.ok()) seal(batch);
   if (last_number != nullptr && status.ok()) *last_number = number_;
   return status;
+}
+
+// The common case, without a word about how it went: false, and send_one() finds out why.
+bool SenderCore::commit_bare(const SendRequest& request, Batch& batch) {
+  if (request.key.size() > kKeyBytesMax) return false;
+  Prepared prepared;
+  measure(request, prepared);
+  FlowOut* blocked = nullptr;
+  return try_commit(request, prepared, batch, blocked) == Full::none;
 }
 
 Status SenderCore::send_one(Operation& operation, const SendRequest& request, Batch& batch, u64 deadline_ns,

@@ -98,6 +98,7 @@ class SenderCore {
   Status prepare(Operation& operation, const SendRequest& request, bool may_wait, Prepared& out);
   Status place(u64 bytes, SlotRef& out, Room& room);
   void give_up(const SendRequest& request, Prepared& prepared);
+  bool commit_bare(const SendRequest& request, Batch& batch);
   Status send_one(Operation& operation, const SendRequest& request, Batch& batch, u64 deadline_ns, bool may_wait,
                   bool is_first);
   Full try_commit(const SendRequest& request, Prepared& prepared, Batch& batch, FlowOut*& blocked);
