@@ -90,10 +90,23 @@ _LISTING = (
 )
 
 
+def _with_link(columns: Sequence[Column], rows: Iterable[Row]) -> list[Column]:
+    """Return the columns, behind the rail that of its link, where one is no tcp."""
+    found = list(columns)
+    if any(row.get("link", "tcp") != "tcp" for row in rows):
+        at = next(number for number, each in enumerate(found) if each.title == "rail") + 1
+        found.insert(at, Column("link", "link"))
+    return found
+
+
 # ------------------------------------------------------------------ ls
 def listing(rows: Sequence[Row]) -> str:
     """Return the rails as a table, with what its marks mean and what waits."""
-    drawn = table(_LISTING, rows, "no rails: this node stands alone, or no other is connected")
+    drawn = table(
+        _with_link(_LISTING, rows),
+        rows,
+        "no rails: this node stands alone, or no other is connected",
+    )
     marks = []
     if any(row.get("is_primary") for row in rows):
         marks.append("* takes what goes whole (records)")
@@ -166,7 +179,7 @@ def shown(answer: Row) -> str:
             f"score for {units.format_bytes(answer['size_bytes'])}: base + (in flight + size) / rate now = finish",
         ),
         "\n".join(_left_out(rails)),
-        table(_COUNTS, rails, "", "since the session began:") if rails else "",
+        table(_with_link(_COUNTS, rails), rails, "", "since the session began:") if rails else "",
         _last_changes(answer.get("changes", ())),
         decisions(answer.get("decisions", ())),
     ]
@@ -254,7 +267,7 @@ def reasons(answer: Row) -> str:
         said = "* takes what goes whole (records)"
         if answer.get("by") == "scheduler":
             said += "; the scheduler itself made the split, for rails as now"
-        parts += [table(_WHY, rails, ""), said]
+        parts += [table(_with_link(_WHY, rails), rails, ""), said]
     return "\n\n".join(parts)
 
 

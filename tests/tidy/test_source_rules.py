@@ -144,6 +144,16 @@ def test_only_bindings_know_python() -> None:
     assert not wrong
 
 
+def test_only_the_ucx_link_knows_ucx() -> None:
+    wrong = [
+        short(path)
+        for path in native_files()
+        if path.name != "ucx_endpoint.cpp"
+        and re.search(r'#include\s*[<"]uc[pst]/', path.read_text())
+    ]
+    assert not wrong
+
+
 def test_every_package_says_it_is_typed() -> None:
     roots = ("fabric", "plugins/fabric_plugins", "routes/fabric_routes", "modules/fabric_modules")
     assert not [root for root in roots if not (ROOT / root / "py.typed").exists()]

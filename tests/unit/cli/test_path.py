@@ -66,6 +66,15 @@ def test_rail_that_is_left_out_is_shown_with_the_reason(shown):
     assert "rail 0 to b" not in text
 
 
+@pytest.mark.parametrize(
+    "shown", [path_tables.listing, lambda rows: path_tables.shown(shown_of(rows))]
+)
+def test_rails_of_several_links_have_a_column_for_it_and_rails_of_tcp_alone_have_none(shown):
+    rows: list[Any] = [RAILS[0], {**RAILS[0], "rail": 1, "link": "ucx+shm"}]
+    assert "LINK" in shown(rows) and "ucx+shm" in shown(rows)
+    assert "LINK" not in shown(rows[:1])
+
+
 def shown_of(rows):
     return {**PATH_SHOWN, "rails": rows, "size_bytes": MIB}
 
