@@ -80,11 +80,6 @@ def _bytes_as(spec: TensorSpec) -> int:
     return fp8[0] if len(fp8) == 1 else 0
 
 
-def is_plainly_checked(field: TensorField) -> bool:
-    """Tell whether dtype and shape say all about an array for this field."""
-    return not (field.is_byte or field.spec.is_list or field.spec.optional)
-
-
 def shared_axes(fields: list[TensorField]) -> list[tuple[str, TensorField, int, TensorField, int]]:
     """Return the pairs of axes that bear the same name and so must be equal within a message."""
     first: dict[str, tuple[TensorField, int]] = {}  # lists name no axes: theirs are their own
@@ -169,8 +164,8 @@ def make_encode(
             raise _too_large(meta)
         return meta, buffers
 
-    known = {f.name: seen for _, seen, _, f in plan if is_plainly_checked(f)}
-    return encode, None if shared else native_plan(names, view, known)
+    known = {f.name: seen for _, seen, _, f in plan}
+    return encode, native_plan(names, view, fields, known, [name for name, *_ in shared])
 
 
 def _too_large(meta: bytes) -> CapacityError:

@@ -78,8 +78,7 @@ class MessageType:
         self.encode, self.native_plan = codec.make_encode(names, specs, view)
         self.unpack: codec.Unpack = msgspec.msgpack.Decoder(view).decode
         self.decode = codec.make_decode(self)
-        plain = [field.name for field in self.tensors if not field.spec.is_list]
-        self.native_decode: DecodePlan | None = decode_plan(names, view, plain)
+        self.native_decode: DecodePlan | None = decode_plan(names, view, self.tensors)
         #: what native ends call per message; None where there is nothing to encode
         self.native_encode: codec.Encode | None = self.encode
         self.native_unpack: codec.Unpack | None = self.unpack

@@ -1,6 +1,7 @@
 #include "bind/plain_decoder.hpp"
 
 #include <bit>
+#include <cctype>
 #include <cmath>
 #include <cstring>
 
@@ -15,17 +16,17 @@ namespace fabric {
 class PlainDecoder::Reader {
  public:
   explicit Reader(std::span<const u8> bytes) : at_(bytes.data()), end_(bytes.data() + bytes.size()) {}
+  bool nothing() {
+    if (left() == 0 || *at_ != 0xc0) return false;
+    ++at_;
+    return true;
+  }
   bool is_at_end() const { return at_ == end_; }
   const u8* at() const { return at_; }
   /// Goes over `bytes` if they come next.
   bool skip(std::span<const u8> bytes) {
     if (bytes.empty() || bytes.size() > left() || std::memcmp(at_, bytes.data(), bytes.size()) != 0) return false;
     at_ += bytes.size();
-    return true;
-  }
-  bool nothing() {
-    if (left() == 0 || *at_ != 0xc0) return false;
-    ++at_;
     return true;
   }
   /// The number of items; ~0 where no array begins.
@@ -72,6 +73,18 @@ class PlainDecoder::Reader {
     if (!sized(0xc4, found)) return nullptr;
     return PyBytes_FromStringAndSize(reinterpret_cast<const char*>(found.data()), static_cast<Py_ssize_t>(found.size()));
   }
+  /// Of a tensor: a tuple of integers.
+  PyObject* descriptor() {
+    const u64 items = array();
+    if (items > 1 + kRankMax) return nullptr;
+    PyObject* made = PyTuple_New(static_cast<Py_ssize_t>(items));
+    for (u64 i = 0; made != nullptr && i < items; ++i) {
+      PyObject* item = integer();
+      if (item != nullptr) PyTuple_SET_ITEM(made, static_cast<Py_ssize_t>(i), item);
+      else Py_CLEAR(made);
+    }
+    return made;
+  }
 
  private:
   std::size_t left() const { return static_cast<std::size_t>(end_ - at_); }
@@ -101,42 +114,41 @@ void PlainDecoder::attach(nb::handle plan) {
   if (plan.is_none()) return;
   const nb::object view = plan.attr("view");
   for (nb::handle each : plan.attr("kinds")) {
-    const auto kind = nb::cast<char>(each);
+    const auto letter = nb::cast<char>(each);
+    const int kind = std::tolower(static_cast<unsigned char>(letter));
     if (std::strchr("ifbsyt", kind) == nullptr) throw nb::value_error("a plan has an unknown kind of field");
-    fields_.push_back({static_cast<Kind>(kind), {}, {}});
+    // A descriptor may always be None: the property says what is wrong with that.
+    const bool is_optional = letter != kind || kind == 't';
+    fields_.push_back({static_cast<Kind>(kind), is_optional, {}, 0, {}});
   }
   if (fields_.size() > kFieldsMax) throw nb::value_error("a plan has too many fields");
   view_ = view;
 }
 
 PyObject* PlainDecoder::read(Field& field, Reader& reader) {
+  if (field.is_optional && reader.nothing()) Py_RETURN_NONE;
   switch (field.kind) {
     case Kind::integer: return reader.integer();
     case Kind::number: return reader.number();
     case Kind::truth: return reader.truth();
-    case Kind::text: return reader.text();
     case Kind::bytes: return reader.bytes();
-    case Kind::tensor: return read_descriptor(field, reader);
+    case Kind::text:
+    case Kind::tensor: return read_as_last(field, reader);
   }
   return nullptr;
 }
 
-PyObject* PlainDecoder::read_descriptor(Field& field, Reader& reader) {
-  if (reader.skip(field.written)) return Py_NewRef(field.descriptor.ptr());
-  if (reader.nothing()) Py_RETURN_NONE;
+PyObject* PlainDecoder::read_as_last(Field& field, Reader& reader) {
+  if (reader.skip({field.written, field.written_bytes})) return Py_NewRef(field.last.ptr());
   const u8* start = reader.at();
-  const u64 items = reader.array();
-  if (items > 1 + kRankMax) return nullptr;
-  nb::object made = nb::steal(PyTuple_New(static_cast<Py_ssize_t>(items)));
-  if (!made.is_valid()) return nullptr;
-  for (u64 i = 0; i < items; ++i) {
-    PyObject* item = reader.integer();
-    if (item == nullptr) return nullptr;
-    PyTuple_SET_ITEM(made.ptr(), static_cast<Py_ssize_t>(i), item);
+  PyObject* value = field.kind == Kind::text ? reader.text() : reader.descriptor();
+  const std::size_t bytes = static_cast<std::size_t>(reader.at() - start);
+  if (value != nullptr && bytes <= sizeof field.written) {
+    std::memcpy(field.written, start, bytes);
+    field.written_bytes = bytes;
+    field.last = nb::borrow(value);
   }
-  field.written.assign(start, reader.at());
-  field.descriptor = made;
-  return made.release().ptr();
+  return value;
 }
 
 PyObject* PlainDecoder::decode(std::span<const u8> meta, PyObject* native, PyObject* source) {

@@ -1,8 +1,8 @@
 // Decodes the messages of one type natively, as long as nothing about them is unusual.
 //
 // It makes what the msgspec decoder of the type's view class would, for plain scalars and the descriptors of tensors;
-// whatever it is not sure of it leaves to that decoder, errors too. A descriptor like the last one of its field is not
-// made anew: it is the same object, by which TensorField knows it.
+// whatever it is not sure of it leaves to that decoder, errors too. A text or descriptor like the last one of its field is
+// not made anew: it is the same object, by which TensorField knows a descriptor.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -28,12 +28,14 @@ class PlainDecoder {
   enum class Kind : char { integer = 'i', number = 'f', truth = 'b', text = 's', bytes = 'y', tensor = 't' };
   struct Field {
     Kind kind;
-    nanobind::object descriptor;      ///< the last one, and how it was written
-    std::vector<u8> written;
+    bool is_optional;
+    nanobind::object last;            ///< a short value that came last, and how it was written
+    std::size_t written_bytes = 0;
+    u8 written[64];
   };
   class Reader;
   static PyObject* read(Field& field, Reader& reader);
-  static PyObject* read_descriptor(Field& field, Reader& reader);
+  static PyObject* read_as_last(Field& field, Reader& reader);
   nanobind::object view_;
   std::vector<Field> fields_;
 };

@@ -23,18 +23,25 @@ class PlainEncoder {
 
  private:
   enum class Kind : char { integer = 'i', number = 'f', truth = 'b', text = 's', bytes = 'y', tensor = 't' };
+  static constexpr u32 kAxesMax = 32;                 ///< named ones of a type; native_plan.py AXES_MAX
+  struct Axis { u32 name; int axis; };                ///< those of one name have one size within a message
   struct Field {
     Kind kind;
-    nanobind::object slot, known;
+    bool is_optional = false;
+    nanobind::object name, slot, known;
+    std::vector<Axis> axes;
     ArrayLayout last;                 ///< of the last array, and its descriptor as it is written
-    u8 text[1 + 9 * (1 + kRankMax) + 2];
+    u8 text[3 + 9 * (1 + kRankMax)];
     std::size_t text_bytes = 0;
   };
   class Writer;
-  static bool write(Field& field, PyObject* value, Writer& writer, Buffers& buffers);
-  static bool write_tensor(Field& field, PyObject* value, Writer& writer, Buffers& buffers);
+  struct Made;
+  Field field_of(nanobind::handle planned) const;
+  static nanobind::object value_of(const Field& field, PyObject* message, bool is_view);
+  static bool write(Field& field, PyObject* value, Made& made);
+  static bool write_tensor(Field& field, PyObject* value, Made& made);
   static bool recall(Field& field, const ArrayView& array);
-  nanobind::object class_;
+  nanobind::object class_, view_;
   std::vector<Field> fields_;
 };
 

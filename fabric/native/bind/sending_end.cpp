@@ -151,13 +151,42 @@ PyObject* send(PyObject* object, PyObject* const* args, Py_ssize_t count, PyObje
   });
 }
 
-/// Short messages of a batch.
+/// The messages of a batch.
 struct Requests {
   std::vector<SendRequest> list;
   Buffers buffers;
+  std::vector<u8> metas;              ///< of encoded messages, one after another
+  u64 payload = 0;                    ///< of tensors
 };
 
-// False: Python sends them, one of them is none that could go here.
+// Messages of a declared type. False: Python encodes and sends them, and says what is wrong with one.
+bool encode_all(SendingEnd::Held& end, PyObject* messages, Requests& out) {
+  const Py_ssize_t count = PyTuple_GET_SIZE(messages);
+  struct Ends { std::size_t meta, pieces; };
+  std::vector<Ends> ends(static_cast<std::size_t>(count));
+  u8 meta[PlainEncoder::kMetaBytesMax];
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    const std::size_t from = out.buffers.size();
+    const std::size_t size = end.plain.encode(PyTuple_GET_ITEM(messages, i), meta, out.buffers);
+    if (size == 0) return false;
+    u64 payload = 0;
+    for (const Piece& piece : out.buffers.pieces(from)) payload += piece.bytes;
+    if (out.buffers.size() - from > 1 && payload > kCopyWithoutGilBytes) return false;
+    out.payload += payload;
+    out.metas.insert(out.metas.end(), meta, meta + size);
+    ends[static_cast<std::size_t>(i)] = {out.metas.size(), out.buffers.size()};
+  }
+  out.list.resize(ends.size());       // nothing moves any more
+  Ends before{0, 0};
+  for (std::size_t i = 0; i < ends.size(); ++i) {
+    out.list[i].meta = std::span<const u8>(out.metas).subspan(before.meta, ends[i].meta - before.meta);
+    out.list[i].tensors = out.buffers.pieces(before.pieces).first(ends[i].pieces - before.pieces);
+    before = ends[i];
+  }
+  return true;
+}
+
+// Short plain bytes. False: Python sends them, one of them is none that could go here.
 bool gather(PyObject* messages, Requests& out) {
   const Py_ssize_t count = PyTuple_GET_SIZE(messages);
   out.list.resize(static_cast<std::size_t>(count));
@@ -181,10 +210,21 @@ bool gather(PyObject* messages, Requests& out) {
   return true;
 }
 
-// As many as are accepted before the deadline; an error is raised only when nothing was, or a signal came.
-u64 send_all(PyObject* object, SenderCore& core, std::span<const SendRequest> requests, u64 deadline_ns) {
+// Lets Python get the memory that `status` (need_segment) asks for.
+void provide(PyObject* object, const Status& status, u64 deadline_ns) {
+  try {
+    raise(status);
+  } catch (nb::python_error& need) {
+    nb::handle(object).attr("provide")(need.value(), deadline_ns);
+  }
+}
+
+// As many as are accepted before the deadline; an error is raised only when nothing was, a signal came, or there is no
+// memory to be had.
+u64 send_all(PyObject* object, SenderCore& core, const Requests& all, u64 deadline_ns) {
+  const std::span<const SendRequest> requests(all.list);
   u64 done = 0;
-  for (bool may_wait = false; done < requests.size();) {
+  for (bool may_wait = all.payload > kCopyWithoutGilBytes; done < requests.size();) {
     u64 accepted = 0;
     const auto rest = requests.subspan(done);
     const Status status = may_wait ? released([&] { return core.send_many(rest, deadline_ns, true, accepted); })
@@ -197,6 +237,10 @@ u64 send_all(PyObject* object, SenderCore& core, std::span<const SendRequest> re
       continue;
     }
     if (status.code == Code::interrupted) raise(status);
+    if (status.code == Code::need_segment) {
+      provide(object, status, deadline_ns);
+      continue;
+    }
     if (accepted != 0 && monotonic_ns() < deadline_ns) continue;
     const bool full = status.code == Code::deadline || status.code == Code::would_block || status.code == Code::rejected;
     if (done == 0 || (accepted == 0 && !full)) raise_named(object, status);
@@ -211,18 +255,21 @@ PyObject* send_many(PyObject* object, PyObject* const* args, Py_ssize_t count, P
     Arguments given;
     Requests requests;
     u64 deadline_ns = 0;
-    const bool direct = end.is_direct && !end.encode.is_valid() &&
-                        given.take(args, count, names, {"messages", "keys", "deadline"}) && given.value[0] != nullptr &&
+    const bool direct = end.is_direct && given.take(args, count, names, {"messages", "keys", "deadline"}) &&
+                        given.value[0] != nullptr && given.value[1] == nullptr &&
                         (PyList_CheckExact(given.value[0]) || PyTuple_CheckExact(given.value[0])) &&
-                        given.value[1] == nullptr && deadline_of(given.value[2], end.limits, deadline_ns);
+                        deadline_of(given.value[2], end.limits, deadline_ns);
     nb::object messages;              // a list may change while the lock is away
     if (direct) messages = nb::steal(PySequence_Tuple(given.value[0]));
     if (direct && !messages.is_valid()) throw nb::python_error();
-    if (!direct || !gather(messages.ptr(), requests)) return python_call(object, "_send_many", args, count, names);
+    const bool is_typed = end.encode.is_valid();
+    if (!direct || !(is_typed ? encode_all(end, messages.ptr(), requests) : gather(messages.ptr(), requests))) {
+      return python_call(object, "_send_many", args, count, names);
+    }
     if (given.value[2] != nullptr) {
       for (SendRequest& request : requests.list) request.expires_ns = deadline_ns;
     }
-    return PyLong_FromUnsignedLongLong(send_all(object, *end.core, requests.list, deadline_ns));
+    return PyLong_FromUnsignedLongLong(send_all(object, *end.core, requests, deadline_ns));
   });
 }
 

@@ -1,21 +1,22 @@
-// Fields of a message class, read and written past the lookup by name. The interpreter's lock is held.
+// Fields of a message class, read and written where its objects keep them. The interpreter's lock is held.
 #pragma once
 
 #include <Python.h>
+#include <structmember.h>
 
 namespace fabric {
 
 /// Whether `object` is what a class has for one of its slots.
-inline bool is_slot(PyObject* object) { return Py_IS_TYPE(object, &PyMemberDescr_Type); }
-
-/// A new reference; nullptr with AttributeError where the slot is empty, with TypeError for an object of another class.
-inline PyObject* read_slot(PyObject* slot, PyObject* object) {
-  return Py_TYPE(slot)->tp_descr_get(slot, object, reinterpret_cast<PyObject*>(Py_TYPE(object)));
+inline bool is_slot(PyObject* object) {
+  return Py_IS_TYPE(object, &PyMemberDescr_Type) &&
+         reinterpret_cast<PyMemberDescrObject*>(object)->d_member->type == T_OBJECT_EX;
 }
 
-/// -1 with an exception set for an object of another class.
-inline int write_slot(PyObject* slot, PyObject* object, PyObject* value) {
-  return Py_TYPE(slot)->tp_descr_set(slot, object, value);
+/// The value of a slot, nullptr inside where it is empty. nullptr for an object of another class.
+inline PyObject** slot_of(PyObject* slot, PyObject* object) {
+  const auto* member = reinterpret_cast<PyMemberDescrObject*>(slot);
+  if (!PyObject_TypeCheck(object, member->d_common.d_type)) return nullptr;
+  return reinterpret_cast<PyObject**>(reinterpret_cast<char*>(object) + member->d_member->offset);
 }
 
 }  // namespace fabric

@@ -54,32 +54,31 @@ void remember(TensorField::Held& field, PyObject* descriptor, PyObject* array) {
 }
 
 // A new reference; nullptr without an exception where the property has to say what is wrong.
-PyObject* make(const TensorField::Held& field, PyObject* view, const ArrayLayout& layout) {
-  nb::object native = nb::steal(read_slot(field.native.ptr(), view));
-  const Message* message = native.is_valid() ? as_message(native.ptr()) : nullptr;
+PyObject* make(const TensorField::Held& field, PyObject* view, PyObject** slot, const ArrayLayout& layout) {
+  PyObject** native = slot_of(field.native.ptr(), view);
+  const Message* message = native != nullptr && *native != nullptr ? as_message(*native) : nullptr;
   const u8* data = nullptr;
   u64 bytes = 0;
   if (message == nullptr || !message->receiver->tensor(*message->core, field.index, data, bytes).ok() || bytes != layout.bytes) {
-    PyErr_Clear();
     return nullptr;
   }
-  nb::object array = nb::steal(make_array(layout, data, native.ptr()));
-  if (array.is_valid() && write_slot(field.slot.ptr(), view, array.ptr()) == 0) return array.release().ptr();
-  PyErr_Clear();
-  return nullptr;
+  PyObject* array = make_array(layout, data, *native);
+  if (array == nullptr) PyErr_Clear();
+  else Py_XSETREF(*slot, Py_NewRef(array));
+  return array;
 }
 
 PyObject* get(PyObject* object, PyObject* view, PyObject* owner) {
   if (view == nullptr || view == Py_None) return Py_NewRef(object);
   return guarded([&]() -> PyObject* {
     TensorField::Held& field = held_of(object);
-    nb::object value = nb::steal(read_slot(field.slot.ptr(), view));
-    if (!value.is_valid()) return nullptr;
-    if (is_array(value.ptr())) return value.release().ptr();
-    const bool is_descriptor = PyTuple_CheckExact(value.ptr());
+    PyObject** slot = slot_of(field.slot.ptr(), view);
+    nb::object value = nb::borrow(slot != nullptr ? *slot : nullptr);
+    if (value.is_valid() && is_array(value.ptr())) return value.release().ptr();
+    const bool is_descriptor = value.is_valid() && PyTuple_CheckExact(value.ptr());
     if (is_descriptor) {
       const ArrayLayout* layout = recall(field, value.ptr());
-      PyObject* array = layout != nullptr ? make(field, view, *layout) : nullptr;
+      PyObject* array = layout != nullptr ? make(field, view, slot, *layout) : nullptr;
       if (array != nullptr) return array;
     }
     PyObject* property = field.property.ptr();

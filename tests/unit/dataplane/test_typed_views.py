@@ -104,7 +104,7 @@ def test_plain_messages_are_decoded_natively(ends):
     """Only the native decoder gives equal descriptors as one object, by which their layout is known."""
     first, second = (received(ends, msgspec.msgpack.encode(VALID), [ROWS]) for _ in range(2))
     assert raw_fields(first)[5][1] is raw_fields(second)[5][1]
-    assert TYPE.native_decode is not None and TYPE.native_decode.kinds == "ifbsytt"
+    assert TYPE.native_decode is not None and TYPE.native_decode.kinds == "ifbsytT"
 
 
 def test_tensor_of_a_known_shape_with_other_bytes_is_an_error_and_no_data(ends):
