@@ -45,62 +45,21 @@ bool contains(const std::map<u64, u64>& have, const Chunk& chunk) {
 }  // namespace
 
 // ------------------------------------------------------------------ queues
-void BulkQueue::put(const std::shared_ptr<OutTransfer>& transfer) {
-  auto& waiting = flows[transfer->flow];
-  if (waiting.empty()) turns.push_back(transfer->flow);
-  auto at = waiting.end();
-  while (at != waiting.begin() && (*std::prev(at))->flow_seq > transfer->flow_seq) --at;
-  waiting.insert(at, transfer);
-  transfer->queued = true;
-  transfer->queued_bytes = transfer->left;
-  bytes += transfer->left;
-}
-
-void BulkQueue::put_back(const std::shared_ptr<OutTransfer>& transfer) {
-  const bool alone = flows.find(transfer->flow) == flows.end();
-  put(transfer);
-  if (!alone) std::erase(turns, transfer->flow);
-  else turns.pop_back();
-  turns.push_front(transfer->flow);
-}
-
-std::shared_ptr<OutTransfer> BulkQueue::take() {
-  const auto found = flows.find(turns.front());
-  turns.pop_front();
-  std::shared_ptr<OutTransfer> transfer = std::move(found->second.front());
-  found->second.pop_front();
-  transfer->queued = false;
-  bytes -= transfer->queued_bytes;
-  if (found->second.empty()) flows.erase(found);
-  else turns.push_back(found->first);
-  return transfer;
-}
-
-void BulkQueue::clear() {
-  for (auto& [flow, waiting] : flows)
-    for (const auto& transfer : waiting) transfer->queued = false;
-  flows.clear();
-  turns.clear();
-  bytes = 0;
-}
-
 void Engine::queue_bulk(Session& session, const std::shared_ptr<OutTransfer>& transfer) {
   if (transfer->queued || !transfer->granted || transfer->left == 0) return;
   session.bulk[transfer->klass].put(transfer);
 }
 
-/// Round robin over the flows of a class, one chunk each: a large transfer delays one of another flow by one chunk. A
-/// higher class goes first; a lower one has every `kLowerClassEvery`-th turn, so that it is late and never stuck.
-std::shared_ptr<OutTransfer> Engine::next_bulk(Session& session) {
+/// A higher class goes first; a lower one has every `kLowerClassEvery`-th turn, so that it is late and never stuck.
+BulkQueue* Engine::next_queue(Session& session) {
   BulkQueue *high = nullptr, *low = nullptr;
   for (BulkQueue& waiting : session.bulk) {
-    if (waiting.turns.empty()) continue;
+    if (waiting.is_empty()) continue;
     if (high == nullptr) high = &waiting;
     low = &waiting;
   }
-  if (high == nullptr) return nullptr;
   const bool lower = high != low && ++session.bulk_turn % kLowerClassEvery == 0;
-  return (lower ? low : high)->take();
+  return lower ? low : high;
 }
 
 // ------------------------------------------------------------------ grants
@@ -167,32 +126,42 @@ void Engine::count_left(OutTransfer& transfer) {
 // ------------------------------------------------------------------ posting
 void Engine::pump_bulk(Session& session, u64 now) {
   session.waits_for_room = false;
-  for (;;) {
+  while (BulkQueue* queue = next_queue(session)) {
     const u32 full = full_rails(session);
-    const std::shared_ptr<OutTransfer> transfer = next_bulk(session);
-    if (transfer == nullptr) return;
-    if (transfer->owner == nullptr || !transfer->granted) continue;
+    const std::shared_ptr<OutTransfer> transfer = queue->next(now);
+    if (transfer->owner == nullptr || !transfer->granted) {
+      queue->drop(*transfer);
+      continue;
+    }
     skip_acknowledged(*transfer);
     if (transfer->left == 0) {
+      queue->drop(*transfer);
       all_posted(*transfer->owner);
       continue;
     }
-    u64 pending = transfer->left;
-    for (const BulkQueue& queue : session.bulk) pending += queue.bytes;
-    const bool is_again = !transfer->again.empty();
-    const u32 tried = is_again ? transfer->chunks[transfer->again.front()].tried : 0;
-    const u64 left = is_again ? transfer->chunks[transfer->again.front()].what.length : transfer->uncut.front().length;
-    paths::Pick pick = session.rails.pick(left, pending, now, full | tried);
-    if (pick.rail == paths::kNoRail && tried != 0 && !other_rail(session, tried)) pick = session.rails.pick(left, pending, now, full);
-    if (pick.rail == paths::kNoRail) {
+    const paths::Pick pick = pick_rail(session, *transfer, full, now);
+    if (pick.rail == paths::kNoRail) {  // its turn stays its own
       session.waits_for_room = full != 0;
-      session.bulk[transfer->klass].put_back(transfer);
       return;
     }
-    if (!post_chunk(session, *transfer, pick, now)) continue;
-    if (transfer->left == 0) all_posted(*transfer->owner);
-    queue_bulk(session, transfer);
+    const u64 before = transfer->left;
+    const bool was_posted = post_chunk(session, *transfer, pick, now);
+    queue->pay(*transfer, before - transfer->left);
+    if (was_posted && transfer->left == 0) all_posted(*transfer->owner);
+    if (!was_posted || transfer->left == 0) queue->drop(*transfer);
   }
+}
+
+/// For what goes next of a transfer; what goes again takes another rail than before where there is one.
+paths::Pick Engine::pick_rail(Session& session, const OutTransfer& transfer, u32 full, u64 now) {
+  u64 pending = transfer.left - transfer.queued_bytes;
+  for (const BulkQueue& queue : session.bulk) pending += queue.bytes();
+  const bool is_again = !transfer.again.empty();
+  const u32 tried = is_again ? transfer.chunks[transfer.again.front()].tried : 0;
+  const u64 left = is_again ? transfer.chunks[transfer.again.front()].what.length : transfer.uncut.front().length;
+  const paths::Pick pick = session.rails.pick(left, pending, now, full | tried);
+  if (pick.rail != paths::kNoRail || tried == 0 || other_rail(session, tried)) return pick;
+  return session.rails.pick(left, pending, now, full);
 }
 
 /// From here on it cannot expire.

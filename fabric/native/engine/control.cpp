@@ -26,6 +26,7 @@ Status Engine::add_lane(const LaneOptions& options) {
   lane->side = options.side;
   lane->peer_port = options.peer_port;
   lane->peer_incarnation = options.peer_incarnation;
+  lane->tenant = options.tenant;
   if (options.klass > u32(Class::bulk)) return Status::fail(Code::invalid, "lane class out of range");
   Status status = lane->end.attach(options.pair_fd, options.side);
   if (status.ok()) status = lane->ringer.attach(options.peer_doorbell_fd, options.peer_event_fd);
@@ -230,6 +231,16 @@ Status Engine::add_forward(u64 flow_id, u32 lane, u64 session) {
     blocked_retry_ = true;
   }
   pumps_due_.push_back(flow_id);
+  return Status::success();
+}
+
+/// Of transfers that begin from now on.
+Status Engine::weigh(u32 channel, u32 weight) {
+  if (weight == 0 || weight > kChannelWeightMax)
+    return Status::fail(Code::invalid, "a weight is 1 to " + std::to_string(kChannelWeightMax));
+  Access access(*this);
+  if (weight == 1) weights_.erase(channel);
+  else weights_[channel] = weight;
   return Status::success();
 }
 

@@ -29,6 +29,7 @@ struct LaneOptions {
   u32 klass = 0;
   u64 peer_port = 0, peer_incarnation = 0;
   int peer_doorbell_fd = -1, peer_event_fd = -1;
+  u32 tenant = 0;                       ///< whose port it leads to
 };
 struct GroupStats { u32 group; bool up; LinkSample sample; u64 backlog; u32 features; };
 struct RailStats { u32 rail; paths::RailTerms terms; bool is_primary; };
@@ -73,6 +74,7 @@ class Engine {
   Status add_link(u64 session, std::unique_ptr<Link> link, u32 group, u32 features);  ///< made elsewhere
   void close_session(u64 session);
   Status add_forward(u64 flow, u32 lane, u64 session);
+  Status weigh(u32 channel, u32 weight);  ///< of what several channels send to one peer; 1 … kChannelWeightMax
   Status add_deliver(u64 flow, u32 lane, u64 session, u64 published);
   void remove_flow(u64 flow);           ///< takes effect at the thread's next step
   bool drained(u32 lane);
@@ -151,7 +153,8 @@ class Engine {
   void take_chunk_ack(Session& session, const std::shared_ptr<OutTransfer>& transfer, CutChunk& chunk,
                       const wire::ChunkAck& ack, u64 now);
   static void queue_bulk(Session& session, const std::shared_ptr<OutTransfer>& transfer);
-  static std::shared_ptr<OutTransfer> next_bulk(Session& session);
+  static BulkQueue* next_queue(Session& session);
+  static paths::Pick pick_rail(Session& session, const OutTransfer& transfer, u32 full, u64 now);
 
   // rails.cpp — which connections lead, what goes again
   static bool is_up(const Session& session, u32 group);
@@ -261,6 +264,7 @@ class Engine {
   u64 next_tag_ = 16, next_transfer_ = 1;
   std::unordered_map<u64, Forward> flows_out_;
   std::unordered_map<u64, Deliver> flows_in_;
+  std::unordered_map<u32, u32> weights_;               // by channel, where it is not 1
   std::unordered_map<u64, std::vector<HeldReturn>> orphan_returns_;  // flow unknown yet
   std::unordered_set<u64> removed_flows_;
   std::deque<u64> removed_order_;

@@ -184,6 +184,9 @@ void Engine::start_transfer(Session&, Outgoing& entry) {
   transfer->flow = entry.flow_id;
   transfer->flow_seq = entry.flow_seq;
   transfer->klass = view.head.klass;
+  transfer->deadline_ns = entry.deadline_ns;
+  const auto weight = weights_.find(view.head.channel);
+  transfer->share = {entry.lane->tenant, view.head.channel, weight == weights_.end() ? 1 : weight->second};
   for (u32 i = 0; i < view.head.segment_count; ++i) transfer->pieces.push_back(wire::segment_at(view, i));
   lay_out(*transfer);
   entry.transfer = std::move(transfer);

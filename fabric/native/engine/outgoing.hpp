@@ -15,6 +15,7 @@
 #include "core/arena.hpp"
 #include "core/doorbell.hpp"
 #include "core/ring.hpp"
+#include "engine/bulk_queue.hpp"
 
 namespace fabric {
 
@@ -36,31 +37,20 @@ struct CutChunk {
 };
 
 struct OutTransfer {
-  u64 id = 0, flow = 0, flow_seq = 0;
+  u64 id = 0, flow = 0, flow_seq = 0, deadline_ns = 0;
+  Share share;
   Outgoing* owner = nullptr;
   std::vector<SegmentEntry> pieces;
   std::deque<Chunk> uncut;             // what was never posted, in order; cut to the measure of the rail that takes it
   std::vector<CutChunk> chunks;        // in the order of their offsets
   std::deque<u32> again;               // indices into chunks: to be posted again
   u64 left = 0;                        // bytes in `uncut` and `again`
-  u64 queued_bytes = 0;                // `left` when it was queued
+  u64 queued_bytes = 0;                // of `left`, what its queue counts
   u64 total = 0;                       // bytes of the destination slot
   u32 bad = 0;                         // chunks that the receiver found corrupted
   u32 klass = 3, stalls = 0;           // stalls: in a row
   u64 moved_ns = 0;                    // granted, posted or acknowledged last
   bool granted = false, queued = false;
-};
-
-/// Transfers of a class that have chunks to post. Those of one flow go in its order: they are published in it, and what is
-/// under way at once at the peer takes memory there. Flows take turns.
-struct BulkQueue {
-  std::deque<u64> turns;               // flows that have transfers here, each once
-  u64 bytes = 0;                       // to be posted, of all that is here
-  std::unordered_map<u64, std::deque<std::shared_ptr<OutTransfer>>> flows;
-  void put(const std::shared_ptr<OutTransfer>& transfer);
-  void put_back(const std::shared_ptr<OutTransfer>& transfer);  ///< its turn comes first again
-  std::shared_ptr<OutTransfer> take();  ///< not when `turns` is empty
-  void clear();
 };
 
 struct Forward;
@@ -102,7 +92,7 @@ struct HeldReturn { ReturnEntry entry; u64 session; u64 number; };
 inline constexpr u32 kReturnsUnheardMax = 64;  // rings that a port may sleep through
 
 struct EngineLane {
-  u32 number = 0, klass = 0;
+  u32 number = 0, klass = 0, tenant = 0;
   int side = 0;
   u64 peer_port = 0, peer_incarnation = 0;
   LaneEnd end;

@@ -72,15 +72,15 @@ struct Node {
   u32 next_segment;
   std::vector<EngineEvent> seen;
 
-  explicit Node(u64 node, u32 klass = 3)
+  explicit Node(u64 node, u32 lane_klass = 3)
       : gateway(node << 32 | 1, node * 100 + 1), local(node << 32 | 2, node * 100 + 2),
         next_segment(u32(node) * 1000) {
     const u64 ports[2] = {gateway.port, local.port}, lives[2] = {gateway.incarnation, local.incarnation};
-    must(create_lane_pair(klass, ports, lives, pair));
+    must(create_lane_pair(lane_klass, ports, lives, pair));
     must(end.attach(pair.get(), 1));
     must(to_engine.attach(gateway.bell.get(), gateway.event.get()));
     must(engine.open({gateway.port, gateway.incarnation, gateway.state.get(), gateway.bell.get(), gateway.event.get()}));
-    must(engine.add_lane({1, pair.get(), 0, klass, local.port, local.incarnation, local.bell.get(), local.event.get()}));
+    must(engine.add_lane({1, pair.get(), 0, lane_klass, local.port, local.incarnation, local.bell.get(), local.event.get()}));
     must(engine.start());
   }
 
@@ -118,13 +118,15 @@ struct Node {
   }
 
   ProducerExtension says_it_is{};     ///< what its records name as their producer
+  u32 channel = 0, klass = 3;         ///< and as their channel and class
 
   bool send(u64 flow, u64 seq, const std::vector<u8>& bytes, bool bulk, u64 deadline = 0, SlotRef* used = nullptr) {
     RecordParts parts;
     parts.header.flow = flow;
     parts.header.flow_seq = parts.header.sequence = seq;
     parts.header.payload_bytes = bytes.size();
-    parts.header.klass = 3;
+    parts.header.channel = channel;
+    parts.header.klass = static_cast<u8>(klass);
     parts.header.deadline_ns = deadline;
     parts.producer = says_it_is;
     SegmentEntry entry{};

@@ -1,0 +1,117 @@
+// What channels get of a rail that they fill together: by their weights, at once, and none of it from a higher class.
+#include <map>
+
+#include "tests/rail_relay.hpp"
+
+using namespace fabric;
+using namespace fabric::test;
+
+namespace {
+
+constexpr u64 kMiB = 1 << 20, kMs = 1'000'000, kSecond = 1'000'000'000;
+constexpr u64 kRate = 60 * kMiB;
+constexpr u64 kSize = 256 * 1024, kDeep = 12;
+
+/// One rail; each channel has a flow of its own that keeps `kDeep` messages under way.
+struct Channels : Railed {
+  struct Flow { u64 id; u32 channel, klass; u64 size, deep, sent = 0, got = 0, bytes = 0; std::vector<u64> left_ns, took_ns; };
+  std::map<u64, Flow> flows;
+
+  Channels() : Railed(1) { relay[0]->rate = kRate; }
+  Flow& open(u32 channel, u32 weight, u32 klass = 3, u64 size = kSize, u64 deep = kDeep) {
+    const u64 id = (u64{1} << 48) | (100 + channel);
+    must(a.engine.weigh(channel, weight));
+    must(a.engine.add_forward(id, 1, kSession));
+    must(b.engine.add_deliver(id, 1, kSession, 0));
+    return flows.insert({id, {id, channel, klass, size, deep}}).first->second;
+  }
+  void feed(Flow& flow) {
+    while (flow.sent - flow.got < flow.deep) {
+      a.channel = flow.channel;
+      a.klass = flow.klass;
+      if (!a.send(flow.id, flow.sent + 1, pattern(flow.size, flow.channel), true)) return;
+      ++flow.sent;
+      flow.left_ns.push_back(monotonic_ns());
+    }
+  }
+  void take() {
+    Got message;
+    while (b.receive(message)) {
+      Flow& flow = flows.at(message.flow);
+      CHECK(message.seq == ++flow.got && message.payload.size() == flow.size);
+      flow.bytes += flow.size;
+      flow.took_ns.push_back(monotonic_ns() - flow.left_ns[flow.got - 1]);
+      b.finish(message);
+    }
+    a.returns();
+  }
+  void run(u64 ns) {
+    for (const u64 until = monotonic_ns() + ns; monotonic_ns() < until;) {
+      serve();
+      for (auto& [id, flow] : flows) feed(flow);
+      take();
+      std::this_thread::sleep_for(std::chrono::microseconds(200));
+    }
+  }
+  /// What each had of all that came within `ns` from now on.
+  std::map<u32, double> parts(u64 ns) {
+    std::map<u32, double> found;
+    for (auto& [id, flow] : flows) flow.bytes = 0;
+    run(ns);
+    double sum = 0;
+    for (auto& [id, flow] : flows) sum += static_cast<double>(flow.bytes);
+    CHECK(sum > 0.5 * static_cast<double>(kRate) * static_cast<double>(ns) / 1e9 / kSlower);  // the rail is full
+    for (auto& [id, flow] : flows) found[flow.channel] = static_cast<double>(flow.bytes) / sum;
+    return found;
+  }
+};
+
+bool is_near(double value, double expected) { return value > expected - 0.03 && value < expected + 0.03; }
+
+void channels_share_a_rail_by_their_weights() {
+  Channels pair;
+  pair.open(1, 1);
+  pair.open(2, 3);
+  pair.run(500 * kMs);
+  auto found = pair.parts(2 * kSecond);
+  CHECK(is_near(found[1], 0.25) && is_near(found[2], 0.75));
+}
+
+void a_channel_that_begins_has_its_share_within_two_hundred_milliseconds() {
+  Channels pair;
+  pair.open(1, 1);
+  pair.open(2, 3);
+  pair.run(kSecond);
+  pair.open(3, 4);
+  pair.run(200 * kMs);
+  auto found = pair.parts(2 * kSecond);
+  CHECK(is_near(found[1], 0.125) && is_near(found[2], 0.375) && is_near(found[3], 0.5));
+}
+
+void a_flood_of_bulk_does_not_delay_a_token() {
+  Channels pair;
+  pair.open(1, 1, u32(Class::bulk), 4 * kMiB, 8);       // half a second of the rail waits at any time
+  pair.open(2, 100, u32(Class::bulk), 4 * kMiB, 8);
+  pair.run(kSecond);
+  Channels::Flow& token = pair.open(3, 1, u32(Class::token), 16 * 1024, 1);
+  pair.run(2 * kSecond);
+  std::sort(token.took_ns.begin(), token.took_ns.end());
+  CHECK(token.took_ns.size() > 50 / kSlower);
+  CHECK(token.took_ns[token.took_ns.size() / 2] < 60 * kMs * kSlower);
+}
+
+void a_weight_out_of_bounds_is_refused() {
+  Channels pair;
+  CHECK(!pair.a.engine.weigh(1, 0).ok() && !pair.a.engine.weigh(1, kChannelWeightMax + 1).ok());
+}
+
+}  // namespace
+
+int main() {
+  channels_share_a_rail_by_their_weights();
+  a_channel_that_begins_has_its_share_within_two_hundred_milliseconds();
+  a_flood_of_bulk_does_not_delay_a_token();
+  a_weight_out_of_bounds_is_refused();
+  std::puts("rail_shares_test: ok");
+  return 0;
+}
