@@ -16,6 +16,7 @@ esac
 PATH=$root/.venv/bin:$PATH
 mkdir -p "$folder"
 cmake -S fabric/native -B "$folder" -G Ninja -DCMAKE_BUILD_TYPE=$type -DFABRIC_SANITIZE=$sanitize \
+  -DPython_EXECUTABLE="$root/.venv/bin/python" \
   >"$folder/configure.log" || { cat "$folder/configure.log"; exit 1; }
 cmake --build "$folder" | grep -v '^\[.*Building\|^-- ' || true
 cmake --build "$folder" >/dev/null # the status that the filter above hid
