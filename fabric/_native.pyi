@@ -491,7 +491,8 @@ class Engine:
         flip_after_checksum, zero_after_checksum; stall (ms), drop_connection (group).
         """
 
-    def add_lane(self, lane: int, pair_fd: int, side: int, klass: int, peer_port: int, peer_incarnation: int, peer_doorbell_fd: int, peer_event_fd: int) -> None: ...
+    def add_lane(self, lane: int, pair_fd: int, side: int, klass: int, peer_port: int, peer_incarnation: int, peer_doorbell_fd: int, peer_event_fd: int, tenant: int = 0) -> None:
+        """`tenant`: whose port it leads to; tenants share a peer equally."""
 
     def remove_lane(self, lane: int) -> None: ...
 
@@ -555,6 +556,11 @@ class Engine:
     def close_session(self, session: int) -> None: ...
 
     def add_forward(self, flow: int, lane: int, session: int) -> None: ...
+
+    def weigh(self, channel: int, weight: int) -> None:
+        """
+        A channel's part of what a tenant's channels send to one peer in large messages; 1 unless said.
+        """
 
     def add_deliver(self, flow: int, lane: int, session: int, published: int = 0) -> None:
         """

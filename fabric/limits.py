@@ -126,6 +126,7 @@ CHANNELS_MAX: Final = 1024
 MODULES_MAX: Final = 256
 PLUGINS_MAX: Final = 64
 REPLICAS_MAX: Final = 64
+CHANNEL_WEIGHT_MAX: Final = 100  # kChannelWeightMax of engine/bulk_queue.hpp
 TRANSFORMS_PER_CHANNEL_MAX: Final = 8
 DESCRIBE_S: Final = (
     20.0  # importing the classes of a file's modules, to see their channels, may take this long

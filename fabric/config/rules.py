@@ -97,6 +97,12 @@ def check_channel(channel: ChannelSpec) -> Iterator[Problem]:
             what=f"a deadline of {channel.deadline_s!r} s",
             fix=f"Use more than 0 and at most {limits.DEADLINE_S_MAX:g} seconds",
         )
+    if not 1 <= channel.weight <= limits.CHANNEL_WEIGHT_MAX:
+        yield Problem(
+            where=f"{where}.weight",
+            what=f"a weight of {channel.weight!r}",
+            fix=f"Use 1 to {limits.CHANNEL_WEIGHT_MAX}",
+        )
 
 
 def _unknown_words(channel: ChannelSpec, where: str) -> Iterator[Problem]:

@@ -57,6 +57,7 @@ CHANNEL_KEYS = {
     "idempotent": d.Field(d.boolean),
     "credit": d.Field(_credit),
     "deadline": d.Field(d.optional(d.duration(DEADLINE_S_MIN, limits.DEADLINE_S_MAX))),
+    "weight": d.Field(d.integer(1, limits.CHANNEL_WEIGHT_MAX)),
 }
 _JUDGED = ("pattern", "delivery", "overflow", "class", "idempotent", "reply", "transforms")
 _channel = d.record(CHANNEL_KEYS, "a channel")

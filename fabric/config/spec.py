@@ -39,6 +39,7 @@ class ChannelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One channel. `type` and `reply` are message type names; `reply` serves `request` and `scatter` only.
 
     `deadline_s` is what a send on it may take when the call names none; None leaves `limits.DEFAULT_DEADLINE_S`.
+    `weight` is its part of a peer that several channels send large messages to: 3 gets thrice what 1 gets.
     """
 
     name: str
@@ -53,6 +54,7 @@ class ChannelSpec(msgspec.Struct, frozen=True, kw_only=True):
     idempotent: bool = False
     credit: CreditSpec = CreditSpec()
     deadline_s: float | None = msgspec.field(default=None, name="deadline")
+    weight: int = 1
 
 
 class ModuleSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -373,6 +373,8 @@ class Daemon:
         self.registry.view = view
         steps.at("view.taken")
         self.paths.on_view(view)
+        if change.has_records:
+            self.gateway.weigh(view.channels)
         alive = {n.number: n.incarnation for n in view.nodes if n.state != "dead"}
         outs, ins = self.flows.outs.values(), self.flows.ins.values()
         for out in [o for o in outs if alive.get(o.target_node) != o.target_incarnation]:

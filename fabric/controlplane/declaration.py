@@ -33,6 +33,7 @@ class _Declared(msgspec.Struct, kw_only=True):
     messages: int | None = None
     bytes: int | None = None
     deadline_s: float | None = None
+    weight: int | None = None
 
 
 async def channel_from(fields: dict[str, Any]) -> ChannelRecord:
@@ -51,6 +52,7 @@ async def channel_from(fields: dict[str, Any]) -> ChannelRecord:
     options: dict[str, Any] = {
         key: getattr(asked, key) for key in (*_WORDS, "route", "idempotent") if getattr(asked, key)
     }
+    options["weight"] = 1 if asked.weight is None else asked.weight
     spec = ChannelSpec(
         name=asked.channel,
         type=type_name,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from fabric import errors, limits
@@ -19,6 +19,7 @@ from fabric.controlplane.ports import Port, PortTable
 from fabric.controlplane.segments import SegmentTable
 from fabric.dataplane.idle_segments import IdleSegments
 from fabric.dataplane.segments import plan_segment
+from fabric.registry.records import ChannelRecord
 
 log = logging.getLogger("fabricd.gateway")
 
@@ -41,6 +42,7 @@ class NodeGateway:
         self._engine: Any = None
         self._sessions: dict[int, tuple[int, int]] = {}  # node → (session, peer incarnation)
         self._wanted: dict[int, tuple[str, int, int]] = {}  # flow → (direction, lane, node)
+        self._weights: dict[int, int] = {}  # channel → weight, where it is not 1
         self._idle = IdleSegments()
         self._looking: asyncio.TimerHandle | None = None
         self.up: set[tuple[int, int]] = set()  #: (node, rail * 2 + group) with a data connection
@@ -93,7 +95,15 @@ class NodeGateway:
             peer.incarnation,
             peer.doorbell_fd,
             peer.event_fd,
+            peer.tenant,
         )
+
+    def weigh(self, channels: Iterable[ChannelRecord]) -> None:
+        """Take the weights by which channels share the way to a node."""
+        wanted = {c.number: c.weight for c in channels if c.weight != 1}
+        for number in self._weights.keys() | wanted.keys() if self._engine is not None else ():
+            self._engine.weigh(number, wanted.get(number, 1))
+        self._weights = wanted
 
     def remove_lane(self, lane: int) -> None:
         """Take a lane from the engine, and with it whatever flows were to use it."""
@@ -251,6 +261,8 @@ class NodeGateway:
             peer = self._ports.get(lane.peer(port.port))
             if peer is not None:
                 self.add_lane(lane, peer)
+        for channel, weight in self._weights.items():
+            self._engine.weigh(channel, weight)
         self._reclaim(port)
         self._inject_faults()
         self._engine.start()

@@ -87,6 +87,7 @@ def spec_of(record: ChannelRecord) -> ChannelSpec:
         idempotent=record.idempotent,
         credit=CreditSpec(messages=record.messages, bytes=record.bytes),
         deadline_s=record.deadline_s or None,
+        weight=record.weight,
     )
 
 

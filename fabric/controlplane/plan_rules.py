@@ -32,6 +32,7 @@ def channel_record(spec: ChannelSpec) -> ChannelRecord:
         messages=spec.credit.messages,
         bytes=spec.credit.bytes,
         deadline_s=spec.deadline_s or 0.0,
+        weight=spec.weight,
     )
 
 
@@ -181,6 +182,7 @@ def is_other(known: ChannelRecord, wanted: ChannelRecord) -> bool:
         "messages",
         "bytes",
         "deadline_s",
+        "weight",
     )
     return any(getattr(known, f) != getattr(wanted, f) for f in fields)
 

@@ -14,7 +14,7 @@ _COMPARED = ("pattern", "delivery", "overflow", "klass", "idempotent")
 def conflict(known: ChannelRecord, asked: ChannelRecord) -> FabricError | None:
     """Return the error that refuses `asked`, or None when it agrees with `known`.
 
-    Route, transforms, credit and deadline may be left out by the second declaration; given, they must agree.
+    Route, transforms, credit, deadline and weight may be left out by the second declaration; given, they must agree.
     """
     for which in ("schema", "reply_schema"):
         error = schema_conflict(known.name, getattr(known, which), getattr(asked, which))
@@ -28,6 +28,8 @@ def conflict(known: ChannelRecord, asked: ChannelRecord) -> FabricError | None:
             return _refuse(known.name, "class" if name == "klass" else name, before, now)
     if asked.deadline_s and asked.deadline_s != known.deadline_s:
         return _refuse(known.name, "deadline_s", known.deadline_s, asked.deadline_s)
+    if asked.weight != 1 and asked.weight != known.weight:
+        return _refuse(known.name, "weight", known.weight, asked.weight)
     if asked.route and asked.route != known.route:
         return _refuse(known.name, "route", known.route, asked.route)
     if asked.transforms and asked.transforms != known.transforms:

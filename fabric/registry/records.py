@@ -77,6 +77,7 @@ class ChannelRecord(msgspec.Struct, frozen=True, kw_only=True):
     messages: int = 0
     bytes: int = 0
     deadline_s: float = 0.0  #: of a send that names none; 0: the fabric's default
+    weight: int = 1  #: among the channels that fill the way to a node together
     generation: int = 0
     older: tuple[Graph, ...] = ()
     is_planned: bool = False

@@ -295,6 +295,8 @@ void bind_sessions(nb::class_<Engine>& engine) {
       .def("add_forward", [](Engine& e, u64 flow, u32 lane, u64 session) {
         checked([&] { return e.add_forward(flow, lane, session); });
       }, "flow"_a, "lane"_a, "session"_a)
+      .def("weigh", [](Engine& e, u32 channel, u32 weight) { checked([&] { return e.weigh(channel, weight); }); },
+           "channel"_a, "weight"_a, "A channel's part of what a tenant's channels send to one peer in large messages; 1 unless said.")
       .def("add_deliver", [](Engine& e, u64 flow, u32 lane, u64 session, u64 published) {
         checked([&] { return e.add_deliver(flow, lane, session, published); });
       }, "flow"_a, "lane"_a, "session"_a, "published"_a = 0,
@@ -305,12 +307,12 @@ void bind_sessions(nb::class_<Engine>& engine) {
 void bind_memory(nb::class_<Engine>& engine) {
   engine
       .def("add_lane", [](Engine& e, u32 lane, int pair_fd, int side, u32 klass, u64 peer_port, u64 peer_incarnation,
-                          int peer_doorbell_fd, int peer_event_fd) {
+                          int peer_doorbell_fd, int peer_event_fd, u32 tenant) {
         checked([&] {
-          return e.add_lane({lane, pair_fd, side, klass, peer_port, peer_incarnation, peer_doorbell_fd, peer_event_fd});
+          return e.add_lane({lane, pair_fd, side, klass, peer_port, peer_incarnation, peer_doorbell_fd, peer_event_fd, tenant});
         });
       }, "lane"_a, "pair_fd"_a, "side"_a, "klass"_a, "peer_port"_a, "peer_incarnation"_a, "peer_doorbell_fd"_a,
-         "peer_event_fd"_a)
+         "peer_event_fd"_a, "tenant"_a = 0, "`tenant`: whose port it leads to; tenants share a peer equally.")
       .def("remove_lane", &Engine::remove_lane, "lane"_a, Released())
       .def("add_segment", [](Engine& e, u32 segment, int fd, bool writable) {
         checked([&] { return e.add_segment(segment, fd, writable); });

@@ -87,6 +87,9 @@ async def test_a_process_that_declares_meets_the_same_rules(
         ("deadline_s", float("nan"), "deadline"),
         ("deadline_s", limits.DEADLINE_S_MAX * 1.01, "deadline"),
         ("deadline_s", "soon", "deadline"),
+        ("weight", 0, "a weight of 0. Use 1 to 100"),
+        ("weight", limits.CHANNEL_WEIGHT_MAX + 1, "a weight of 101"),
+        ("weight", "much", "`$.weight`"),
     ],
 )
 async def test_a_declaration_with_an_unknown_word_names_it_and_what_there_is(field, word, said):

@@ -62,7 +62,8 @@ def test_a_combination_is_accepted_exactly_when_the_rules_accept_it(
     "keys",
     ["", "reply: u", "transforms: [x]", "reply: u, pattern: scatter", "transforms: [x], pattern: queue",
      "transforms: [x], pattern: broadcast", "delivery: at_least_once, overflow: drop_oldest", "deadline: 5s",
-     "deadline: 1.5 min", "deadline: null", "credit: {messages: 4, bytes: 64MiB}", "route: r, class: bulk"],
+     "deadline: 1.5 min", "deadline: null", "credit: {messages: 4, bytes: 64MiB}", "route: r, class: bulk",
+     "weight: 3", "weight: null"],
 )  # fmt: skip
 def test_what_is_left_out_has_its_default_in_the_schema_too(keys):
     text = f"version: 1\nchannels: {{c: {{type: t{keys and ', '}{keys}}}}}\n"

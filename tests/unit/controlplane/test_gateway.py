@@ -7,6 +7,7 @@ import os
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from fabric import errors, limits
@@ -14,6 +15,7 @@ from fabric.controlplane.endpoints import EndpointTable
 from fabric.controlplane.flows import FlowTable, InFlow, OutFlow
 from fabric.controlplane.gateway import NodeGateway
 from fabric.controlplane.wiring import Wiring
+from fabric.registry.records import ChannelRecord
 from fabric.telemetry.events import EventLog
 
 GONE_LANE, LANE, NODE = 7, 8, 2
@@ -29,6 +31,7 @@ class Engine:
         self.busy: set[int] = set()
         self.dropped: list[int] = []
         self.refused: list[int] = []
+        self.weights: dict[int, int] = {}
         self._event = os.eventfd(0, os.EFD_CLOEXEC)
 
     def event_fd(self) -> int:
@@ -48,6 +51,9 @@ class Engine:
 
     def open_session(self, session: int, node: int, incarnation: int) -> None:
         pass
+
+    def weigh(self, channel: int, weight: int) -> None:
+        self.weights[channel] = weight
 
     def remove_lane(self, lane: int) -> None:
         pass
@@ -208,3 +214,16 @@ async def test_flow_that_is_taken_back_while_its_node_is_not_reached_is_taken_ba
     await wiring.take_back(OutFlow(5, 11, 1, 1, "token", 12, NODE, 9, 1))
     await asyncio.wait_for(told.wait(), 5.0)
     assert asked == [5, 5]
+
+
+def test_weights_of_channels_reach_the_engine_and_go_with_them():
+    engine = Engine()
+    made, _ = gateway(engine)
+    light = ChannelRecord(number=1, name="light", type_name="t")
+    heavy = ChannelRecord(number=2, name="heavy", type_name="t", weight=3)
+    made.weigh([light, heavy])
+    assert engine.weights == {2: 3}
+    made.weigh([msgspec.structs.replace(light, weight=5), heavy])
+    assert engine.weights == {1: 5, 2: 3}
+    made.weigh([light])
+    assert engine.weights == {1: 1, 2: 1}, "what is not said has 1"
