@@ -156,8 +156,8 @@ void close_while_the_peer_does_nothing_is_bounded(const char* transports) {
   CHECK(!watch.expired());
   const u64 began = monotonic_ns();
   pair.one->close();
-  CHECK(monotonic_ns() - began < 1'000'000'000);
-  CHECK(watch.expired());
+  CHECK(monotonic_ns() - began < 100'000'000);
+  while (!watch.expired()) CHECK(monotonic_ns() - began < kWaitNs);
   CHECK(pair.one->backlog() == 0 && !pair.one->progress(pair.first, kBudget));
 }
 
