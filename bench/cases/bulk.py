@@ -11,12 +11,13 @@ from bench.verdicts import Bar
 LARGE = (MIB, 16 * MIB, 256 * MIB)
 WINDOWS = (1, 8)
 CARRIERS = (s.UNIX_SOCKET, s.PYZMQ, s.UCXX_POLL, s.ICEORYX2_POLL, s.NIXL_READ)
+SLEEPING_CARRIERS = (s.UNIX_SOCKET, s.PYZMQ, s.UCXX_SLEEP, s.ICEORYX2_SLEEP)
 SLOW_CARRIERS = (s.MULTIPROCESSING, s.ZENOH_SHM, s.GRPC_STREAM, s.GLOO, s.NIXL_WRITE)
 NEEDED_CARRIERS = (s.UCXX_POLL, s.ICEORYX2_POLL, s.PYZMQ)
 
 
 def bulk(size: int, reads: bool, window: int) -> Row:
-    """Return one row of ``send(array)`` on one node."""
+    """Return one row of ``send(array)`` on one node: the fastest peers poll, so ours does."""
     how = "summed" if reads else "viewed"
     bars = [
         Bar("gb_per_s", 1.0, "peer:best", names(*NEEDED_CARRIERS)),
@@ -29,10 +30,28 @@ def bulk(size: int, reads: bool, window: int) -> Row:
         "bulk",
         f"{size // MIB} MiB send(array), {how}, window {window}",
         {"run": "bulk", "size": size, "read": reads, "window": window},
-        Contender(s.DEFAULT),
+        Contender(s.POLL),
         of(*CARRIERS, *(SLOW_CARRIERS if everyone else ())),
         Contender(s.MEMCPY),
         tuple(bars),
+        arrays(window),
+        THROUGHPUT,
+    )
+
+
+def default_wait(size: int, window: int) -> Row:
+    """Return a row of ``send(array)`` with the default wait, beside peers whose receivers sleep as well."""
+    return Row(
+        "bulk",
+        f"{size // MIB} MiB send(array), viewed, window {window}, default wait",
+        {"run": "bulk", "size": size, "read": False, "window": window},
+        Contender(s.DEFAULT),
+        of(*SLEEPING_CARRIERS),
+        Contender(s.MEMCPY),
+        (
+            Bar("gb_per_s", 1.0, "peer:best", names(s.PYZMQ, s.UNIX_SOCKET)),
+            Bar("cpu_s_per_gb", 1.0, "peer:best", names(s.PYZMQ, s.UNIX_SOCKET)),
+        ),
         arrays(window),
         THROUGHPUT,
     )
@@ -54,6 +73,8 @@ def hand_over(size: int, title: str, floor: Contender | None, *bars: Bar) -> Row
 
 BULK = (
     *(bulk(size, reads, window) for size in LARGE for reads in (False, True) for window in WINDOWS),
+    default_wait(MIB, 1),
+    default_wait(16 * MIB, 8),
     hand_over(64 * KIB, "64 KiB", None),
     hand_over(
         256 * MIB,

@@ -37,6 +37,8 @@ enum class WaitPolicy : u8 { adaptive = 0, poll = 1, sleep = 2 };
 inline constexpr u64 kPollYieldNs = 50'000;          ///< a thread that polls gives way this often
 inline constexpr u64 kPollSignalNs = 50'000'000;     ///< and looks for signals this often
 inline constexpr u64 kSpinNs = 40'000;               ///< about what a sleep and a wake across CPUs cost
+inline constexpr u64 kSpinLargeNs = 250'000;         ///< beside a large message: about what copying one of 1 MiB takes, twice
+inline constexpr u64 kLargeBytes = 256 * 1024;
 inline constexpr u32 kSpinMissesMax = 10;            ///< back-off: 2^misses waits are not spun
 
 /// Inside: the mutex is held and busy is 1. Everything on a port happens in one of these.
@@ -117,6 +119,11 @@ class Port : public std::enable_shared_from_this<Port> {
   /// Sleeps until something arrives or the deadline; leaves and enters `operation`.
   void wait_for_news(Operation& operation, u64 deadline_ns, News awaited);
   void notify_waiters();
+  /// What follows a large message is another, or its answer: waiting awake for as long as copying takes costs less than
+  /// a sleep and a wake in every one.
+  void saw_message(u64 payload_bytes) {
+    if (payload_bytes >= kLargeBytes) spin_ns_ = kSpinLargeNs;
+  }
   void push_end(LaneLink& lane, u64 flow, u64 seq, End end, Reason reason, u32 held, bool free_held);
   void push_return(LaneLink& lane, const ReturnEntry& entry, u32 held, bool free_held);
   void wake_owed(LaneLink& lane, bool now);
@@ -244,6 +251,7 @@ class Port : public std::enable_shared_from_this<Port> {
   WaitPolicy wait_ = WaitPolicy::adaptive;
   LaneLink* last_lane_ = nullptr;     ///< whose peer was heard of or written to last
   u32 spin_misses_ = 0, spin_skips_ = 0;
+  u64 spin_ns_ = kSpinNs;             // of the next wait
   std::atomic<u32> follow_word_{0};
 
   // service thread

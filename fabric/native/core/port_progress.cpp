@@ -198,6 +198,7 @@ void Port::queue_record(FlowInState& flow, MessageCore* message) {
   bytes.store(bytes.load(std::memory_order_relaxed) + header.payload_bytes, std::memory_order_relaxed);
   flow.row->drained.store(header.flow_seq, std::memory_order_release);  // after the held entry
   step("drain.drained");
+  saw_message(header.payload_bytes);
   ++flow.live;
   if (flow.receiver != nullptr) {
     flow.receiver->push(message);

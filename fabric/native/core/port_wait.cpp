@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <climits>
+#include <utility>
 
 #include "core/clock.hpp"
 #include "core/futex.hpp"
@@ -75,7 +76,7 @@ Port::Spun Port::spin_for_news(Operation& operation, u64 deadline_ns) {
     const Spun spun = poll_until(deadline_ns, seen, shares);
     return operation.enter() ? spun : Spun::news;
   }
-  const u64 until = std::min(monotonic_ns() + kSpinNs, deadline_ns);
+  const u64 until = std::min(monotonic_ns() + std::exchange(spin_ns_, kSpinNs), deadline_ns);
   operation.leave();
   bool ready = false;
   do {

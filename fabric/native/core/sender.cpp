@@ -250,6 +250,7 @@ void SenderCore::take_on(const SendRequest& request, const Prepared& prepared, F
     kept.slots[i] = prepared.slots[i];
     if (prepared.slots[i]) port_.arena().hold_reader(prepared.slots[i], flow.id);
   }
+  port_.saw_message(prepared.payload);
   ++flow.last_seq;
   flow.sequences.put(flow.last_seq, entry);
   ++flow.outstanding;
