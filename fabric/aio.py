@@ -19,7 +19,6 @@ from fabric.dataplane.aio_loans import AioLending, send_by_policy
 from fabric.dataplane.aio_requests import Request, Requester, Responder, Scatterer
 from fabric.dataplane.aio_wait import Waiter, send_when_possible
 from fabric.dataplane.deadlines import absolute_ns, left_s
-from fabric.dataplane.naming import name_channel
 from fabric.dataplane.receiver import Receiver as SyncReceiver
 from fabric.dataplane.sender import Sender as SyncSender
 from fabric.dataplane.sender import as_key
@@ -131,6 +130,10 @@ class Sender(Generic[M]):
         self, message: M, key: str | bytes | None = None, deadline: float | None = None
     ) -> int:
         """See `fabric.Sender.send`."""
+        if deadline is None:
+            sent = self.sync.send_at_once(message, key)
+            if sent is not None:
+                return sent
         deadline = self.sync.deadline_s if deadline is None else deadline
         deadline_ns = absolute_ns(deadline)
         expires_ns = deadline_ns if deadline is not None else 0
@@ -157,7 +160,10 @@ class Sender(Generic[M]):
         sync = self.sync
         if sync.has_policy:
             return await self._send_each(messages, keys, deadline_ns, deadline)
-        encoded, named = sync.encode_many(messages, keys)
+        gone = sync.send_many_at_once(messages) if keys is None and deadline is None else 0
+        if gone and gone == len(messages):
+            return gone
+        encoded, named = sync.encode_many(messages[gone:] if gone else messages, keys)
         metas, tensors = [meta for meta, _ in encoded], [buffers for _, buffers in encoded]
         expires_ns = deadline_ns if deadline is not None else 0
         done = 0
@@ -174,10 +180,10 @@ class Sender(Generic[M]):
             return done
 
         try:
-            return await send_when_possible(sync, self._waiter, attempt, 0, deadline_ns)
+            return gone + await send_when_possible(sync, self._waiter, attempt, 0, deadline_ns)
         except (errors.DeadlineExceeded, errors.WouldBlock, errors.RejectedError):
-            if done:
-                return done
+            if gone + done:
+                return gone + done
             raise
 
     async def _send_each(
@@ -235,27 +241,16 @@ class Receiver(Generic[M]):
 
     async def receive(self, timeout: float | None = None) -> Any:
         """See `fabric.Receiver.receive`."""
-
-        def attempt() -> tuple[bool, Any]:
-            try:
-                native = self.sync.native.receive(0)
-            except errors.FabricError as error:
-                name_channel(error, self.sync.channel)
-                raise
-            return native is not None, native
-
-        _, native = await self._waiter.until(attempt, absolute_ns(timeout))
-        return None if native is None else self.sync.decode(native)
+        if timeout is None:  # most often it is there, and nothing is to be awaited
+            found = self.sync.receive(0)
+            if found is not None:
+                return found
+        return await self._look(lambda: self.sync.receive(0), timeout)
 
     async def receive_many(self, count: int, timeout: float | None = None) -> list[Any]:
         """See `fabric.Receiver.receive_many`."""
-
-        def attempt() -> tuple[bool, list[Any]]:
-            natives = self.sync.take_many(count, 0)
-            return bool(natives), natives
-
-        _, natives = await self._waiter.until(attempt, absolute_ns(timeout))
-        return [self.sync.decode(native) for native in natives]
+        found = await self._look(lambda: self.sync.receive_many(count, 0) or None, timeout)
+        return found or []
 
     async def receive_into(self, timeout: float | None = None, **targets: Any) -> Any:
         """See `fabric.Receiver.receive_into`."""
@@ -264,6 +259,21 @@ class Receiver(Generic[M]):
         if message is not None:
             self.sync.copy_out(message, targets)
         return message
+
+    async def _look(self, receive: Callable[[], Any], timeout: float | None) -> Any:
+        """Return what `receive` finds, at once or once something came; None at the timeout."""
+        deadline_ns = None if timeout is None else absolute_ns(timeout)
+        found = receive()
+        if found is not None:
+            return found
+
+        def attempt() -> tuple[bool, Any]:
+            found = receive()
+            return found is not None, found
+
+        if deadline_ns is None:
+            deadline_ns = absolute_ns(None)
+        return (await self._waiter.until(attempt, deadline_ns))[1]
 
     def pending(self) -> int:
         """See `fabric.Receiver.pending`."""
@@ -302,7 +312,7 @@ class BytesReceiver(Receiver[Any]):
 
     async def receive_bytes(self, timeout: float | None = None) -> bytes | None:
         """Return the next message as bytes, acknowledged; None when none came within `timeout` seconds."""
-        found = await self._plain(lambda: self.sync.receive_bytes(0), timeout)  # type: ignore[attr-defined]
+        found = await self._look(lambda: self.sync.receive_bytes(0), timeout)  # type: ignore[attr-defined]
         return None if found is None else bytes(found)
 
     async def receive_many_bytes(self, count: int, timeout: float | None = None) -> list[bytes]:
@@ -310,13 +320,5 @@ class BytesReceiver(Receiver[Any]):
 
         One that lies in a slot comes alone.
         """
-        return list(
-            await self._plain(lambda: self.sync.receive_many_bytes(count, 0), timeout)  # type: ignore[attr-defined]
-        )
-
-    async def _plain(self, receive: Callable[[], Any], timeout: float | None) -> Any:
-        def attempt() -> tuple[bool, Any]:
-            found = receive()
-            return found is not None and found != [], found
-
-        return (await self._waiter.until(attempt, absolute_ns(timeout)))[1]
+        receive = self.sync.receive_many_bytes  # type: ignore[attr-defined]
+        return await self._look(lambda: receive(count, 0) or None, timeout) or []

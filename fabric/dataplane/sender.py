@@ -287,6 +287,14 @@ class Sender(Generic[M]):
 
     # ---- for the port and the asyncio face
 
+    def send_at_once(self, message: M, key: str | bytes | None, /) -> int | None:
+        """Send where neither waiting nor Python is needed; None: nothing was done, here it always is."""
+        return None
+
+    def send_many_at_once(self, messages: Sequence[M], /) -> int:
+        """Return how many of `messages` were sent so."""
+        return 0
+
     def provide(self, need: Exception, deadline_ns: int) -> None:
         """Get the arena memory that a native call lacked; waits for a slot where a limit is reached."""
         try:

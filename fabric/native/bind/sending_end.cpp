@@ -88,13 +88,18 @@ class Content {
   }
   /// What `end.encode` makes of a message; throws what it raises.
   void take_message(SendingEnd::Held& end, PyObject* message, SendRequest& request) {
-    if (const std::size_t size = end.plain.encode(message, meta_, buffers_)) {
-      request.meta = {meta_, size};
-      request.tensors = buffers_.pieces();
-      if (buffers_.size() < 2 || payload_of(request) <= kCopyWithoutGilBytes) return;
-      buffers_.clear();               // what several large ones may have together is looked at there
-    }
-    take_encoded(end.encode.ptr(), message, request);
+    if (!take_plain(end, message, request)) take_encoded(end.encode.ptr(), message, request);
+  }
+  /// False: only Python can encode it.
+  bool take_plain(SendingEnd::Held& end, PyObject* message, SendRequest& request) {
+    const std::size_t size = end.plain.encode(message, meta_, buffers_);
+    if (size == 0) return false;
+    request.meta = {meta_, size};
+    request.tensors = buffers_.pieces();
+    if (buffers_.size() < 2 || payload_of(request) <= kCopyWithoutGilBytes) return true;
+    buffers_.clear();                 // what several large ones may have together is looked at there
+    request.tensors = {};
+    return false;
   }
 
  private:
@@ -146,6 +151,29 @@ PyObject* send(PyObject* object, PyObject* const* args, Py_ssize_t count, PyObje
     if (given.value[2] != nullptr) request.expires_ns = deadline_ns;
     const Status status = send_now_or_wait(end, request, deadline_ns, number);
     if (status.code == Code::need_segment) return python_call(object, "_send", args, count, names);
+    if (!status.ok()) raise_named(object, status);
+    return PyLong_FromUnsignedLongLong(number);
+  });
+}
+
+// Whether the message may go after some waiting, or with more memory: nothing was done.
+bool may_go_later(Code code) {
+  return code == Code::would_block || code == Code::frozen || code == Code::need_segment;
+}
+
+PyObject* send_at_once(PyObject* object, PyObject* const* args, Py_ssize_t count) {
+  return guarded([&]() -> PyObject* {
+    auto& end = reinterpret_cast<SendingEnd*>(object)->held;
+    Content content;
+    SendRequest request;
+    u64 number = 0;
+    const bool possible =
+        end.is_direct && count == 2 && set_key(request, args[1] == Py_None ? nullptr : args[1]) &&
+        (end.encode.is_valid() ? content.take_plain(end, args[0], request) : content.take_bytes(args[0], request)) &&
+        payload_of(request) <= kCopyWithoutGilBytes;
+    if (!possible) Py_RETURN_NONE;
+    const Status status = end.core->send(request, 0, false, number);
+    if (may_go_later(status.code)) Py_RETURN_NONE;
     if (!status.ok()) raise_named(object, status);
     return PyLong_FromUnsignedLongLong(number);
   });
@@ -273,6 +301,25 @@ PyObject* send_many(PyObject* object, PyObject* const* args, Py_ssize_t count, P
   });
 }
 
+PyObject* send_many_at_once(PyObject* object, PyObject* messages) {
+  return guarded([&]() -> PyObject* {
+    auto& end = reinterpret_cast<SendingEnd*>(object)->held;
+    Requests requests;
+    const bool is_list = PyList_CheckExact(messages) || PyTuple_CheckExact(messages);
+    nb::object kept = is_list ? nb::steal(PySequence_Tuple(messages)) : nb::object();
+    if (is_list && !kept.is_valid()) throw nb::python_error();
+    const bool possible = end.is_direct && is_list &&
+                          (end.encode.is_valid() ? encode_all(end, kept.ptr(), requests) : gather(kept.ptr(), requests));
+    if (!possible) return PyLong_FromLong(0);
+    u64 accepted = 0;
+    const Status status = requests.payload <= kCopyWithoutGilBytes
+                              ? end.core->send_many(requests.list, 0, false, accepted)
+                              : released([&] { return end.core->send_many(requests.list, 0, true, accepted); });
+    if (!status.ok() && accepted == 0 && !may_go_later(status.code)) raise_named(object, status);
+    return PyLong_FromUnsignedLongLong(accepted);
+  });
+}
+
 // Before anything else, by the class that is made of this base: the native sender, `encode` and its plan or None, times.
 PyObject* bind(PyObject* object, PyObject* args) {
   auto& end = reinterpret_cast<SendingEnd*>(object)->held;
@@ -300,6 +347,10 @@ PyMethodDef methods[] = {
     {"send", fast(send), kFastCall, "send($self, message, key=None, deadline=None)\n--\n\nSee fabric.Sender.send."},
     {"send_many", fast(send_many), kFastCall,
      "send_many($self, messages, keys=None, deadline=None)\n--\n\nSee fabric.Sender.send_many."},
+    {"send_at_once", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(send_at_once)), METH_FASTCALL,
+     "send_at_once($self, message, key, /)\n--\n\nAs `send`, where neither waiting nor Python is needed; None: nothing was done."},
+    {"send_many_at_once", send_many_at_once, METH_O,
+     "send_many_at_once($self, messages, /)\n--\n\nHow many of `messages` went so; it may be none."},
     {"_bind", bind, METH_VARARGS, nullptr},
     {"_set_direct", set_direct, METH_O, nullptr},
     {nullptr, nullptr, 0, nullptr}};

@@ -241,3 +241,81 @@ async def test_send_without_a_deadline_takes_the_one_of_its_channel(loops, types
     with pytest.raises(errors.DeadlineExceeded):
         await sender.send_many([types.note("n")])
     assert time.monotonic() - started < 5
+
+
+async def test_batch_beyond_the_room_goes_on_while_a_task_receives(loops, types):
+    sender, receiver = await pair(loops, types)
+    await sender.send(types.note("first"))
+    assert (await receiver.receive(5)).text == "first"
+    sent = [types.note("n" * 500, number) for number in range(2000)]
+    sending = asyncio.ensure_future(sender.send_many(sent))
+    got = []
+    while len(got) < len(sent):
+        got += [message.number for message in await receiver.receive_many(50, 5)]
+    assert await sending == len(sent)
+    assert got == list(range(2000))
+    assert sender.sync.send_many_at_once([]) == 0
+    assert await sender.send_many(types.note("g", number) for number in range(3)) == 3
+    assert [(await receiver.receive()).number for _ in range(3)] == [0, 1, 2]
+
+
+async def test_batch_without_room_says_how_many_went(loops, types):
+    sender, receiver = await pair(loops, types)
+    await sender.send(types.note("first"))
+    assert (await receiver.receive(5)).text == "first"
+    sent = [types.note("n" * 500, number) for number in range(2000)]
+    count = await sender.send_many(sent, deadline=0.05)
+    assert 0 < count < 2000
+    with pytest.raises(errors.DeadlineExceeded):
+        await sender.send_many(sent, deadline=0.01)
+
+
+async def test_send_that_needs_neither_waiting_nor_memory_is_done_at_once(loops, types):
+    sender, receiver = await pair(loops, types)
+    await sender.send(types.note("first"))
+    assert sender.sync.send_at_once(types.note("at once", 2), None) == 2
+    assert sender.sync.send_many_at_once([types.note("a"), types.note("b")]) == 2
+    assert sender.sync.send_at_once("no note", None) is None
+    assert sender.sync.send_many_at_once([types.note("a"), "no note"]) == 0
+    assert [(await receiver.receive()).text for _ in range(4)] == ["first", "at once", "a", "b"]
+    for wrong in (types.note(5), "no note"):
+        with pytest.raises(errors.TypeMismatchError):
+            await sender.send(wrong)
+        with pytest.raises(errors.TypeMismatchError):
+            await sender.send_many([types.note("a"), wrong])
+    await sender.close()
+    with pytest.raises(errors.ClosedError, match="notes"):
+        await sender.send(types.note("closed"))
+    with pytest.raises(errors.ClosedError, match="notes"):
+        await sender.send_many([types.note("closed")])
+    assert await receiver.receive(0) is None
+
+
+async def test_memory_is_asked_for_beside_the_loop(loops, types):
+    left, right = loops
+    await left.declare("blocks", types.block)
+    sender, receiver = (
+        await left.sender("blocks", types.block),
+        await right.receiver("blocks", types.block),
+    )
+    for step in range(3):
+        for message in (types.make_block(step), types.make_block(step, 100, 100)):
+            await sender.send(message)
+            got = await receiver.receive()
+            np.testing.assert_array_equal(got.data, message.data)
+        assert await sender.send_many([message, types.make_block(step), message]) == 3
+        received = await receiver.receive_many(9)
+        while len(received) < 3:
+            received += await receiver.receive_many(9)
+        assert [each.data.shape for each in received] == [(100, 100), (4, 8), (100, 100)]
+
+
+async def test_wrong_timeout_takes_no_message(loops, types):
+    sender, receiver = await pair(loops, types)
+    await sender.send(types.note("kept"))
+    for wrong in (-1, "1", float("nan")):
+        with pytest.raises(errors.ConfigError):
+            await receiver.receive(wrong)
+        with pytest.raises(errors.ConfigError):
+            await receiver.receive_many(4, wrong)
+    assert (await receiver.receive(5)).text == "kept"
