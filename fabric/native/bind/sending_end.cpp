@@ -14,6 +14,7 @@ namespace {
 using namespace ends;
 
 constexpr u64 kCopyWithoutGilBytes = 32 * 1024;
+constexpr u64 kMessageBytesMax = u64{1} << 30;  // fabric/limits.py MESSAGE_BYTES_MAX
 
 struct SendingEnd {
   PyObject_HEAD
@@ -62,7 +63,7 @@ class Content {
   ~Content() {
     if (viewed_) PyBuffer_Release(&view_);
   }
-  /// Plain bytes. False: long, or no contiguous bytes, which Python says.
+  /// Plain bytes. False: too long, or no contiguous bytes, which Python says.
   bool take_bytes(PyObject* object, SendRequest& request) {
     std::span<const u8> data;
     if (PyBytes_CheckExact(object)) {
@@ -80,7 +81,7 @@ class Content {
       request.meta = data;
       return true;
     }
-    if (data.size() > kCopyWithoutGilBytes) return false;  // what Python adds does not matter there
+    if (data.size() > kMessageBytesMax) return false;
     piece_ = {data.data(), data.size()};
     request.meta = {&kBytesTag, 1};
     request.tensors = {&piece_, 1};
@@ -96,8 +97,8 @@ class Content {
     if (size == 0) return false;
     request.meta = {meta_, size};
     request.tensors = buffers_.pieces();
-    if (buffers_.size() < 2 || payload_of(request) <= kCopyWithoutGilBytes) return true;
-    buffers_.clear();                 // what several large ones may have together is looked at there
+    if (payload_of(request) <= kMessageBytesMax) return true;
+    buffers_.clear();                 // too large together
     request.tensors = {};
     return false;
   }
@@ -199,7 +200,7 @@ bool encode_all(SendingEnd::Held& end, PyObject* messages, Requests& out) {
     if (size == 0) return false;
     u64 payload = 0;
     for (const Piece& piece : out.buffers.pieces(from)) payload += piece.bytes;
-    if (out.buffers.size() - from > 1 && payload > kCopyWithoutGilBytes) return false;
+    if (payload > kMessageBytesMax) return false;
     out.payload += payload;
     out.metas.insert(out.metas.end(), meta, meta + size);
     ends[static_cast<std::size_t>(i)] = {out.metas.size(), out.buffers.size()};

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import fabric
-from fabric import errors
+from fabric import errors, limits
 from fabric.messages import message, message_type
 
 
@@ -155,3 +155,16 @@ def test_array_may_be_written_once_send_returned(tensors):
         sender.send(OneTensor(rows))
     rows[:] = -1
     assert [each.rows[0] for each in receiver.receive_many(5, 5)] == [0, 1, 2, 3, 4]
+
+
+def test_tensors_too_large_together_are_refused_each_time(ends):
+    sender, receiver = ends
+    half = np.zeros(
+        (limits.MESSAGE_BYTES_MAX // 32 + 1, 1, 4), np.float32
+    )  # never written: no memory
+    for _ in range(2):  # the second time both shapes are known
+        with pytest.raises(errors.CapacityError, match="MESSAGE_BYTES_MAX"):
+            sender.send(Batch(1, keys=half, values=half))
+        with pytest.raises(errors.CapacityError, match="MESSAGE_BYTES_MAX"):
+            sender.send_many([make(31), Batch(1, keys=half, values=half)])
+    assert receiver.receive(0) is None
