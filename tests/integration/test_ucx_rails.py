@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.integration.kill_nodes import Cluster, Node, balanced, settled, wait_for
@@ -83,13 +85,14 @@ def test_both_rails_carry_and_every_message_ends_once(ground, link):
 
 
 @pytest.mark.promise("P1", "P9")
-def test_killed_daemon_leaves_nothing_and_its_ucx_rail_comes_back(ground):
+@pytest.mark.parametrize("killed", ["a", "b"], ids=["that accepts", "that dials"])
+def test_killed_daemon_leaves_nothing_and_its_ucx_rail_comes_back(ground, killed):
     a = ground.node("a", "ucx+shm:127.0.0.1:0")
     b = ground.node("b", join=a)
     all_up(a, b, links=("tcp", "ucx+shm"))
     inn, out = ground.traffic(a, b, 400)
     shared_before = set(os.listdir("/dev/shm"))
-    b.kill_daemon()
+    {"a": a, "b": b}[killed].kill_daemon()
     out.wait_for("flushed")
     inn.wait_for("got", 400)
     out.finish()
@@ -127,3 +130,25 @@ def test_rail_with_transports_that_are_not_there_is_told_and_the_other_carries(g
     out.wait_for("flushed")
     inn.wait_for("got", 40)
     out.finish()
+
+
+@pytest.mark.promise("P3")
+def test_stopped_peer_costs_nothing_and_is_waited_for(ground):
+    """UCX cannot sleep while a queue of shared memory is full: it must not be asked without pause."""
+    a = ground.node("a", "ucx+shm:127.0.0.1:0")
+    b = ground.node("b", join=a)
+    all_up(a, b, links=("tcp", "ucx+shm"))
+    a.call("path_pin", "b", [1])
+    inn, out = ground.traffic(a, b, 120)
+    sender, stopped = psutil.Process(a.daemon_pid), psutil.Process(b.daemon_pid)
+    stopped.suspend()
+    time.sleep(0.3)  # what was on its way has come, or waits
+    before = sum(sender.cpu_times()[:2])
+    time.sleep(1.0)
+    used = sum(sender.cpu_times()[:2]) - before
+    stopped.resume()
+    inn.wait_for("got", 120)
+    out.finish()
+    assert used < 0.25, f"{used:.2f} s of CPU in a second of waiting"
+    settled(a, "far")
+    balanced(a)
