@@ -107,9 +107,12 @@ def build() -> None:
         )
         if done.returncode != 0:
             sys.exit(f"{' '.join(command)}\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
-    name = f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
-    built = next(iter(folder.glob("_native*.so")))
-    shutil.copyfile(built, COPY / "fabric" / name)
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    for built in (
+        *folder.glob("_native*.so"),
+        *folder.glob("_ucx*.so"),
+    ):  # the second where there is UCX
+        shutil.copyfile(built, COPY / "fabric" / f"{built.name.partition('.')[0]}{suffix}")
 
 
 def passes(tests: Sequence[str], *, show: bool = False) -> bool:

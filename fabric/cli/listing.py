@@ -27,7 +27,9 @@ def _addresses(row: Mapping[str, Any]) -> str | list[str] | None:
 
 def _rail(rail: Mapping[str, Any]) -> str:
     bits = rail.get("bits_per_second") or 0
-    words = [rail.get("address"), rail.get("interface"), f"{bits / 1e9:g} Gbit/s" if bits else ""]
+    link = rail.get("link", "tcp")
+    where = f"{link}:{rail.get('address')}" if link != "tcp" else rail.get("address")
+    words = [where, rail.get("interface"), f"{bits / 1e9:g} Gbit/s" if bits else ""]
     return " ".join(str(word) for word in words if word)
 
 

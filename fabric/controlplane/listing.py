@@ -59,6 +59,7 @@ def node_rows(view: View, own: int) -> list[dict[str, Any]]:
 
 def _rail(rail: RailRecord) -> dict[str, Any]:
     return {
+        "link": rail.link,
         "address": f"{rail.host}:{rail.port}",
         "interface": rail.interface,
         "bits_per_second": rail.bits_per_second,

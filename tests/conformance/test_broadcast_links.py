@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from fabric import _native
-from fabric.testing import fault_rigs
+from fabric.testing import fault_rigs, ucx_rigs
 from fabric.testing.link_conformance import payload_of
 from fabric.testing.rigs import (
     AT_MOST_ONCE,
@@ -71,7 +71,13 @@ class Fan:
         message.release()
 
 
-@pytest.fixture(params=["shm", "inproc", "tcp", fault_rigs.FaultTcpRig.name])
+UCX = [
+    pytest.param(each.name, marks=pytest.mark.needs_ucx)
+    for each in (ucx_rigs.UcxShmRig, ucx_rigs.FaultUcxTcpRig)
+]
+
+
+@pytest.fixture(params=["shm", "inproc", "tcp", fault_rigs.FaultTcpRig.name, *UCX])
 def fan(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fan]:
     monkeypatch.setenv("FABRIC_FAULTS", "1")
     with rig(request.param) as joined:
