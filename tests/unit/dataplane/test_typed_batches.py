@@ -1,5 +1,9 @@
 """What is encoded natively, one by one and in batches: values that may be absent, named axes, messages sent on."""
 
+import random
+import sys
+import threading
+
 import numpy as np
 import pytest
 
@@ -168,3 +172,37 @@ def test_tensors_too_large_together_are_refused_each_time(ends):
         with pytest.raises(errors.CapacityError, match="MESSAGE_BYTES_MAX"):
             sender.send_many([make(31), Batch(1, keys=half, values=half)])
     assert receiver.receive(0) is None
+
+
+def test_threads_that_send_other_shapes_through_one_end_disturb_nobody(ends):
+    """What an end remembers of the last array of a field is not taken for another thread's."""
+    sender, receiver = ends
+    before, failed = sys.getswitchinterval(), []
+
+    def send(seed):
+        choose = random.Random(seed)
+        for _ in range(400):
+            shape = (choose.randint(1, 9), choose.randint(1, 3), 4)
+            keys = np.full(shape, shape[0] * 10 + shape[1], np.float32)
+            sender.send(Batch(shape[0], keys=keys, values=-keys))
+            try:
+                sender.send(Batch(0, keys=keys, values=np.zeros((shape[0] + 1, shape[1], 4), "f4")))
+                failed.append(shape)
+            except errors.TypeMismatchError:
+                pass
+
+    threads = [threading.Thread(target=send, args=(seed,)) for seed in range(3)]
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in range(1200):
+            got = receiver.receive(10)
+            assert got.keys.shape[0] == got.number and got.keys.shape == got.values.shape
+            assert (got.keys == got.number * 10 + got.keys.shape[1]).all()
+            assert (got.values == -got.keys).all()
+    finally:
+        sys.setswitchinterval(before)
+        for thread in threads:
+            thread.join()
+    assert not failed and receiver.receive(0) is None
