@@ -47,6 +47,7 @@ class NodeGateway:
         self._looking: asyncio.TimerHandle | None = None
         self.up: set[tuple[int, int]] = set()  #: (node, rail * 2 + group) with a data connection
         self.reasons: dict[tuple[int, int], str] = {}  #: why each of those was lost last
+        self.carried: dict[tuple[int, int], int] = {}  #: and the bytes that it had carried
         self.on_link_down: Callable[[int, int, str], None] = lambda node, group, reason: None
         #: each is told (node, event) when the engine thinks otherwise of a rail
         self.on_rail: list[Callable[[int, dict[str, Any]], None]] = []
@@ -296,6 +297,7 @@ class NodeGateway:
             reason = str(event.get("reason", ""))
             self._context.events.add("link down", node=node, group=event["group"], reason=reason)
             self.reasons[node, event["group"]] = reason
+            self.carried[node, event["group"]] = int(event.get("carried", 0))
             if node and reason != "replaced":
                 self.up.discard((node, event["group"]))
                 self.on_link_down(node, event["group"], reason)

@@ -441,7 +441,7 @@ class PeerLinks:
         return rails[rail_of(group)].link if rail_of(group) < len(rails) else TCP
 
     def _on_link_down(self, number: int, group: int, reason: str) -> None:
-        self.rails.disconnected(number, group)
+        self.rails.disconnected(number, group, self._daemon.gateway.carried.get((number, group), 0))
         if self.dials(number):
             self._dial(number, group)
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fabric.controlplane.daemon import Daemon
 
 STEADY_S = 1.0  #: a connection that was lost sooner is not dialled again without a pause
+CARRIED_BYTES = 4096  #: unless it had carried this: a peer that closes each takes less
 SHOWN_FRESH_S = 0.2  #: what listings say of interfaces may be this old
 _LISTENING = ("listen/tcp", *(f"listen/tcp/{n}" for n in range(1, limits.RAILS_PER_PEER_MAX)))
 TELL_AFTER = 3  #: failures in a row, then a rail is told of as not reached
@@ -245,11 +246,15 @@ class Rails:
             self._missed.discard(key)
             self._tell("rail reached", *key, severity="info", local=ends.local)
 
-    def disconnected(self, number: int, group: int) -> None:
-        """Note a data connection that is lost."""
+    def disconnected(self, number: int, group: int, carried: int = 0) -> None:
+        """Note a data connection that is lost, and the bytes that it had carried.
+
+        One that worked is dialled again at once, however short it lasted: a path that damages frames costs many.
+        """
         self._ends.pop((number, group), None)
         dial = self.dial_of(number, group)
-        dial.short = dial.short + 1 if time.monotonic() - dial.since_s < STEADY_S else 0
+        has_worked = carried >= CARRIED_BYTES or time.monotonic() - dial.since_s >= STEADY_S
+        dial.short = 0 if has_worked else dial.short + 1
         self.losses[number, rail_of(group)] += 1
 
     def can_use(self, number: int, rail: int, link: str) -> bool:

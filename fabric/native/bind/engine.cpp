@@ -47,6 +47,7 @@ nb::dict event_dict(const EngineEvent& event) {
     case EngineEvent::Kind::link_silent:
       out["session"] = event.a;
       out["group"] = event.b;
+      out["carried"] = event.carried;
       break;
     case EngineEvent::Kind::lane_corrupt: out["lane"] = event.a; break;
     case EngineEvent::Kind::flow_unknown: out["flow"] = event.a; break;

@@ -160,7 +160,7 @@ class Engine {
   static bool is_up(const Session& session, u32 group);
   static bool fit_to_lead(const Session& session, u32 group);
   void rail_connected(Session& session, u32 group, u64 now);
-  void rail_disconnected(Session& session, u32 group, u64 now);
+  void rail_disconnected(Session& session, u32 group, u64 received, u64 now);
   void choose_leads(Session& session, u64 now);
   void lead_with(Session& session, u32 group, u64 now);
   static bool has_choice(const Session& session);

@@ -18,6 +18,7 @@ struct EngineEvent {
   u64 a = 0;           // segment | slot bytes | session | flow | flow | flow | lane | session | flow | session | session
   u64 b = 0;           // – | – | group | – | flow_seq | flow_seq | – | group | flow_seq | – | rail
   std::string reason;
+  u64 carried = 0;     // link_down: bytes that came, and payload that the peer acknowledged, over that connection
 };
 
 /// Test hooks behind the link; those of a link are links/fault_link.hpp. Each counts down and fires once.

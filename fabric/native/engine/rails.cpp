@@ -24,8 +24,8 @@ void Engine::rail_connected(Session& session, u32 group, u64 now) {
   rails_changed(session);
 }
 
-void Engine::rail_disconnected(Session& session, u32 group, u64 now) {
-  if (kind_of(group) == 1) session.rails.rail_down(rail_of(group), now, "its connection is gone");
+void Engine::rail_disconnected(Session& session, u32 group, u64 received, u64 now) {
+  if (kind_of(group) == 1) session.rails.rail_down(rail_of(group), now, "its connection is gone", received);
   send_lost(session);
   choose_leads(session, now);
   rails_changed(session);

@@ -150,7 +150,8 @@ void Engine::tear_down(Session& session, u32 group) {
   connection.down = connection.more = connection.write_armed = false;
   session.live &= ~(1u << group);
   emit(EngineEvent::Kind::link_down, session.id, group, connection.reason);
-  rail_disconnected(session, group, monotonic_ns());
+  events_.back().carried = last.bytes_in + (kind_of(group) == 1 ? session.rails.carried(rail_of(group)) : 0);
+  rail_disconnected(session, group, last.bytes_in, monotonic_ns());
 }
 
 void Engine::progress_link(Session& session, u32 group, u64 budget) {

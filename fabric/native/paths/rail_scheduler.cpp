@@ -55,11 +55,18 @@ void RailScheduler::rail_up(u32 number, u64 now) {
   if (rail.down_ns != 0 && now >= rail.down_ns + kForgetNs) rail.estimate.forget();
   rail.estimate.reconnect();
   rail.alive_ns = rail.empty_ns = now;
+  // A connection that ends over a damaged frame and is there again at once: to hold its rail back would cost more than the loss.
+  const bool is_brief = rail.broke_off && now < rail.down_ns + kBriefNs;
   rail.asked_ns = rail.down_ns = 0;
-  rail.reset_told = false;
+  rail.reset_told = rail.broke_off = false;
+  rail.delivered_before = rail.delivered;
+  if (is_brief) {
+    rail.penalty = std::max(0.0, decayed(rail, now) - 1);
+    rail.penalty_ns = now;
+  }
   const double penalty = decayed(rail, now);
   rail.held_until = 0;
-  if (penalty < kPenaltyForgiven || is_last(number)) {
+  if (penalty < kPenaltyForgiven || is_brief || is_last(number)) {
     move(number, RailState::up, "connected", now);
   } else {  // it flaps: every failure doubles the wait
     rail.held_until = now + std::min(kHoldMaxNs, static_cast<u64>(static_cast<double>(kHoldUnitNs) * std::exp2(penalty)));
@@ -68,10 +75,11 @@ void RailScheduler::rail_up(u32 number, u64 now) {
   next_ns_ = std::min(next_ns_, now + kTickNs);
 }
 
-void RailScheduler::rail_down(u32 number, u64 now, const char* reason) {
+void RailScheduler::rail_down(u32 number, u64 now, const char* reason, u64 received) {
   Rail& rail = rails_[number];
   if (rail.state == RailState::absent || rail.state == RailState::down) return;
   give_back(rail, lost_);
+  rail.broke_off = rail.state == RailState::up && carried(number) + received >= kCarriedBytes;
   rail.down_ns = now;
   fail(number, RailState::down, reason, now);
   if (!lost_.empty()) next_ns_ = now;

@@ -39,6 +39,8 @@ inline constexpr u64 kTickNs = 5'000'000;            // while anything is in fli
 inline constexpr u64 kOwnPauseNs = 15'000'000;       // a tick this late: this process stood still, no rail is to blame
 inline constexpr u64 kPenaltyHalfNs = 4'000'000'000; // failures of a rail are half forgotten after this
 inline constexpr u64 kHoldMaxNs = 2'000'000'000;     // a rail that flaps waits at most this before it is used again
+inline constexpr u64 kBriefNs = 100'000'000;         // away no longer, and it carried: not held, whatever happened before
+inline constexpr u64 kCarriedBytes = 1 << 20;
 inline constexpr double kResentShareMax = 0.02;      // of what was delivered, for overdue chunks of rails that live
 inline constexpr u64 kResentFreeBytes = 1 << 20;
 inline constexpr std::size_t kDecisionsKept = 64;
@@ -76,8 +78,8 @@ class RailScheduler {
  public:
   // -------------------------------------------------------------- rails
   void rail_up(u32 rail, u64 now);
-  /// Its connection is gone. What it carried is returned by the next `tick`.
-  void rail_down(u32 rail, u64 now, const char* reason);
+  /// Its connection is gone. What it carried is returned by the next `tick`. @param received bytes that had come over it
+  void rail_down(u32 rail, u64 now, const char* reason, u64 received = 0);
   void remove(u32 rail);
   void pin(u32 mask) { pinned_ = mask; }              ///< bit per rail; 0: all
   u32 pinned() const { return pinned_; }
@@ -112,6 +114,7 @@ class RailScheduler {
   const std::deque<Decision>& decisions() const { return decisions_; }
   std::vector<Change> take_changes();
   u64 delivered_bytes() const { return delivered_; }
+  u64 carried(u32 rail) const { return rails_[rail].delivered - rails_[rail].delivered_before; }  ///< since it was connected
   u64 resent_bytes() const { return resent_; }
 
  private:
@@ -126,7 +129,8 @@ class RailScheduler {
     u64 slow_at_ns = 0, silent_ns = 0;                // silent: since when, as it was found suspect
     u64 delivered = 0, resent = 0, failures = 0;
     u64 idle_ns = 0, empty_ns = 0;                    // with nothing in flight: so far, and since when
-    bool reset_told = false;
+    u64 delivered_before = 0;                         // when it was connected last
+    bool reset_told = false, broke_off = false;       // broke off: in the middle of its work, its connection was well
   };
 
   u32 carrying() const;

@@ -340,6 +340,29 @@ void a_rail_that_flaps_is_held_longer_each_time_and_forgiven() {
   CHECK(scheduler.usable(0));           // long ago is forgotten
 }
 
+void a_rail_that_breaks_off_in_the_middle_of_its_work_is_used_at_once() {
+  Pipes pipes;
+  pipes.up({125e6, 125e6});
+  pipes.send(u64{1} << 40);
+  pipes.run(500 * kMs);
+  const u64 before = pipes.delivered, begin = pipes.now;
+  for (u32 i = 0; i < 40; ++i) {        // one after the other, each 20 MB a damaged frame
+    pipes.run(pipes.now + 80 * kMs);
+    const u32 rail = i % 2;
+    pipes.pipe[rail].silent = true;
+    pipes.scheduler.rail_down(rail, pipes.now, "frame refused");
+    pipes.tick();
+    pipes.run(pipes.now + 8 * kMs);
+    std::erase_if(pipes.acks, [&](const auto& ack) { return ack.second.rail == rail; });  // of the connection that is gone
+    pipes.pipe[rail].silent = false;
+    pipes.pipe[rail].free_ns = 0;
+    pipes.scheduler.rail_up(rail, pipes.now);
+    CHECK(pipes.scheduler.usable(rail));
+  }
+  const double rate = static_cast<double>(pipes.delivered - before) * 1e9 / static_cast<double>(pipes.now - begin);
+  CHECK(rate > 0.9 * 250e6);
+}
+
 void changes_are_told_once_with_their_reason() {
   RailScheduler scheduler;
   scheduler.rail_up(0, 1);
@@ -389,6 +412,7 @@ int main() {
   a_ticket_of_before_a_replacement_changes_nothing();
   what_is_withdrawn_is_not_waited_for();
   a_rail_that_flaps_is_held_longer_each_time_and_forgiven();
+  a_rail_that_breaks_off_in_the_middle_of_its_work_is_used_at_once();
   changes_are_told_once_with_their_reason();
   decisions_are_kept_within_their_limit_with_the_alternatives();
   std::puts("rail scheduler: ok");

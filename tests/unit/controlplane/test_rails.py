@@ -270,6 +270,16 @@ def test_connection_that_is_lost_soon_is_counted_until_one_lasts(made, monkeypat
     assert shorts == [1, 2, 0, 1]
 
 
+def test_connection_that_had_carried_is_dialled_at_once_however_short_it_lasted(made):
+    rails, daemon = made
+    shorts = []
+    for carried in (0, 0, rails_module.CARRIED_BYTES, 0):
+        bring_up(rails, daemon, 0)
+        rails.disconnected(NEAR, 0, carried)
+        shorts.append(rails.dial_of(NEAR, 0).short)
+    assert shorts == [1, 2, 0, 1]
+
+
 async def test_node_is_unheard_only_while_every_interface_to_it_is_down(made, monkeypatch):
     rails, daemon = made
     assert rails.unheard() == set(), "of a node that no connection ever led to nothing is known"
