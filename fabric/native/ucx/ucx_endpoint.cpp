@@ -93,6 +93,8 @@ std::string Endpoint::start(const Options& options) {
   ucs_status_t status = ucp_config_read(nullptr, nullptr, &config);
   if (status != UCS_OK) return words("its configuration", status);
   for (const Setting& setting : kSettings) (void)ucp_config_modify(config, setting.name, setting.value);
+  // Else a peer could write into memory that this side has given up: in that mode UCX takes nothing back.
+  if (reads_peer()) (void)ucp_config_modify(config, "RNDV_SCHEME", "get_zcopy");
   if (!registers_memory(options.transports)) (void)ucp_config_modify(config, "RCACHE_ENABLE", "n");
   if (!options.transports.empty()) status = ucp_config_modify(config, "TLS", options.transports.c_str());
   if (status == UCS_OK && !options.devices.empty()) status = ucp_config_modify(config, "NET_DEVICES", options.devices.c_str());
@@ -138,6 +140,8 @@ std::string Endpoint::connect(std::span<const u8> address) {
   const ucs_status_t status = ucp_ep_create(worker_, &params, &endpoint_);
   return status == UCS_OK ? std::string() : words("the peer's worker", status);
 }
+
+bool Endpoint::reads_peer() const { return err_mode_ == UCP_ERR_HANDLING_MODE_NONE; }
 
 std::span<const u8> Endpoint::address() const { return {reinterpret_cast<const u8*>(address_), address_len_}; }
 

@@ -56,6 +56,7 @@ class Endpoint {
   std::string open(const Options& options);
   std::string connect(std::span<const u8> address);
   int event_fd() const { return event_fd_; }     ///< readable after `arm` said yes: call `progress`
+  bool reads_peer() const;                       ///< bodies are read from the peer's memory, by `fetch` and `progress`
   std::span<const u8> address() const;           ///< what the peer connects to; holds until `close`
 
   /// `later`: `Events` tells the end of it; the header is copied, the body stays.
