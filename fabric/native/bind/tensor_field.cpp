@@ -74,12 +74,13 @@ PyObject* get(PyObject* object, PyObject* view, PyObject* owner) {
     TensorField::Held& field = held_of(object);
     PyObject** slot = slot_of(field.slot.ptr(), view);
     nb::object value = nb::borrow(slot != nullptr ? *slot : nullptr);
-    if (value.is_valid() && is_array(value.ptr())) return value.release().ptr();
     const bool is_descriptor = value.is_valid() && PyTuple_CheckExact(value.ptr());
     if (is_descriptor) {
       const ArrayLayout* layout = recall(field, value.ptr());
       PyObject* array = layout != nullptr ? make(field, view, slot, *layout) : nullptr;
       if (array != nullptr) return array;
+    } else if (value.is_valid() && !value.is_none() && is_array(value.ptr())) {
+      return value.release().ptr();
     }
     PyObject* property = field.property.ptr();
     PyObject* found = Py_TYPE(property)->tp_descr_get(property, view, owner);

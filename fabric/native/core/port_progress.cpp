@@ -469,6 +469,11 @@ void Port::collect(MessageCore* message) {
     MessagePool::destroy(message);
     return;
   }
+  if (message->ended && !message->slots_held) [[likely]] {  // nothing of it is told to anybody
+    std::lock_guard lock(mutex_);
+    pool_.put(message);
+    return;
+  }
   Operation operation(*this, false);
   if (operation.ok()) {
     let_go(message);
