@@ -17,7 +17,7 @@ from typing import NamedTuple
 from fabric import limits
 from fabric.errors import BusyError, ConfigError
 from fabric.links import addresses
-from fabric.links.rail_link import TCP, split_link
+from fabric.links.rail_link import TCP, is_ucx, split_link
 
 Address = tuple[str, int]
 EVERYWHERE = "0.0.0.0"  # every usable interface's address, not the kernel's wildcard
@@ -54,12 +54,17 @@ def addresses_of(texts: Sequence[str]) -> tuple[Address, ...]:
         One is malformed or given twice, or there are more than `limits.RAILS_PER_PEER_MAX`.
     """
     found: list[Address] = []
-    for text in (split_link(each)[1] for each in texts):
+    for link, text in map(split_link, texts):
         has_port = ":" in text and not text.endswith("]")
         if found and text and not has_port:
             address = text.strip("[]"), found[0][1]
         else:
             address = address_of("--listen", text)
+        if is_ucx(link) and ":" in address[0]:
+            raise ConfigError(
+                f"--listen {link}:{text}: a rail of UCX has an IPv4 address; give one, or a rail of tcp",
+                key="--listen",
+            )
         if address in found and address[1]:
             raise ConfigError(
                 f"--listen {text!r} is given twice: each rail has an address of its own",

@@ -60,7 +60,11 @@ class UcxRails:
             sock.close()
             raise errors.PathBrokenError("the peer takes a rail of tcp for one of ucx")
         transports = transports_of(rail_link)
-        devices = devices_for(transports, local)
+        try:
+            devices = devices_for(transports, local)
+        except errors.FabricError:
+            sock.close()
+            raise
         async with self._making:
             return await asyncio.to_thread(
                 ucx.make_link, sock.detach(), session, transports, devices
@@ -68,15 +72,23 @@ class UcxRails:
 
 
 def devices_for(transports: str, local: str, root: Path = addresses.SYSFS) -> str:
-    """Return UCX's names of the devices of an own address; empty where none is to be named.
+    """Return UCX's names of the devices of an own address: its interface, and the InfiniBand or RoCE ports behind it.
 
-    That is its interface, and the InfiniBand or RoCE ports behind it.
+    Empty for transports that use no network.
+
+    Raises
+    ------
+    PathBrokenError
+        No interface has that IPv4 address: UCX, left to itself, would listen on all of them.
     """
     if _WITHIN_MACHINE.issuperset(transports.split(",")):
         return ""
     owner = addresses.owner_of(local, addresses.local_addresses())
     if owner is None:
-        return ""
+        raise errors.PathBrokenError(
+            f"no interface here has the IPv4 address {local!r}, and a rail of UCX keeps to one",
+            address=local,
+        )
     device = root / owner.interface / "device" / "infiniband"
     try:
         port = int((root / owner.interface / "dev_port").read_text()) + 1

@@ -192,9 +192,10 @@ def test_each_listen_is_a_rail_and_further_ones_take_the_first_ones_port():
         (["10.0.0.1:7400", "10.1.0.1:port"], "write HOST:PORT"),
         (["10.0.0.1:7400", ""], "write HOST:PORT"),
         (["10.0.0.1:7400", "10.0.0.1"], "is given twice"),
+        (["10.0.0.1:7400", "ucx:[fd00::1]:7401"], "has an IPv4 address"),
         ([f"10.0.0.{n}:7400" for n in range(limits.RAILS_PER_PEER_MAX + 1)], "RAILS_PER_PEER_MAX"),
     ],
-    ids=["first without a port", "port is a word", "empty", "twice", "too many"],
+    ids=["first without a port", "port is a word", "empty", "twice", "ucx over IPv6", "too many"],
 )
 def test_rails_that_cannot_be_are_refused(given, said):
     with pytest.raises(ConfigError, match=said):
@@ -202,9 +203,9 @@ def test_rails_that_cannot_be_are_refused(given, said):
 
 
 def test_rail_of_ucx_names_its_transports_before_its_address():
-    given = ["127.0.0.1:7400", "ucx:127.0.0.1:7401", "ucx+rc,ud:[fd00::1]:7402", "tcp:10.0.0.1"]
+    given = ["127.0.0.1:7400", "ucx:127.0.0.1:7401", "ucx+rc,ud:10.1.0.1:7402", "tcp:10.0.0.1"]
     assert listening.links_of(given) == ("tcp", "ucx", "ucx+rc,ud", "tcp")
-    assert listening.addresses_of(given)[1:3] == (("127.0.0.1", 7401), ("fd00::1", 7402))
+    assert listening.addresses_of(given)[1:3] == (("127.0.0.1", 7401), ("10.1.0.1", 7402))
     found = options.parse([word for each in given[:2] for word in ("--listen", each)])
     assert found.listen_links == ("tcp", "ucx")
 

@@ -146,7 +146,10 @@ def test_network_transports_keep_to_the_interface_of_their_address(monkeypatch, 
     monkeypatch.setattr(ucx_rails.addresses, "local_addresses", lambda: (here,))
     assert ucx_rails.devices_for("all", "10.1.0.5", tmp_path) == "eth1"
     assert ucx_rails.devices_for("shm", "10.1.0.5", tmp_path) == ""
-    assert ucx_rails.devices_for("all", "10.9.9.9", tmp_path) == ""
+    with pytest.raises(
+        PathBrokenError, match=r"no interface here has the IPv4 address '10\.9\.9\.9'"
+    ):
+        ucx_rails.devices_for("all", "10.9.9.9", tmp_path)
     (tmp_path / "eth1" / "device" / "infiniband" / "mlx5_1").mkdir(parents=True)
     (tmp_path / "eth1" / "dev_port").write_text("1\n")
     assert ucx_rails.devices_for("rc,ud", "10.1.0.5", tmp_path) == "mlx5_1:2,eth1"
