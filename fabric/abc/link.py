@@ -16,7 +16,7 @@ GROUP_BULK = 1  #: embedding and bulk traffic
 GROUP_CONTROL = 255  #: node to node control, not the engine's
 GROUP_PROBE = 254  #: a measurement of one rail, between the two daemons
 PLAIN_CHUNKS = 1  #: a feature of a data connection: payload travels without checksums of ours
-UCX_FRAMES = 2  #: a feature of a data connection: its frames go as UCX messages, the socket only stays open
+UCX_FRAMES = 2  #: a feature of a data connection: frames go over UCX, beside the socket
 
 
 @dataclass(frozen=True, slots=True)
