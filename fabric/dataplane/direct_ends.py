@@ -67,8 +67,6 @@ class DirectReceiver(_native.ReceivingEnd, Receiver[M]):
 
     def __next__(self) -> Any:
         while True:
-            if self.is_closed or self._port.is_closed:
-                raise StopIteration
             try:
                 message = self.receive(_ITERATE_S)
             except EndOfChannel as end:
@@ -79,6 +77,8 @@ class DirectReceiver(_native.ReceivingEnd, Receiver[M]):
                 raise
             if message is not None:
                 return message
+            if self.is_closed or self._port.is_closed:
+                raise StopIteration
 
     # ---- for the native base
 

@@ -37,10 +37,10 @@ struct Arguments {
   }
 };
 
-// A timeout in seconds as an absolute deadline; false: Python says what is wrong with it.
-inline bool deadline_of(PyObject* seconds, const Limits& limits, u64& out) {
+// A timeout in seconds as nanoseconds; false: Python says what is wrong with it.
+inline bool timeout_of(PyObject* seconds, const Limits& limits, u64& out) {
   if (seconds == nullptr) {
-    out = monotonic_ns() + limits.default_ns;
+    out = limits.default_ns;
     return true;
   }
   double value = -1;
@@ -50,7 +50,14 @@ inline bool deadline_of(PyObject* seconds, const Limits& limits, u64& out) {
     PyErr_Clear();
     return false;
   }
-  out = value == 0 ? 0 : monotonic_ns() + static_cast<u64>(value * 1e9);
+  out = static_cast<u64>(value * 1e9);
+  return true;
+}
+
+// As an absolute deadline; 0 stays 0: not to wait.
+inline bool deadline_of(PyObject* seconds, const Limits& limits, u64& out) {
+  if (!timeout_of(seconds, limits, out)) return false;
+  if (out != 0) out += monotonic_ns();
   return true;
 }
 

@@ -76,14 +76,14 @@ PyObject* view_of(PyObject* object, ReceivingEnd::Held& end, MessageCore* core) 
   return end.unpack.is_valid() ? typed_view(object, end, core) : bytes_view(object, *end.core, core);
 }
 
-// Waits with the lock given away when nothing is there. False: the timeout is none.
+// Waits with the lock given away when nothing is there, and looks at the clock only then. False: the timeout is none.
 template <class Attempt>
 bool attempt(PyObject* object, PyObject* timeout, const Limits& limits, Attempt&& receive) {
-  u64 deadline_ns = kLater;
-  if (timeout != nullptr && !deadline_of(timeout, limits, deadline_ns)) return false;
-  Status status = receive(deadline_ns, false);
+  u64 wait_ns = 0;
+  if (!timeout_of(timeout, limits, wait_ns)) return false;
+  Status status = receive(wait_ns == 0 ? 0 : kLater, false);
   if (status.code == Code::would_block || status.code == Code::frozen) {
-    if (deadline_ns == kLater) deadline_of(nullptr, limits, deadline_ns);
+    const u64 deadline_ns = wait_ns == 0 ? 0 : monotonic_ns() + wait_ns;
     status = released([&] { return receive(deadline_ns, true); });
   }
   if (!status.ok()) raise_named(object, status);
