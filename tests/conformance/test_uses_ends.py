@@ -168,7 +168,7 @@ def test_views_that_nobody_keeps_give_their_memory_back(use: Trial) -> None:
 def test_several_threads_share_one_port(use: Trial) -> None:
     out, inn = use.pair({"messages": 8})
     got: list[bytes] = []
-    readers = [in_a_thread(lambda: got.extend(inn.read(20)))[0] for _ in range(3)]
+    readers = [in_a_thread(lambda: got.extend(inn.read(20, 20.0)))[0] for _ in range(3)]
     senders = [
         in_a_thread(lambda start=start: out.send(numbered(20, start), deadline=20.0))[0]
         for start in (0, 20, 40)

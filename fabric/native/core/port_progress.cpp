@@ -471,7 +471,8 @@ void Port::collect(MessageCore* message) {
   }
   if (message->ended && !message->slots_held) [[likely]] {  // nothing of it is told to anybody
     std::lock_guard lock(mutex_);
-    pool_.put(message);
+    if (closed()) MessagePool::destroy(message);  // who ends without the lock from now on counts as this does
+    else pool_.put(message);
     return;
   }
   Operation operation(*this, false);

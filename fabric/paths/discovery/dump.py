@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
 import msgspec
 
 from fabric import limits
+from fabric.paths.discovery import model
 from fabric.paths.discovery.model import Topology
 from fabric.paths.discovery.xml_source import Refused
 
 FORMAT = "fabric.topology"
 VERSION = 1
+#: What a reader asks for stays, even where it says nothing.
+_NEEDED = frozenset(
+    field.name
+    for kind in vars(model).values()
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind)
+    for field in dataclasses.fields(kind)
+    if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+)
 
 
 def to_json(topology: Topology) -> dict[str, Any]:
@@ -91,7 +101,7 @@ def _without_nothing(value: Any) -> Any:
             # What a source says stays as it says it, empty texts as well.
             key: item if key == "attributes" else _without_nothing(item)
             for key, item in value.items()
-            if item not in (None, "")
+            if item not in (None, "") or key in _NEEDED
         }
     if isinstance(value, (list, tuple)):
         return [_without_nothing(item) for item in value]

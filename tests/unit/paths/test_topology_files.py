@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fabric import errors, limits
@@ -293,6 +293,7 @@ DAMAGE = st.tuples(st.integers(0, 1 << 20), st.sampled_from([
 ]))  # fmt: skip
 
 
+@example(None, [(2195, b'""')])  # a note about a thing without a name
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from([EIGHT, ODD, HWLOC, None]), st.lists(DAMAGE, min_size=1, max_size=4))
 def test_damaged_file_loads_or_is_refused_and_never_anything_else(file, damage):
