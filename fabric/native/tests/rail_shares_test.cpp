@@ -12,18 +12,41 @@ constexpr u64 kMiB = 1 << 20, kMs = 1'000'000, kSecond = 1'000'000'000;
 constexpr u64 kRate = 60 * kMiB;
 constexpr u64 kSize = 256 * 1024, kDeep = 12;
 
-/// One rail; each channel has a flow of its own that keeps `kDeep` messages under way.
-struct Channels : Railed {
-  struct Flow { u64 id; u32 channel, klass; u64 size, deep, sent = 0, got = 0, bytes = 0; std::vector<u64> left_ns, took_ns; };
-  std::map<u64, Flow> flows;
+constexpr u32 kOther = 1 + kLanesPerPortMax;            // rings like lane 1
 
-  Channels() : Railed(1) { relay[0]->rate = kRate; }
-  Flow& open(u32 channel, u32 weight, u32 klass = 3, u64 size = kSize, u64 deep = kDeep) {
+/// One rail; each channel has a flow of its own that keeps `kDeep` messages under way. The sending node has a second port,
+/// of another tenant.
+struct Channels : Railed {
+  struct Flow {
+    u64 id;
+    u32 channel, klass, lane;
+    u64 size, deep, sent = 0, got = 0, bytes = 0;
+    std::vector<u64> left_ns, took_ns;
+  };
+  std::map<u64, Flow> flows;
+  PortFds second{u64{1} << 32 | 3, 103};
+  Fd pair;
+  LaneEnd end;                         // of the second port
+
+  Channels() : Railed(1) {
+    relay[0]->rate = kRate;
+    const u64 ports[2] = {a.gateway.port, second.port}, lives[2] = {a.gateway.incarnation, second.incarnation};
+    must(create_lane_pair(3, ports, lives, pair));
+    must(end.attach(pair.get(), 1));
+    must(a.engine.add_lane({kOther, pair.get(), 0, 3, second.port, second.incarnation, second.bell.get(), second.event.get(), 1001}));
+  }
+  Flow& open(u32 channel, u32 weight, u32 klass = 3, u64 size = kSize, u64 deep = kDeep, u32 lane = 1) {
     const u64 id = (u64{1} << 48) | (100 + channel);
     must(a.engine.weigh(channel, weight));
-    must(a.engine.add_forward(id, 1, kSession));
+    must(a.engine.add_forward(id, lane, kSession));
     must(b.engine.add_deliver(id, 1, kSession, 0));
-    return flows.insert({id, {id, channel, klass, size, deep}}).first->second;
+    return flows.insert({id, {id, channel, klass, lane, size, deep, 0, 0, 0, {}, {}}}).first->second;
+  }
+  /// As the second port.
+  void as_other(const std::function<void()>& act) {
+    std::swap(a.end, end);
+    act();
+    std::swap(a.end, end);
   }
   void feed(Flow& flow) {
     while (flow.sent - flow.got < flow.deep) {
@@ -48,8 +71,12 @@ struct Channels : Railed {
   void run(u64 ns) {
     for (const u64 until = monotonic_ns() + ns; monotonic_ns() < until;) {
       serve();
-      for (auto& [id, flow] : flows) feed(flow);
+      for (auto& [id, flow] : flows) {
+        if (flow.lane == kOther) as_other([&] { feed(flow); });
+        else feed(flow);
+      }
       take();
+      as_other([&] { a.returns(); });
       std::this_thread::sleep_for(std::chrono::microseconds(200));
     }
   }
@@ -88,6 +115,16 @@ void a_channel_that_begins_has_its_share_within_two_hundred_milliseconds() {
   CHECK(is_near(found[1], 0.125) && is_near(found[2], 0.375) && is_near(found[3], 0.5));
 }
 
+void tenants_share_a_rail_equally_whatever_their_channels_weigh() {
+  Channels pair;
+  pair.open(1, 1, 3, kSize, kDeep, kOther);
+  pair.open(2, 100);
+  pair.open(3, 50);
+  pair.run(500 * kMs);
+  auto found = pair.parts(2 * kSecond);
+  CHECK(is_near(found[1], 0.5) && is_near(found[2], 0.333) && is_near(found[3], 0.167));
+}
+
 void a_flood_of_bulk_does_not_delay_a_token() {
   Channels pair;
   pair.open(1, 1, u32(Class::bulk), 4 * kMiB, 8);       // half a second of the rail waits at any time
@@ -110,6 +147,7 @@ void a_weight_out_of_bounds_is_refused() {
 int main() {
   channels_share_a_rail_by_their_weights();
   a_channel_that_begins_has_its_share_within_two_hundred_milliseconds();
+  tenants_share_a_rail_equally_whatever_their_channels_weigh();
   a_flood_of_bulk_does_not_delay_a_token();
   a_weight_out_of_bounds_is_refused();
   std::puts("rail_shares_test: ok");
