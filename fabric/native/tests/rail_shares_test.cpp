@@ -21,6 +21,7 @@ struct Channels : Railed {
     u64 id;
     u32 channel, klass, lane;
     u64 size, deep, sent = 0, got = 0, bytes = 0;
+    std::vector<u8> body;
     std::vector<u64> left_ns, took_ns;
   };
   std::map<u64, Flow> flows;
@@ -40,7 +41,7 @@ struct Channels : Railed {
     must(a.engine.weigh(channel, weight));
     must(a.engine.add_forward(id, lane, kSession));
     must(b.engine.add_deliver(id, 1, kSession, 0));
-    return flows.insert({id, {id, channel, klass, lane, size, deep, 0, 0, 0, {}, {}}}).first->second;
+    return flows.insert({id, {id, channel, klass, lane, size, deep, 0, 0, 0, pattern(size, channel), {}, {}}}).first->second;
   }
   /// As the second port.
   void as_other(const std::function<void()>& act) {
@@ -52,7 +53,7 @@ struct Channels : Railed {
     while (flow.sent - flow.got < flow.deep) {
       a.channel = flow.channel;
       a.klass = flow.klass;
-      if (!a.send(flow.id, flow.sent + 1, pattern(flow.size, flow.channel), true)) return;
+      if (!a.send(flow.id, flow.sent + 1, flow.body, true)) return;
       ++flow.sent;
       flow.left_ns.push_back(monotonic_ns());
     }
@@ -61,7 +62,7 @@ struct Channels : Railed {
     Got message;
     while (b.receive(message)) {
       Flow& flow = flows.at(message.flow);
-      CHECK(message.seq == ++flow.got && message.payload.size() == flow.size);
+      CHECK(message.seq == ++flow.got && message.payload == flow.body);
       flow.bytes += flow.size;
       flow.took_ns.push_back(monotonic_ns() - flow.left_ns[flow.got - 1]);
       b.finish(message);
