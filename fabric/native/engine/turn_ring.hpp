@@ -12,7 +12,7 @@
 
 namespace fabric {
 
-inline constexpr std::int64_t kTurnBytes = 64 * 1024;  // of weight 1
+inline constexpr std::int64_t kTurnBytes = 8 * 1024;  // of weight 1: short turns also where weights are large
 inline constexpr std::int64_t kOwedMax = 16 << 20;     // more is forgiven
 
 /// What a member has: `waiting` transfers below it, the bytes that are left of its turn or owed.

@@ -1,4 +1,5 @@
 // What channels get of a rail that they fill together: by their weights, at once, and none of it from a higher class.
+#include <cmath>
 #include <map>
 
 #include "tests/rail_relay.hpp"
@@ -9,8 +10,8 @@ using namespace fabric::test;
 namespace {
 
 constexpr u64 kMiB = 1 << 20, kMs = 1'000'000, kSecond = 1'000'000'000;
-constexpr u64 kRate = 60 * kMiB;
-constexpr u64 kSize = 256 * 1024, kDeep = 12;
+constexpr u64 kRate = 30 * kMiB / kSlower;               // what the test itself can keep full, also under a sanitizer
+constexpr u64 kSize = 64 * 1024, kDeep = 48;
 
 constexpr u32 kOther = 1 + kLanesPerPortMax;            // rings like lane 1
 
@@ -94,7 +95,8 @@ struct Channels : Railed {
   }
 };
 
-bool is_near(double value, double expected) { return value > expected - 0.03 && value < expected + 0.03; }
+/// Under a sanitizer the test does not keep every queue full all the time.
+bool is_near(double value, double expected) { return std::abs(value - expected) < 0.03 * kSlower; }
 
 void channels_share_a_rail_by_their_weights() {
   Channels pair;
