@@ -79,7 +79,10 @@ void Engine::on_grant(Session& session, const wire::FrameHeader& header, std::sp
   const u64 before = transfer->again.size();
   for (u32 i = 0; i < transfer->chunks.size(); ++i) {
     CutChunk& chunk = transfer->chunks[i];
-    chunk.acked = chunk.acked || contains(have, chunk.what);
+    if (!chunk.acked && contains(have, chunk.what)) {  // its acknowledgement was lost: how long it took is not known
+      chunk.acked = true;
+      withdraw(session, chunk);
+    }
     if (!chunk.acked && !is_flying(session, chunk)) post_again(*transfer, i);
   }
   count_left(*transfer);
@@ -87,6 +90,14 @@ void Engine::on_grant(Session& session, const wire::FrameHeader& header, std::sp
   if (transfer->left == 0) transfer->owner->sent = true;
   queue_bulk(session, transfer);
   pump_bulk(session, now);
+}
+
+/// No rail waits for it any more.
+void Engine::withdraw(Session& session, CutChunk& chunk) {
+  for (u64& ticket : chunk.tickets) {
+    if (ticket != kNoTicket) session.rails.withdrawn(ticket);
+    ticket = kNoTicket;
+  }
 }
 
 bool Engine::is_flying(Session& session, const CutChunk& chunk) {

@@ -143,6 +143,7 @@ class Engine {
   static u32 full_rails(Session& session);
   static bool other_rail(Session& session, u32 tried);
   static bool is_flying(Session& session, const CutChunk& chunk);
+  void withdraw(Session& session, CutChunk& chunk);
   static void post_again(OutTransfer& transfer, u32 chunk);
   void all_posted(Outgoing& owner);
   static void skip_acknowledged(OutTransfer& transfer);

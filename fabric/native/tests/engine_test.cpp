@@ -161,6 +161,36 @@ void answers_dropped_without_a_control_connection_come_again() {
   CHECK(quiet(pair));
 }
 
+u64 bulk_bytes_in(Node& node) {
+  u64 bytes = 0;
+  for (const GroupStats& group : node.engine.stats().sessions.at(0).groups)
+    if (group.group == 1) bytes += group.sample.bytes_in;
+  return bytes;
+}
+
+void a_rail_whose_acknowledgements_were_lost_carries_on_with_the_next_grant() {
+  Pair pair(Transport::tcp);
+  pair.connect();
+  ::setenv("FABRIC_FAULTS", "1", 1);
+  CHECK(pair.a.send(kFlow, 1, pattern(30'000'000, 1), true));
+  CHECK(eventually([&] { pair.serve(); return bulk_bytes_in(pair.b) != 0; }));
+  must(pair.b.engine.inject("drop_connection", 0));
+  u64 before = 0, since = monotonic_ns();
+  CHECK(eventually([&] {               // as far as it goes without an acknowledgement
+    pair.serve();
+    if (const u64 now = bulk_bytes_in(pair.b); now != before) before = now, since = monotonic_ns();
+    return monotonic_ns() > since + 100'000'000;
+  }));
+  CHECK(before < 30'000'000);
+  pair.connect(0);
+  Got got;
+  CHECK(eventually([&] { pair.serve(); return pair.b.receive(got); }));
+  CHECK(got.payload == pattern(30'000'000, 1));
+  pair.b.finish(got);
+  CHECK(quiet(pair));
+  CHECK(pair.a.engine.stats().sessions.at(0).count.retransmits == 0);
+}
+
 void a_full_lane_of_one_flow_waits_without_loss() {
   Pair pair(Transport::tcp);
   pair.connect();
@@ -346,6 +376,7 @@ int main() {
   an_ungranted_transfer_expires_and_the_flow_goes_on();
   a_stale_slot_fails_and_is_never_delivered();
   answers_dropped_without_a_control_connection_come_again();
+  a_rail_whose_acknowledgements_were_lost_carries_on_with_the_next_grant();
   a_full_lane_of_one_flow_waits_without_loss();
   an_unknown_flow_is_kept_until_it_is_known();
   what_is_kept_for_a_flow_that_is_given_up_holds_up_nothing();
