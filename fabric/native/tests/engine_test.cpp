@@ -163,7 +163,8 @@ void answers_dropped_without_a_control_connection_come_again() {
 
 u64 bulk_bytes_in(Node& node) {
   u64 bytes = 0;
-  for (const GroupStats& group : node.engine.stats().sessions.at(0).groups)
+  const EngineStats stats = node.engine.stats();
+  for (const GroupStats& group : stats.sessions.at(0).groups)
     if (group.group == 1) bytes += group.sample.bytes_in;
   return bytes;
 }
