@@ -1,12 +1,13 @@
-"""``python -m bench.readme``: put the tables of ``build/bench/report.json`` into the README and a page of measurements.
+"""``python -m bench.readme``: put the tables of ``build/bench/report.json`` into the README and pages of measurements.
 
-The README gets, between its two marks, a line for each bar; the page has every peer's figure, too. Groups that the
-report lacks keep nothing: run the whole bench first.
+The README gets, between its two marks, a folded table for each group, a line for each bar; a page for each group has
+every peer's figure, too. What groups that the report lacks had stays.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -17,6 +18,8 @@ from bench.sides import ROOT
 README = ROOT / "README.md"
 PAGES = ROOT / "docs" / "measurements"
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
+BLOCK = re.compile(r"<details><summary>(\w+): .*?</details>\n", re.DOTALL)
+ORDER = ("latency", "rate", "bulk", "tcp", "growth", "paths")
 HEAD = "| case | unit | fabric | best peer | floor | bar | found | |\n|---|---|---|---|---|---|---|---|\n"
 
 Case = dict[str, Any]
@@ -28,9 +31,14 @@ def main() -> int:
         print(f"there is no {REPORT.relative_to(ROOT)}: run `make bench` first", file=sys.stderr)
         return 1
     report = json.loads(REPORT.read_text())
-    page = PAGES / f"{report['machine']['date'][:10]}-bench.md"
-    page.write_text(whole_page(report))
-    README.write_text(between_marks(README.read_text(), readme_block(report, page.name)))
+    text = README.read_text()
+    blocks = kept_blocks(text)
+    for group, rows in groups(report["cases"]):
+        page = f"{report['machine']['date'][:10]}-bench-{group}.md"
+        (PAGES / page).write_text(group_page(report["machine"], group, rows))
+        blocks[group] = group_block(report["machine"], group, rows, page)
+    ordered = sorted(blocks, key=lambda group: ORDER.index(group) if group in ORDER else len(ORDER))
+    README.write_text(between_marks(text, "\n".join(blocks[group] for group in ordered)))
     return 0
 
 
@@ -57,29 +65,27 @@ def place(machine: dict[str, Any]) -> str:
     )
 
 
-def readme_block(report: dict[str, Any], page: str) -> str:
-    """Return a folded table for each group."""
-    cases: list[Case] = report["cases"]
-    kept = sum(case["holds"] for case in cases)
-    told = f"{kept} of {len(cases)} bars hold ([every peer's figure](docs/measurements/{page}))."
-    parts = [f"{place(report['machine'])}. {told}\n"]
-    for group, rows in groups(cases):
-        holding = sum(case["holds"] for case in rows)
-        parts.append(
-            f"<details><summary>{group}: {holding} of {len(rows)}</summary>\n\n{table(rows)}\n</details>\n"
-        )
-    return "\n".join(parts)
+def kept_blocks(text: str) -> dict[str, str]:
+    """Return the folded tables that stand between the marks, by group."""
+    _, rest = text.split(BEGIN, 1) if BEGIN in text else ("", "")
+    return {found[1]: found[0] for found in BLOCK.finditer(rest.split(END, 1)[0])}
 
 
-def whole_page(report: dict[str, Any]) -> str:
-    """Return every group's table, and below it all peers."""
-    parts = [
-        f"# The bench\n\n{place(report['machine'])}. How it is measured: [bench.md](../bench.md).\n"
-    ]
-    for group, rows in groups(report["cases"]):
-        parts.append(f"## {group}\n\n{table(rows)}")
-        parts.append("\n".join(peers_of(case) for case in rows if case["peers"]) + "\n")
-    return "\n".join(parts)
+def group_block(machine: dict[str, Any], group: str, rows: list[Case], page: str) -> str:
+    """Return a folded table: what holds, where and when, a line for each bar."""
+    holding = sum(case["holds"] for case in rows)
+    told = f"{place(machine)}. [Every peer's figure](docs/measurements/{page})."
+    summary = f"<summary>{group}: {holding} of {len(rows)} bars hold</summary>"
+    return f"<details>{summary}\n\n{told}\n\n{table(rows)}\n</details>\n"
+
+
+def group_page(machine: dict[str, Any], group: str, rows: list[Case]) -> str:
+    """Return a group's table, and below it all peers."""
+    head = (
+        f"# The bench: {group}\n\n{place(machine)}. How it is measured: [bench.md](../bench.md).\n"
+    )
+    peers = "\n".join(peers_of(case) for case in rows if case["peers"])
+    return f"{head}\n{table(rows)}\n{peers}\n"
 
 
 def groups(cases: Iterable[Case]) -> list[tuple[str, list[Case]]]:

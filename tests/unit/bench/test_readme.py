@@ -38,11 +38,25 @@ def test_case_without_peers_has_a_dash() -> None:
     assert "| – |" in readme.line(case(peers={}, against="floor"))
 
 
-def test_readme_counts_what_holds_in_each_group() -> None:
-    report = {"machine": MACHINE, "cases": [case(), case(holds=False), case(group="bulk")]}
-    block = readme.readme_block(report, "page.md")
-    assert "2 of 3 bars hold" in block and "latency: 1 of 2" in block and "bulk: 1 of 1" in block
+def test_block_counts_what_holds_and_says_where_and_when() -> None:
+    block = readme.group_block(MACHINE, "latency", [case(), case(holds=False)], "page.md")
+    assert "latency: 1 of 2 bars hold" in block and "measurements/page.md" in block
     assert "a CPU, 2 CPUs" in block and "2026-11-21 16:00" in block
+
+
+def test_groups_without_a_new_report_keep_theirs() -> None:
+    blocks = [
+        readme.group_block(MACHINE, group, [case(group=group)], "page.md")
+        for group in ("latency", "paths")
+    ]
+    text = readme.between_marks(f"{readme.BEGIN}{readme.END}", "\n".join(blocks))
+    assert readme.kept_blocks(text) == dict(zip(("latency", "paths"), blocks, strict=True))
+    assert readme.kept_blocks("nothing") == {}
+
+
+def test_page_has_every_peer() -> None:
+    page = readme.group_page(MACHINE, "latency", [case()])
+    assert "ucxx 9.9, pyzmq 40" in page and "absent" not in page
 
 
 def test_only_what_lies_between_the_marks_changes() -> None:
