@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from fabric.abc.transform import (
-    EXPORT_ATTRIBUTE,
+from fabric.abc.transform import EXPORT_ATTRIBUTE
+from fabric.abc.transform_checks import (
     broken,
     check_callable,
     check_constructible,

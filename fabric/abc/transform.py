@@ -1,23 +1,24 @@
 """The transform seam: what changes messages in flight, and the decorator that declares it.
 
 No IO and no wire knowledge here. A transform runs in a stage host (`fabric.worker.stage_host`), on
-one thread per channel it serves, so an instance never sees two `apply` calls at once.
-The contract is checked when the class is decorated: a plugin that loads keeps it.
+one thread per channel it serves, so an instance never sees two `apply` calls at once. A codec of single
+tensors (`encode`, `decode`; values in `fabric.abc.tensor_codec`) may run at the edge, inside a module.
+The contract is checked when the class is decorated (`transform_checks`): a plugin that loads keeps it.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar, get_args
-
-from fabric.errors import ContractError
+from typing import Any, Literal, Protocol, TypeVar
 
 OnError = Literal["fail", "bypass", "drop"]
-Kind = Literal["map", "tap", "codec"]
+Kind = Literal["map", "tap", "codec", "join"]
+Tier = Literal["stage", "edge", "native"]
 
 EXPORT_ATTRIBUTE = "__fabric_export__"
+TIME_BUDGET_MS = 1000.0  #: for one call, unless a transform declares another
+MEMORY_BUDGET_BYTES = 1 << 30  #: beyond the messages, unless a transform declares another
 
 
 class AnyMessage:
@@ -87,7 +88,7 @@ class Transform(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TransformExport:
-    """A declared transform, as the loader finds it on the class."""
+    """A declared transform, as the loader finds it on the class; `factory(**parameters)` makes an instance."""
 
     name: str
     accepts: type
@@ -95,7 +96,18 @@ class TransformExport:
     max_expansion: float
     on_error: OnError
     kind: Kind
-    factory: Callable[[], Transform]
+    factory: Callable[..., Any]
+    pure: bool = True  #: equal inputs give equal outputs
+    time_budget_ms: float = TIME_BUDGET_MS
+    memory_budget_bytes: int = MEMORY_BUDGET_BYTES
+    tier: Tier = "stage"  #: the closest to the sender that it may run at
+    lossless: bool = True  #: of a codec: what comes back is what was given, bit for bit
+    error_bound: float | None = None  #: of a lossy codec; see `transform`
+    dtypes: tuple[str, ...] = ()  #: of a tensor codec: what it encodes; empty = any
+    is_tensor_codec: bool = (
+        False  #: has ``encode``/``decode`` of single tensors instead of ``apply``
+    )
+    parameters: tuple[str, ...] = ()  #: what ``transforms: [{name: …, key: value}]`` may set
 
 
 C = TypeVar("C", bound=type)
@@ -109,6 +121,13 @@ def transform(
     max_expansion: float = 1.0,
     on_error: OnError = "fail",
     kind: Kind | None = None,
+    pure: bool = True,
+    time_budget_ms: float = TIME_BUDGET_MS,
+    memory_budget_bytes: int = MEMORY_BUDGET_BYTES,
+    tier: Tier = "stage",
+    lossless: bool = True,
+    error_bound: float | None = None,
+    dtypes: Sequence[str] = (),
 ) -> Callable[[C], C]:
     """Declare a class as an in-flight transform.
 
@@ -125,8 +144,21 @@ def transform(
     on_error : {"fail", "bypass", "drop"}
         What happens to an input whose `apply` raised: it ends as failed, goes on unchanged, or is
         dropped. ``bypass`` of a map needs ``produces`` equal to ``accepts``.
-    kind : {"map", "tap", "codec"}, optional
-        Default: ``codec`` if the class has ``revert``, ``tap`` if any type is accepted, else ``map``.
+    kind : {"map", "tap", "codec", "join"}, optional
+        Default: ``codec`` if the class has ``revert`` or ``decode``, ``tap`` if any type is accepted, else ``map``.
+    pure : bool
+        Equal inputs give equal outputs, whatever came before.
+    time_budget_ms, memory_budget_bytes : float, int
+        What one call may take, and what an instance may hold beyond the messages it was given.
+    tier : {"stage", "edge", "native"}
+        Where it may run: in a stage host; also inside the module, at its port; natively. The last two are for
+        what has passed the conformance kit, and for codecs of tensors only.
+    lossless : bool
+        Of a codec: decoding gives back the same bits.
+    error_bound : float, optional
+        Of a lossy codec: largest ``norm(x - x') / norm(x)`` of a tensor (Frobenius), declared and checked by the kit.
+    dtypes : sequence of str
+        Of a tensor codec: names (``bf16``, ``f32``, …) of what it encodes; other tensors travel raw. Default: any.
 
     Raises
     ------
@@ -135,10 +167,13 @@ def transform(
 
     Notes
     -----
-    The class is made without arguments, once per channel it serves; a reload makes it anew.
+    The class is made once per channel it serves, with the parameters that the channel's ``transforms:`` entry gives
+    (each needs a default in ``__init__``); a reload makes it anew.
     """
 
     def declare(cls: C) -> C:
+        from fabric.abc.transform_checks import check_transform, infer_kind, parameters_of
+
         export = TransformExport(
             name=name,
             accepts=accepts,
@@ -147,95 +182,18 @@ def transform(
             on_error=on_error,
             kind=kind or infer_kind(cls, accepts),
             factory=cls,
+            pure=pure,
+            time_budget_ms=time_budget_ms,
+            memory_budget_bytes=memory_budget_bytes,
+            tier=tier,
+            lossless=lossless,
+            error_bound=error_bound,
+            dtypes=tuple(dtypes),
+            is_tensor_codec=callable(getattr(cls, "encode", None)),
+            parameters=parameters_of(cls),
         )
         check_transform(export, cls)
         setattr(cls, EXPORT_ATTRIBUTE, export)
         return cls
 
     return declare
-
-
-def infer_kind(cls: type, accepts: type) -> Kind:
-    """Return the kind that a class without a declared one has."""
-    if callable(getattr(cls, "revert", None)):
-        return "codec"
-    return "tap" if accepts is AnyMessage else "map"
-
-
-def check_transform(export: TransformExport, cls: type) -> None:
-    """Raise `ContractError` when a declaration cannot hold; each message names the fix."""
-    if not isinstance(export.name, str) or not export.name:
-        raise broken("transform", str(export.name), "has no name", "give @fabric.transform a name")
-    check_method("transform", export.name, cls, "apply", ("batch", "ctx"))
-    if export.kind not in get_args(Kind):
-        raise broken("transform", export.name, f"has kind {export.kind!r}", "use map, tap or codec")
-    if export.kind == "codec":
-        check_method("codec", export.name, cls, "revert", ("batch", "ctx"))
-    if export.on_error not in get_args(OnError):
-        fix = "use on_error='fail', 'bypass' or 'drop'"
-        raise broken("transform", export.name, f"has on_error={export.on_error!r}", fix)
-    _check_expansion(export)
-    _check_types(export)
-    check_constructible("transform", export.name, cls)
-
-
-def _check_expansion(export: TransformExport) -> None:
-    bound = export.max_expansion
-    if isinstance(bound, bool) or not isinstance(bound, int | float) or not 0 < bound < 1e6:
-        fix = "give the bound of output bytes per input byte, above 0 and below 1e6"
-        raise broken("transform", export.name, f"has max_expansion={bound!r}", fix)
-
-
-def _check_types(export: TransformExport) -> None:
-    for role, declared in (("accepts", export.accepts), ("produces", export.produces)):
-        if declared is not AnyMessage and not hasattr(declared, "__fabric_type__"):
-            fix = f"decorate it with @fabric.message, or leave {role} out for any type"
-            found = getattr(declared, "__name__", repr(declared))
-            raise broken("transform", export.name, f"{role} {found}, not a message type", fix)
-    same = export.produces is export.accepts
-    if AnyMessage in (export.accepts, export.produces) and not same:
-        fix = "declare both accepts and produces, or neither"
-        raise broken("transform", export.name, "mixes any type with a declared one", fix)
-    if export.on_error == "bypass" and export.kind != "codec" and not same:
-        fix = "use on_error='fail' or 'drop', or produce the accepted type"
-        raise broken(
-            "transform", export.name, "cannot bypass: it produces another type than it accepts", fix
-        )
-
-
-def check_method(what: str, name: str, owner: Any, method: str, parameters: Sequence[str]) -> None:
-    """Raise `ContractError` unless `owner.method(self, *parameters)` can be called, synchronously."""
-    signature_text = f"def {method}(self, {', '.join(parameters)})"
-    function = inspect.getattr_static(owner, method, None)
-    if function is None or not callable(getattr(owner, method)):
-        raise broken(what, name, f"has no method {method}", f"add `{signature_text}`")
-    check_callable(what, name, getattr(owner, method), 1 + len(parameters), signature_text)
-
-
-def check_callable(what: str, name: str, function: Any, count: int, wanted: str) -> None:
-    """Raise `ContractError` unless `function` is synchronous and takes `count` positional arguments."""
-    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-        raise broken(what, name, f"{function.__name__} is async", f"write it as `{wanted}`")
-    try:
-        inspect.signature(function).bind(*range(count))
-    except TypeError:
-        found = f"{function.__name__}{inspect.signature(function)} does not take {count} arguments"
-        raise broken(what, name, found, f"write it as `{wanted}`") from None
-
-
-def check_constructible(what: str, name: str, cls: type) -> None:
-    """Raise `ContractError` unless `cls()` can be called."""
-    try:
-        inspect.signature(cls).bind()
-    except TypeError:
-        fix = "give every parameter of __init__ a default"
-        raise broken(what, name, f"{cls.__name__} needs arguments to be made", fix) from None
-
-
-def broken(what: str, name: str, found: str, fix: str) -> ContractError:
-    """Return the error for a contract not kept: what, found, and the one thing to do."""
-    return ContractError(f"{what} {name!r} {found}: {fix}", **_context(what, name, fix))
-
-
-def _context(what: str, name: str, fix: str) -> Mapping[str, Any]:
-    return {"kind": what, "name": name, "fix": fix}

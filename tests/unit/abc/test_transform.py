@@ -1,6 +1,9 @@
+from typing import Any
+
 import pytest
 
 from fabric.abc.transform import AnyMessage, transform
+from fabric.abc.transform_checks import make
 from fabric.errors import ContractError
 
 
@@ -67,7 +70,7 @@ class NeedsArgument(Works):
         (Asynchronous, {}, "write it as"),
         (NeedsArgument, {}, "give every parameter of __init__ a default"),
         (Works, {"kind": "codec"}, r"add `def revert\(self, batch, ctx\)`"),
-        (Works, {"kind": "join"}, "use map, tap or codec"),
+        (Works, {"kind": "join"}, "use map, tap, codec or join"),
         (Works, {"max_expansion": 0}, "above 0"),
         (Works, {"max_expansion": float("nan")}, "above 0"),
         (Works, {"max_expansion": "2"}, "above 0"),
@@ -86,3 +89,52 @@ def test_broken_declaration_is_refused_naming_the_fix(base, options, fix):
 def test_transform_without_a_name_is_refused():
     with pytest.raises(ContractError, match="has no name"):
         transform("", accepts=Text)(Works)
+
+
+class Halves:
+    def __init__(self, dtype: str = "f32", *, group: int = 128) -> None:
+        if group < 1:
+            raise ValueError(f"group is {group}")
+        self.dtype, self.group = dtype, group
+
+    def encode(self, array: Any, ctx: Any) -> Any: ...
+    def decode(self, parts: Any, ctx: Any) -> Any: ...
+
+
+def test_a_class_that_encodes_tensors_is_a_codec_that_may_run_at_the_edge() -> None:
+    made = transform("halves", tier="edge", lossless=False, error_bound=0.01, dtypes=["f32"])(
+        type("Halves", (Halves,), {})
+    )
+    export = made.__fabric_export__
+    assert (export.kind, export.is_tensor_codec, export.tier) == ("codec", True, "edge")
+    assert export.parameters == ("dtype", "group")
+
+
+@pytest.mark.parametrize(
+    ("options", "fix"),
+    [
+        ({"tier": "moon"}, "use stage, edge or native"),
+        ({"error_bound": 0.1}, "lossless=False"),
+        ({"accepts": Text, "produces": Text}, "leave accepts out"),
+        ({"time_budget_ms": 0}, "give it above 0"),
+    ],
+)
+def test_a_codec_declared_wrongly_is_refused_naming_the_fix(
+    options: dict[str, Any], fix: str
+) -> None:
+    with pytest.raises(ContractError, match=fix):
+        transform("halves", **options)(type("Halves", (Halves,), {}))
+
+
+def test_only_a_codec_of_tensors_may_leave_the_stage_host() -> None:
+    with pytest.raises(ContractError, match="a stage host runs it"):
+        transform("late", accepts=Text, tier="edge")(Works)
+
+
+def test_parameters_are_given_by_name_and_a_wrong_one_is_named() -> None:
+    export = transform("halves")(type("Halves", (Halves,), {})).__fabric_export__
+    assert make(export, {"group": 64}).group == 64
+    with pytest.raises(ContractError, match="did you mean 'group'"):
+        make(export, {"gruop": 64})
+    with pytest.raises(ContractError, match=r"group is 0.*\(group=0\)"):
+        make(export, {"group": 0})
