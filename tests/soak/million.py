@@ -64,13 +64,16 @@ class Process:
             assert path.exists() or self.popen.poll() is None, self.trouble()
             return path.exists()
 
-        wait_for(f"{path.name} of {self.name}", is_there, seconds)
+        try:
+            wait_for(f"{path.name} of {self.name}", is_there, seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; {self.trouble()}") from None
         return dict(json.loads(path.read_text()))
 
     def trouble(self) -> str:
-        """What it said at its end."""
+        """What it said, at its end or with the stacks of its threads so far."""
         log = self.output.with_suffix(".log").read_text()[-3000:]
-        return f"{self.name} ended with {self.popen.poll()}: {log}"
+        return f"{self.name}, exit code {self.popen.poll()}, said: {log}"
 
     def finish(self, seconds: float) -> None:
         """Wait for its end, which must be a success."""
@@ -104,6 +107,9 @@ class Run:
             findings = self._traffic(node)
             returned(node, before)
             return findings
+        except AssertionError as error:
+            log = (node.folder / "log").read_text()[-3000:]
+            raise AssertionError(f"{error}\nthe node said: {log}") from error
         finally:
             for process in self.processes:
                 process.close()

@@ -5,6 +5,7 @@ A producer sends numbered, checksummed messages of 1 KiB; a consumer writes each
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ SEND_MANY, RECEIVE_MANY = 64, 64
 DATA_BYTES = 1024
 POLL_S = 0.2
 FLUSH_S = 60.0
+FLOWS_S = 12.0  # less than who started us waits, so that what was missing is in our log
 
 
 @fabric.message("million.part")
@@ -46,6 +48,12 @@ def write_json(path: str, value: dict[str, Any]) -> None:
     os.replace(path + ".part", path)
 
 
+def say_ready(job: dict[str, Any]) -> None:
+    """Tell who started us; from here on our stacks are of no interest."""
+    faulthandler.cancel_dump_traceback_later()
+    write_json(job["output"] + ".ready", {})
+
+
 # ------------------------------------------------------------------ producer
 def produce(job: dict[str, Any]) -> None:
     """Send `count` messages over `keys` keys in turn, wait for their ends, and report."""
@@ -53,7 +61,7 @@ def produce(job: dict[str, Any]) -> None:
         declare(port, job)
         out = port.sender(job["channel"], Part)
         wait_for_flows(out, job["consumers"])
-        write_json(job["output"] + ".ready", {})
+        say_ready(job)
         start = time.monotonic()
         accepted = send_all(out, job)
         out.flush(FLUSH_S)
@@ -66,7 +74,7 @@ def produce(job: dict[str, Any]) -> None:
 
 def wait_for_flows(out: Any, consumers: int) -> None:
     """Wait until every consumer can be sent to, so that all take part from the first message."""
-    deadline = time.monotonic() + 20.0
+    deadline = time.monotonic() + FLOWS_S
     while len(out.stats()["flows"]) < consumers:
         if time.monotonic() > deadline:
             raise TimeoutError(f"{consumers} consumers, {len(out.stats()['flows'])} flows")
@@ -103,7 +111,7 @@ def consume(job: dict[str, Any]) -> None:
     with fabric.attach(job["name"]) as port:
         declare(port, job)
         inn = port.receiver(job["channel"], Part)
-        write_json(job["output"] + ".ready", {})
+        say_ready(job)
         recorded = 0
         while True:
             messages = inn.receive_many(RECEIVE_MANY, timeout=POLL_S)
@@ -150,4 +158,5 @@ def write_down(file: int, messages: list[Any]) -> None:
 
 
 if __name__ == "__main__":
+    faulthandler.dump_traceback_later(FLOWS_S + 2.0)
     {"produce": produce, "consume": consume}[sys.argv[1]](json.loads(sys.argv[2]))
