@@ -56,6 +56,12 @@ class Process:
         """Wait until it is attached."""
         self.wait_file(".ready", START_S)
 
+    def begin(self) -> None:
+        """Let a producer send."""
+        assert self.popen.stdin is not None
+        self.popen.stdin.write(b"\n")
+        self.popen.stdin.flush()
+
     def wait_file(self, ending: str, seconds: float) -> dict[str, Any]:
         """Return what it wrote to its result file `ending`."""
         path = Path(f"{self.output}{ending}")
@@ -129,6 +135,8 @@ class Run:
         producers = [self._producer(node, number) for number in range(PRODUCERS)]
         for producer in producers:
             producer.wait_ready()
+        for producer in producers:
+            producer.begin()
         started = time.monotonic()
         consumers.append(self._kill_and_restart(node, consumers[victim], started))
         ends = self._watch(node, producers, started)

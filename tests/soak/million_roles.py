@@ -62,6 +62,7 @@ def produce(job: dict[str, Any]) -> None:
         out = port.sender(job["channel"], Part)
         wait_for_flows(out, job["consumers"])
         say_ready(job)
+        sys.stdin.readline()  # all begin together: a consumer that stops early opens no more flows
         start = time.monotonic()
         accepted = send_all(out, job)
         out.flush(FLUSH_S)
