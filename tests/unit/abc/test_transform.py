@@ -70,7 +70,7 @@ class NeedsArgument(Works):
         (Asynchronous, {}, "write it as"),
         (NeedsArgument, {}, "give every parameter of __init__ a default"),
         (Works, {"kind": "codec"}, r"add `def revert\(self, batch, ctx\)`"),
-        (Works, {"kind": "join"}, "use map, tap, codec or join"),
+        (Works, {"kind": "blend"}, "use map, tap, codec or join"),
         (Works, {"max_expansion": 0}, "above 0"),
         (Works, {"max_expansion": float("nan")}, "above 0"),
         (Works, {"max_expansion": "2"}, "above 0"),
