@@ -378,6 +378,14 @@ class Adopter:
     def finish(self, reason: int) -> None:
         """Everything left fails with `reason`."""
 
+def float_encode_max(bytes: int, width: int, row: int) -> int: ...
+
+def float_encode(data: Buffer, out: Buffer, width: int, rotated: bool, row: int) -> int: ...
+
+def float_decoded_bytes(data: Buffer) -> int: ...
+
+def float_decode(data: Buffer, out: Buffer) -> None: ...
+
 class StateSampler:
     """Looks at a living port from outside; the fd stays the caller's."""
 

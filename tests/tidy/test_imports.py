@@ -12,7 +12,7 @@ pytestmark = pytest.mark.promise("P10")
 
 # A layer may import the layers before it and itself. `links` … `paths` are peers of one layer that may use one another.
 LAYERS: list[set[str]] = [
-    {"errors", "limits", "units", "steps", "config"},
+    {"errors", "limits", "units", "steps", "config", "kernels"},
     {"abc"},
     {"messages"},
     {"telemetry"},

@@ -11,6 +11,7 @@ namespace nb = nanobind;
 namespace fabric {
 void bind_inspect(nb::module_& module) __attribute__((weak));
 void bind_engine(nb::module_& module) __attribute__((weak));
+void bind_codec(nb::module_& module);
 void bind_sample(nb::module_& module);
 void bind_simulation(nb::module_& module);
 void bind_rail_scheduler(nb::module_& module);
@@ -32,6 +33,7 @@ NB_MODULE(_native, module) {
   fabric::bind_sending_end(module);
   fabric::bind_receiving_end(module);
   if (fabric::bind_inspect != nullptr) fabric::bind_inspect(module);
+  fabric::bind_codec(module);
   fabric::bind_sample(module);
   fabric::bind_simulation(module);
   fabric::bind_rail_scheduler(module);
