@@ -87,6 +87,7 @@ def up(
 ) -> None:
     """Start a node in the background and wait until it serves."""
     _check_name(name)
+    _check_secret(secret_file)
     socket_path = os.path.abspath(socket or places.default_socket(name))
     folder = Path(state).absolute() if state else places.default_state(name)
     if _already_up(socket_path, name):
@@ -122,6 +123,16 @@ def up(
     with failing(f"node {name} started but does not answer"), connect(socket_path) as client:
         answer = client.status()
     sys.stdout.write(_summary(answer, socket_path) + "\n")
+
+
+def _check_secret(path: str | None) -> None:
+    """Refuse a secret that is not there, also where nobody else is to be met yet."""
+    if path and not os.access(path, os.R_OK):
+        raise Failure(
+            "cannot start the node",
+            f"--secret-file {path}: no such file, or not readable",
+            "make one that only you can read, the same on all nodes: head -c 32 /dev/urandom | base64 > FILE",
+        )
 
 
 def _check_name(name: str) -> None:

@@ -165,22 +165,30 @@ class Keeper:
     # ---------------------------------------------------------------- daemon
     def _start_daemon(self) -> None:
         try:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        except OSError as error:
+            ours, pid = self._spawn_daemon()
+        except OSError as error:  # out of descriptors or processes: what runs goes on meanwhile
             self._say(f"the daemon cannot be started now: {error}")
             self._start_at = time.monotonic() + BACKOFF_S[1]
             return
-        argv = [*self._options.daemon_argv, "--keeper-fd", str(theirs.fileno())]
-        self._daemon_pid = children.spawn(
-            argv, self._options.env, -1, keep_fd=theirs.fileno(), death=signal.SIGTERM
-        )
-        theirs.close()
+        self._daemon_pid = pid
         ours.setblocking(False)
         self._socket = ours
         self._out.clear()
         self._loaded = False
         self._sign_until = time.monotonic() + START_S
         self._selector.register(ours, selectors.EVENT_READ, self._on_socket)
+
+    def _spawn_daemon(self) -> tuple[socket.socket, int]:
+        """Return our end of the daemon's socket and its pid; nothing stays open when that fails."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        argv = [*self._options.daemon_argv, "--keeper-fd", str(theirs.fileno())]
+        env, keep_fd = self._options.env, theirs.fileno()
+        with theirs:
+            try:
+                return ours, children.spawn(argv, env, -1, keep_fd=keep_fd, death=signal.SIGTERM)
+            except OSError:
+                ours.close()
+                raise
 
     def _on_daemon_exit(self, status: int) -> None:
         code = os.waitstatus_to_exitcode(status)

@@ -49,6 +49,14 @@ def test_up_waits_until_the_node_serves_and_names_its_log(fabricctl, fake, socke
     assert fabricctl("status").status == 0
 
 
+def test_up_with_a_secret_that_is_not_there_is_refused_before_anything_starts(fabricctl, fake):
+    started = fake("serve")
+    result = fabricctl("up", "--secret-file", "/nowhere/secret")
+    assert result.status == 1
+    assert "--secret-file /nowhere/secret: no such file" in result.err
+    assert not started
+
+
 def test_up_of_a_node_that_is_up_says_so_and_starts_nothing(fabricctl, fake):
     fake("serve")
     fabricctl("up")

@@ -27,6 +27,7 @@ import sys
 from fabric.controlplane import keeper
 keeper.ABSENT_S = float(sys.argv[3])
 import os
+exec(sys.argv[4])
 argv = [sys.executable, sys.argv[2], sys.argv[1]]
 options = keeper.KeeperOptions(argv, dict(os.environ), [sys.argv[1] + "/path"])
 sys.exit(keeper.Keeper(options).run())
@@ -56,11 +57,12 @@ def wait_until_gone(*pids: int, seconds: float = 10.0) -> None:
 
 
 class Running:
-    def __init__(self, folder: Path, daemon: str, absent_s: float = 10.0) -> None:
+    def __init__(self, folder: Path, daemon: str, absent_s: float, patch: str) -> None:
         script = folder / "daemon.py"
         script.write_text(PRELUDE + textwrap.dedent(daemon))
         (folder / "path").touch()
         command = [sys.executable, "-c", RUN, str(folder), str(script), str(absent_s)]
+        command.append(textwrap.dedent(patch))  # what the keeper does before it runs
         self.folder = folder
         self.process = subprocess.Popen(command)
 
@@ -72,8 +74,8 @@ class Running:
 def start(short_dir):
     made = []
 
-    def starting(daemon: str, absent_s: float = 10.0) -> Running:
-        made.append(Running(short_dir, daemon, absent_s))
+    def starting(daemon: str, absent_s: float = 10.0, patch: str = "") -> Running:
+        made.append(Running(short_dir, daemon, absent_s, patch))
         return made[-1]
 
     yield starting
@@ -226,6 +228,32 @@ def test_daemon_that_is_asked_to_end_in_its_very_first_start_gets_a_successor(st
         time.sleep(60)
     """)
     running.note("second")
+
+
+@pytest.mark.promise("P3")
+def test_daemon_that_the_machine_cannot_start_now_is_started_later(start):
+    running = start(
+        """
+        keeper.ready()
+        if (where / "refused").exists():
+            note("second", sorted(loaded.items))
+            time.sleep(60)
+        keeper.put("kept", {})
+        os.kill(os.getpid(), signal.SIGKILL)
+        """,
+        patch="""
+        import errno, pathlib
+        calls, spawn = [], keeper.children.spawn
+        def refusing(*args, **options):
+            calls.append(args)
+            if len(calls) == 2:
+                pathlib.Path(sys.argv[1], "refused").touch()
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            return spawn(*args, **options)
+        keeper.children.spawn = refusing
+        """,
+    )
+    assert running.note("second") == "['kept']", "what it kept outlives the attempt that failed"
 
 
 def daemon_of(running: Running) -> int:
