@@ -25,6 +25,7 @@ PYTEST_ARGS ?=
 GROUP ?= latency rate bulk tcp growth
 BENCH_ARGS ?=
 MILLION_ARGS ?=
+JOBS ?= 2
 MINUTES ?= 3
 SEED ?= 0
 SEEDS ?= 1000
@@ -77,8 +78,8 @@ demo: setup ## two nodes serve a real model, disaggregated, and every answer is 
 quickstart: build ## two processes, one message type, one transform; no model
 	@$(PY) examples/quickstart.py
 
-test: setup ## the Python test suite (PYTEST_ARGS=…); `make sweep` has the many kills
-	$(PY) -m pytest tests -m "not sweep" $(PYTEST_ARGS)
+test: setup ## the Python test suite, two files at a time (JOBS=2, PYTEST_ARGS=…); `make sweep` has the many kills
+	$(PY) -m pytest tests -m "not sweep" -n $(JOBS) --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
 
 sweep: setup ## kill, stop and end every process at every named step of every protocol (about 8 minutes)
 	$(PY) -m pytest tests/integration -m sweep $(PYTEST_ARGS)

@@ -25,6 +25,8 @@ ROOT = Path(__file__).parent.parent
 DEADLINE_S = 60.0
 BACKSTOP_S = 30.0  # after the deadline: native code that never returns to Python ends the run with tracebacks
 SEED = int(os.environ.get("FABRIC_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 31)
+# The workers of a run in parallel collect in the same order.
+os.environ["FABRIC_TEST_SEED"] = str(SEED)
 REQUIRED = {name for name in os.environ.get("FABRIC_REQUIRE", "").split(",") if name}
 
 
@@ -71,18 +73,29 @@ def pytest_report_header() -> str:
     return f"order seed: {SEED} (repeat with FABRIC_TEST_SEED={SEED})"
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Shuffle files, and tests within a file, so that no test leans on another."""
+    """Shuffle files, and tests within a file, so that no test leans on another; say what may run side by side.
+
+    Files do. Those whose tests make or count what a whole machine has (namespaces, /dev/shm) come one after another.
+    """
     chance = random.Random(SEED)
     by_file: dict[Path, list[pytest.Item]] = {}
     for item in items:
         by_file.setdefault(item.path, []).append(item)
     files = list(by_file)
     chance.shuffle(files)
+    counts = {path: any(_is_of_machine(item) for item in by_file[path]) for path in files}
     items.clear()
-    for path in files:
+    for path in sorted(files, key=lambda path: not counts[path]):  # the long row first
         chance.shuffle(by_file[path])
+        for item in by_file[path]:
+            item.add_marker(pytest.mark.xdist_group("machine" if counts[path] else str(path)))
         items.extend(by_file[path])
+
+
+def _is_of_machine(item: pytest.Item) -> bool:
+    return any(item.get_closest_marker(name) for name in ("machine", "netns", "needs_ucx"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -24,6 +24,7 @@ from bench.sides import FREE, PEERS_PYTHON, ROOT, STOP_S, Pair, Subject
 IMPORT_S = 60.0
 ORDER_S = 60.0
 SHARED = Path("/dev/shm")
+pytestmark = pytest.mark.machine
 SMALL, LARGE = 64, (1 << 20) + 4096
 WINDOW, COUNT = 8, 21
 PEERS = [
