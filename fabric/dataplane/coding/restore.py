@@ -1,0 +1,178 @@
+"""The receiving half of codecs: an envelope back into a message of the declared type. One thread per message."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from fabric.abc.tensor_codec import TensorContext
+from fabric.abc.transform_checks import make
+from fabric.dataplane.coding.installed import edge_codec
+from fabric.errors import CapacityError, FabricError, PeerProtocolError
+from fabric.messages.envelope import CodedTensor, unpack
+from fabric.messages.tensor import DTYPES, FP8, as_fp8
+from fabric.messages.view import check_descriptor
+
+FindCodec = Callable[[str], Any]
+
+
+class RestoredMessage:
+    """What a restored view holds: the received message, beside the message's own fields and tensors.
+
+    Everything but those is the received message's (header, acknowledgement).
+    """
+
+    __slots__ = ("_native", "_tensors", "meta", "payload_bytes")
+
+    def __init__(self, native: Any, meta: bytes, tensors: list[Any]) -> None:
+        self._native = native
+        self._tensors = tensors
+        self.meta = meta
+        self.payload_bytes = len(meta) + sum(t.nbytes for t in tensors if t is not None)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._native, name)
+
+    def copy_into(self, index: int, target: Any) -> int:
+        """Copy tensor `index` into a writable buffer; returns its bytes."""
+        import numpy
+
+        source = self._tensors[index]
+        into = numpy.frombuffer(memoryview(target).cast("B"), numpy.uint8)
+        if source is None or into.nbytes < source.nbytes:
+            size = 0 if source is None else source.nbytes
+            raise CapacityError(f"a tensor of {size} bytes into {into.nbytes}", value=size)
+        into[: source.nbytes] = source.reshape(-1).view(numpy.uint8)
+        return int(source.nbytes)
+
+
+class Restorer:
+    """Restores messages of one receiving end; makes each codec once.
+
+    Parameters
+    ----------
+    channel : str
+    find : callable
+        Name → instance with ``decode``; default: installed codecs, made without parameters.
+    """
+
+    def __init__(self, channel: str, find: FindCodec | None = None) -> None:
+        self._channel = channel
+        self._find = find or (lambda name: make(edge_codec(name)))
+        self._codecs: dict[str, Any] = {}
+
+    def restore(self, native: Any, source: Any) -> Any:
+        """Return the view of an enveloped message.
+
+        Raises
+        ------
+        PeerProtocolError
+            It is not of this type, or its parts are not what its codec gives; names channel, field and codec.
+        PluginError
+            Its codec is not installed here.
+        """
+        envelope = unpack(native.meta)
+        type_ = source.type
+        if envelope.type_id != type_.schema.type_id:
+            raise PeerProtocolError(
+                f"channel {self._channel!r}: an encoded message of another type than {type_.schema.label}"
+            )
+        view = type_.unpack(envelope.meta)
+        places = list(_places(type_, view))
+        if len(places) != len(envelope.tensors):
+            raise PeerProtocolError(
+                f"channel {self._channel!r}: {len(envelope.tensors)} encoded tensors for a message of {len(places)}"
+            )
+        arrays, index = [], 0
+        for place, coded in zip(places, envelope.tensors, strict=True):
+            arrays.append(self._tensor(native, source, index, place, coded))
+            index += len(coded.sizes) if coded is not None else 1
+        _fill(type_, view, arrays)
+        view._native = RestoredMessage(native, envelope.meta, arrays)
+        view._source = source
+        return view
+
+    def _tensor(
+        self, native: Any, source: Any, index: int, place: Any, coded: CodedTensor | None
+    ) -> Any:
+        field, name, raw = place
+        if raw is None:
+            return None
+        numpy_name, shape = check_descriptor(name, field.spec, frozenset(field.spec.dtypes), raw)
+        if coded is None:
+            array = _mapped(native, source, index, numpy_name, shape)
+        else:
+            array = self._decoded(native, source, index, (field, name, raw), coded)
+            if array.dtype.name != numpy_name or array.shape != shape:
+                raise PeerProtocolError(
+                    f"channel {self._channel!r}, field {name!r}: codec {coded.codec!r} decoded to"
+                    f" {array.dtype.name}{list(array.shape)}, not {numpy_name}{list(shape)}"
+                )
+        dtype = DTYPES[raw[0]][0]
+        return as_fp8(array, dtype) if dtype in FP8 else array
+
+    def _decoded(self, native: Any, source: Any, index: int, place: Any, coded: CodedTensor) -> Any:
+        field, name, raw = place
+        parts = [
+            _mapped(native, source, index + at, "uint8", (size,))
+            for at, size in enumerate(coded.sizes)
+        ]
+        context = TensorContext(
+            self._channel, name, DTYPES[raw[0]][0], raw[1:], axes_of(field), coded.info
+        )
+        codec = self._codecs.get(coded.codec)
+        if codec is None:
+            codec = self._codecs[coded.codec] = self._find(coded.codec)
+        try:
+            return codec.decode(parts, context)
+        except FabricError:
+            raise
+        except Exception as error:
+            raise PeerProtocolError(
+                f"channel {self._channel!r}, field {name!r}: codec {coded.codec!r} cannot decode it: {error}"
+            ) from error
+
+
+def axes_of(field: Any) -> tuple[str, ...]:
+    """Return the declared name of each dimension of a tensor field, empty where it has none."""
+    return tuple(dim if isinstance(dim, str) and dim != "..." else "" for dim in field.spec.dims)
+
+
+def _places(type_: Any, view: Any) -> Iterator[tuple[Any, str, Any]]:
+    """Yield (field, name, descriptor) of every tensor of a message, in wire order."""
+    for field in type_.tensors:
+        raw = view._raw[field.name].__get__(view)
+        if not field.spec.is_list:
+            yield field, field.name, raw
+            continue
+        for item, each in enumerate(raw):
+            yield field, f"{field.name}[{item}]", each
+
+
+def _fill(type_: Any, view: Any, arrays: list[Any]) -> None:
+    """Put tensors where a view keeps those that were read."""
+    at = 0
+    for field in type_.tensors:
+        slot = view._raw[field.name]
+        if field.spec.is_list:
+            count = len(slot.__get__(view))
+            slot.__set__(view, arrays[at : at + count])
+            at += count
+        else:
+            if arrays[at] is not None:
+                slot.__set__(view, arrays[at])
+            at += 1
+
+
+def _mapped(native: Any, source: Any, index: int, dtype: str, shape: tuple[int, ...]) -> Any:
+    """Return an array over a buffer of a received message; maps the segment that it lies in."""
+    import numpy
+
+    if not math.prod(shape):
+        return numpy.empty(shape, dtype)
+    while True:
+        try:
+            return native.tensor(index, dtype, shape)
+        except source.need_segment as need:
+            source.provide(need)
