@@ -40,7 +40,7 @@ class ViewChange:
 
 def compare(old: View, new: View) -> ViewChange:
     """Return what a newer view changes."""
-    records = set(differing(old.channels, new.channels, lambda c: c.number))
+    records = list(differing(old.channels, new.channels, lambda c: c.number))
     ends = differing(old.endpoints, new.endpoints, lambda e: e.endpoint)
     touched = {record.channel for record in ends} | {record.number for record in records}
     is_general = (old.nodes, old.generation, old.live) != (new.nodes, new.generation, new.live)
