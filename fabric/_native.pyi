@@ -215,6 +215,34 @@ class Sender:
         True if the message waited for a consumer and now ends as dropped(cancelled).
         """
 
+    def set_route(self, policy: str, *, load_factor: float = 1.25, spill: int = 0, seed: int = 1) -> None:
+        """
+        Let a built-in policy choose from the next message on; empty: the pattern does. Forgets what was pinned.
+        """
+
+    def set_target(self, endpoint: int, *, weight: float = 1.0, rank: int = 0, distance: int = 0, load: int = 0) -> None:
+        """
+        What policies are to know of a target, now or once there is a flow to it.
+        """
+
+    def pin(self, key: bytes | None, flow: int, until_ns: int) -> None:
+        """
+        Messages of `key` that ask go on `flow` until then (absolute CLOCK_MONOTONIC), and while it is open.
+        """
+
+    def fall_back(self, policy: str, until_ns: int) -> None:
+        """
+        Let a built-in policy (empty: the pattern) decide for messages that ask, until then.
+        """
+
+    def pin_hits(self) -> int:
+        """Messages that went where `pin` had said."""
+
+    def decide(self, key: bytes | None) -> int:
+        """
+        The flow that the built-in policy gives `key` now; 0: none has room. Nothing is sent.
+        """
+
     def flows(self) -> list[dict[str, int]]:
         """
         flow, target_endpoint, outstanding, credit_messages, credit_bytes, generation, closed of every flow.
@@ -235,6 +263,18 @@ class Sender:
     def close(self) -> None:
         """
         No new sends; messages that wait for a consumer end as failed(closed). Idempotent.
+        """
+
+class RouteKernel:
+    """
+    A built-in routing policy on values, as senders run it. Not thread-safe.
+    """
+
+    def __init__(self, policy: str, *, load_factor: float = 1.25, spill: int = 0, seed: int = 1) -> None: ...
+
+    def choose(self, targets: Sequence[tuple[int, int, int, int, float, int, int]], key: bytes) -> int:
+        """
+        Index of the chosen one of `targets`: (endpoint, outstanding, load, service_ns, weight, rank, distance).
         """
 
 class Message:
@@ -321,6 +361,7 @@ class SendingEnd:
     """Native base of a sender. Thread-safe."""
     def _bind(self, native: Sender, encode: Any, plan: Any, default_ns: int, seconds_max: float, /) -> None: ...
     def _set_direct(self, is_direct: bool, /) -> None: ...
+    def _set_asks(self, asks: bool, /) -> None: ...
     def send(self, message: Any, key: str | bytes | None = None, deadline: float | None = None) -> int: ...
     def send_many(self, messages: Sequence[Any], keys: Any = None, deadline: float | None = None) -> int: ...
     def send_at_once(self, message: Any, key: str | bytes | None, /) -> int | None: ...
@@ -328,7 +369,7 @@ class SendingEnd:
 
 class ReceivingEnd:
     """Native base of a receiver. Thread-safe."""
-    def _bind(self, native: Receiver, unpack: Any, plan: Any, default_ns: int, seconds_max: float, /) -> None: ...
+    def _bind(self, native: Receiver, unpack: Any, plan: Any, default_ns: int, seconds_max: float, type: int = 0, /) -> None: ...
     def receive(self, timeout: float | None = None) -> Any: ...
     def receive_many(self, count: int, timeout: float | None = None) -> list[Any]: ...
 

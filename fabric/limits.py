@@ -43,12 +43,14 @@ ERROR_TEXT_BYTES_MAX: Final = 4096
 SOCKET_PATH_BYTES_MAX: Final = 107  # sun_path less its terminator
 
 # ---- messages
-FIELDS_PER_TYPE_MAX: Final = 64
+FIELDS_PER_TYPE_MAX: Final = 64  # those of inner records included
 TENSOR_RANK_MAX: Final = 16
 STRING_BYTES_MAX: Final = 1 << 20  # one str or bytes scalar
 META_BYTES_MAX: Final = 4 << 20  # all scalars of one message, encoded
 MESSAGE_BYTES_MAX: Final = 1 << 30  # tensors of one message together
 SCHEMA_BYTES_MAX: Final = 64 << 10
+RECORD_DEPTH_MAX: Final = 4  # records within records
+SCHEMAS_PER_CHANNEL_MAX: Final = 16  # versions of its type that a channel's ends may have together
 
 # ---- arenas of a client
 SEGMENT_BYTES_MIN: Final = 1 << 20  # slots are pooled into segments of at least this size
@@ -66,6 +68,14 @@ LEASES_MAPPED_MAX: Final = 64  # leases of others that one port has mapped
 LEASE_RANGES_MAX: Final = 4096  # of one get or put
 LEASE_PART_BYTES: Final = 8 << 20  # of a lease of another node, in one message
 LEASE_FIND_S: Final = 2.0  # an exposer on another node that is not reached by then is gone
+
+# ---- the cache of encoder outputs (one per tenant and node)
+CACHE_BYTES: Final = 256 << 20  # of data, unless --cache-bytes says otherwise
+CACHE_BYTES_RANGE: Final = (1 << 20, 1 << 40)
+CACHE_ENTRIES_MAX: Final = 4096
+CACHE_USERS_MAX: Final = 256  # processes with counters of their own
+CACHE_SHARE_MAX: Final = 0.25  # of the cache, for one entry
+CACHE_LOCK_S: Final = 0.05  # a put waits this long for another one, then it keeps nothing
 
 # ---- control connections (attach, node to node)
 FRAME_BYTES_MAX: Final = 1 << 20
@@ -104,6 +114,11 @@ REQUESTS_IN_FLIGHT_MAX: Final = 1024  # per requester
 STREAM_REPLIES_QUEUED_MAX: Final = 1024  # per streamed request, unread by its caller
 ROUTE_PIN_TTL_S: Final = 60.0
 ROUTE_ASK_S: Final = 1.0
+ROUTE_RETRY_S: Final = 1.0  # so long a fallback's choice holds before the policy is asked again
+ROUTE_PAUSE_S: Final = 5.0  # a policy that did not answer at all is left alone so long
+ROUTE_BYTES_MAX: Final = 4096  # of a policy's name and parameters
+ROUTE_BATCH_MAX: Final = 256  # messages that a policy of per="batch" decides about in one call
+ROUTE_TABLE_MS: Final = 250  # what senders know of other senders' load is renewed this often
 
 # ---- waits
 DEFAULT_DEADLINE_S: Final = 30.0
@@ -145,6 +160,14 @@ LOG_LINES_MAX: Final = 10_000
 # ---- plugins and stage hosts
 PLUGIN_SOURCE_BYTES_MAX: Final = 512 << 10  # one plugin file, as text
 EXPORTS_PER_PLUGIN_MAX: Final = 64
+PLUGIN_UNLOAD_S: Final = 20.0  # a call waits this long for the chains of a plugin to end
+CANARY_S: Final = 30.0  # a canary that names no time compares this long
+CANARY_QUEUE: Final = 16  # batches on their way to a canary; more are not compared
+CANARY_S_MAX: Final = 86_400.0
+PLUGIN_VERSIONS_MAX: Final = 8  # kept of one plugin, to roll back to
+STAGE_MEMORY_SLACK_BYTES: Final = 256 << 20  # a stage host's own, beside what its transforms declare
+STAGE_OUTPUT_BYTES: Final = 256 << 10  # a second, of what plugins print; the rest is counted
+VIEWS_KEPT_MAX: Final = 16  # messages whose views a transform keeps after it returned; their slots wait for it
 STAGES_PER_HOST_MAX: Final = 64  # chains one stage host runs
 TRANSFORM_BATCH_MAX: Final = 64  # messages given to one `apply`
 TRANSFORM_WAITING_MAX: Final = (
@@ -155,7 +178,20 @@ TRANSFORM_SLACK_BYTES: Final = (
     256  # output bytes allowed beyond max_expansion: scalars have no bound of their own
 )
 TRANSFORM_DEFER_S_MAX: Final = 5.0
+TRANSFORM_PARAMETERS_MAX: Final = 32  # of one entry of a channel's `transforms`
+CHAIN_EXPANSION_MAX: Final = 256  # what a message may grow by along a chain
+CODEC_PARTS_MAX: Final = 8  # buffers that one encoded tensor may have
+CODEC_INFO_BYTES_MAX: Final = 4096  # what a codec says beside them, as MessagePack
+CODEC_DECISIONS_KEPT: Final = 32  # of a sender, with their terms, for `fabricctl why`
 STAGE_DRAIN_S: Final = 3.0  # a stopped chain finishes what it holds at most this long
+
+# ---- joins
+JOIN_INPUTS_MAX: Final = 32  # of one join; a bit each in its journal
+JOIN_ENTRIES_MAX: Final = 4096  # requests that wait in one join; its parts are held messages
+JOIN_BYTES_MAX: Final = 64 << 30
+JOIN_REMEMBERED_MAX: Final = 65_536  # requests that ended, by key: what comes of them now is late
+JOIN_DOUBT_S: Final = 5.0  # after a kill, the daemon says within this whether an output was accepted
+JOINS_MAX: Final = 64  # on one node
 
 # ---- module hosts
 MODULE_STOP_GRACE_S: Final = (

@@ -25,6 +25,7 @@ from fabric.config.reader import (
     is_mapping,
     items,
 )
+from fabric.config.routes import text_of
 
 Decode = Callable[["Reader", yaml.Node, str], Any]
 
@@ -303,3 +304,27 @@ def _plain(reader: Reader, node: yaml.Node, path: str) -> Any:
 
 #: a module's own configuration
 plain = Decoder(_plain, {})
+
+
+def route(decode_name: Decoder) -> Decoder:
+    """Decode a routing policy, its name or ``{name: …}`` with parameters, into the one text that stands for both."""
+
+    def decode(reader: Reader, node: yaml.Node, path: str) -> Any:
+        if not is_mapping(node):
+            return decode_name(reader, node, path)
+        before = len(reader.mistakes)
+        values: dict[str, Any] = {}
+        for key, key_node, value_node in items(reader, node, path, "a route"):
+            reader.visit(key_node, below(path, key))
+            read = decode_name if key == "name" else plain
+            values[key] = read(reader, value_node, below(path, key))
+        if "name" not in values:
+            reader.note(node, path, "the key 'name' is missing in a route")
+        return INVALID if len(reader.mistakes) > before else text_of(values)
+
+    named = {
+        "type": "object",
+        "required": ["name"],
+        "properties": {"name": decode_name.schema},
+    }
+    return Decoder(decode, {"anyOf": [decode_name.schema, named]})

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from fabric import limits
+from fabric.config import routes
 from fabric.config.reader import clip, did_you_mean
 from fabric.config.spec import (
     CLASSES,
@@ -91,6 +92,8 @@ def check_channel(channel: ChannelSpec) -> Iterator[Problem]:
     yield from _check_overflow(channel, f"{where}.overflow")
     yield from _check_reply(channel, f"{where}.reply")
     yield from _check_transforms(channel, f"{where}.transforms")
+    for what, fix in routes.problems(channel.route, channel.pattern) if channel.route else ():
+        yield Problem(where=f"{where}.route", what=what, fix=fix)
     if channel.deadline_s is not None and not 0 < channel.deadline_s <= limits.DEADLINE_S_MAX:
         yield Problem(
             where=f"{where}.deadline",

@@ -7,7 +7,7 @@ general ends, which do the same in more steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
 from fabric import _native, limits
@@ -33,13 +33,28 @@ class DirectSender(_native.SendingEnd, Sender[M]):
         self._bind(native, encode, plan, DEFAULT_NS, limits.DEADLINE_S_MAX)
         self._look_whether_direct()
 
-    def set_route(self, route: str | None) -> None:
+    def set_route(self, route: str | None, rows: Iterable[Sequence[Any]] = ()) -> None:
         """Let another policy choose from the next message on; pins of the one before are forgotten."""
-        Sender.set_route(self, route)
+        Sender.set_route(self, route, rows)
+        self._look_whether_direct()
+
+    def set_asks(self) -> None:
+        """The way of asking is known now: what depends on a message's fields is looked up in Python."""
+        self._look_whether_direct()
+
+    def set_codecs(self, codecs: Sequence[dict[str, Any]] | None) -> None:
+        """Encode with another codec from the next message on."""
+        Sender.set_codecs(self, codecs)
+        self._look_whether_direct()
+
+    def look_at_flows(self) -> None:
+        """Send natively again while no receiver is where a codec acts."""
         self._look_whether_direct()
 
     def _look_whether_direct(self) -> None:
-        self._set_direct(not self.has_policy and self.deadline_s is None)
+        self._set_asks(self.has_policy)
+        is_plain = not self._reads and self.deadline_s is None
+        self._set_direct(is_plain and (self._coder is None or self._coder.is_idle()))
 
     # ---- for the native base
 
@@ -60,7 +75,7 @@ class DirectReceiver(_native.ReceivingEnd, Receiver[M]):
         Receiver.__init__(self, port, channel, type_, native, answer)
         type_.read_natively(_native.TensorField)
         unpack, plan = type_.native_unpack, type_.native_decode
-        self._bind(native, unpack, plan, DEFAULT_NS, limits.DEADLINE_S_MAX)
+        self._bind(native, unpack, plan, DEFAULT_NS, limits.DEADLINE_S_MAX, type_.schema.type_id)
 
     def __iter__(self) -> Iterator[Any]:
         return self

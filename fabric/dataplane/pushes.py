@@ -141,6 +141,8 @@ class Pushes:
         with self._lock:
             is_known = flow in self._flows
         if not is_known:
+            if fields.get("row"):
+                self._tell(fields["endpoint"], "give_rows", [fields["row"]])
             self._native.add_flow_out(
                 fields["endpoint"], flow, fields["lane"], fields["target_endpoint"], fields["messages"],
                 fields["bytes"], fields["generation"], bool(fields.get("after_drain", False)),
@@ -148,12 +150,27 @@ class Pushes:
             with self._lock:
                 self._flows[flow] = {
                     key: fields.get(key, 0)
-                    for key in ("flow", "endpoint", "reply_flow", "target_endpoint")
+                    for key in ("flow", "endpoint", "reply_flow", "target_endpoint", "row")
                 }
+        self._tell(fields["endpoint"], "look_at_flows")
         self._tell(fields["endpoint"], "wake")
 
+    def _push_codecs(self, fields: dict[str, Any], _: list[int]) -> None:
+        self._tell(fields["endpoint"], "set_codecs", fields.get("codecs"))
+
+    def _push_path_rates(self, fields: dict[str, Any], _: list[int]) -> None:
+        self._tell(None, "set_path_rates", {int(n): float(r) for n, r in fields["rates"]})
+
+    def _push_codec_why(self, fields: dict[str, Any], _: list[int]) -> dict[str, Any]:
+        rows: list[dict[str, Any]] = []
+        self._tell(fields["endpoint"], "explain_codec", rows)
+        return {"rows": rows}
+
     def _push_route(self, fields: dict[str, Any], _: list[int]) -> None:
-        self._tell(fields["endpoint"], "set_route", fields.get("route"))
+        self._tell(fields["endpoint"], "set_route", fields.get("route"), fields.get("rows") or ())
+
+    def _push_route_table(self, fields: dict[str, Any], _: list[int]) -> None:
+        self._tell(fields["endpoint"], "give_rows", fields["rows"])
 
     def _push_flow_suspect(self, fields: dict[str, Any], _: list[int]) -> None:
         """The receiver of a flow is silent, or awake again: new work avoids it, and comes back."""
@@ -174,6 +191,7 @@ class Pushes:
         if flow is not None:
             self._native.close_flow_out(fields["flow"])
             self._tell(flow["endpoint"], "forget_flow", fields["flow"])
+            self._tell(flow["endpoint"], "look_at_flows")
 
     def _push_flow_calls(self, fields: dict[str, Any], _: list[int]) -> dict[str, Any]:
         """Say how many requests that went out on a (closed) flow have not been answered whole."""

@@ -7,14 +7,15 @@ a receiver) end at the deadline with an error that names what was full.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from fabric import limits
+from fabric.dataplane.coding.calls import CodecCalls
 from fabric.dataplane.deadlines import DEFAULT_NS, absolute_ns, left_s, monotonic_ns
 from fabric.dataplane.loans import Lending, lend
 from fabric.dataplane.naming import Named, name_channel
-from fabric.dataplane.routes import RoutePins, header_fields
+from fabric.dataplane.routed_calls import RoutedCalls
 from fabric.errors import (
     BrokenError,
     CapacityError,
@@ -70,7 +71,7 @@ def as_key(key: str | bytes | None) -> bytes | None:
     return data
 
 
-class Sender(Generic[M]):
+class Sender(RoutedCalls, CodecCalls, Generic[M]):
     """Sends messages of one type on one channel; made by `Port.sender`.
 
     Attributes
@@ -98,9 +99,9 @@ class Sender(Generic[M]):
         self._encode = type_.encode
         self._native_send = native.send
         self.need_segment: type[Exception] = port.need_segment
-        self._route: str | None = None
-        self._pins: RoutePins | None = None
-        self.set_route(answer.get("route"))
+        rows = [flow["row"] for flow in port.flows_of(self.endpoint) if flow.get("row")]
+        self.set_route(answer.get("route"), rows)
+        self.set_codecs(answer.get("codecs"))
         self.is_closed = False
 
     def send(
@@ -148,6 +149,8 @@ class Sender(Generic[M]):
         if key is not None:
             key = as_key(key)
         flow = self.choose(message, key, meta, tensors) if self._pins is not None else 0
+        if self._coder is not None:
+            meta, tensors = self.coded(meta, tensors, expires_ns)
         try:
             if not flow and not expires_ns:
                 sent: int = self._native_send(meta, tensors, key, deadline_ns)
@@ -162,7 +165,7 @@ class Sender(Generic[M]):
             if not flow or not isinstance(error, FLOW_GONE):
                 name_channel(error, self.channel)
                 raise
-        return self._send_on(message, meta, tensors, key, deadline_ns, flow, expires_ns)
+        return self.send_encoded(message, meta, tensors, key, deadline_ns, flow, expires_ns)
 
     def send_many(
         self,
@@ -250,11 +253,6 @@ class Sender(Generic[M]):
             channel=self.channel, outstanding=out,
         )  # fmt: skip
 
-    @property
-    def has_policy(self) -> bool:
-        """Whether a custom routing policy chooses the flow."""
-        return self._pins is not None
-
     def cancel(self, sequence: int) -> bool:
         """Take back a message that waits for a consumer; False if it is on its way."""
         return bool(self.native.cancel(sequence))
@@ -315,6 +313,8 @@ class Sender(Generic[M]):
     ) -> tuple[list[tuple[bytes, list[Any]]], list[bytes | None]]:
         """Encode all messages and keys before any is sent; raises like `send_many`."""
         encoded = [self._encode(message) for message in messages]
+        if self._coder is not None:
+            encoded = [self.coded(meta, tensors) for meta, tensors in encoded]
         named: list[bytes | None] = [None] * len(encoded)
         if keys is not None:
             named = [as_key(key) for key in keys]
@@ -322,39 +322,11 @@ class Sender(Generic[M]):
             raise TypeMismatchError(f"{len(encoded)} messages and {len(named)} keys")
         return encoded, named
 
-    def set_route(self, route: str | None) -> None:
-        """Let another policy choose from the next message on; pins of the one before are forgotten."""
-        if (route or None) != self._route:
-            self._route = route or None
-            self._pins = RoutePins(self._ask_route) if route else None
-
-    def forget_flow(self, flow: int) -> None:
-        """Unpin a flow that is gone."""
-        pins = self._pins
-        if pins is not None:
-            pins.forget_flow(flow)
-
-    def _send_each(
-        self, messages: Sequence[M], keys: list[bytes | None], deadline: float | None, deadline_ns: int
-    ) -> int:  # fmt: skip
-        """A routing policy may have to be asked for every message."""
-        for count, (message, key) in enumerate(zip(messages, keys, strict=True)):
-            left = left_s(deadline_ns)
-            if count and deadline_ns and not left:
-                return count
-            try:
-                self.send(message, key, left if deadline is not None else None)
-            except (DeadlineExceeded, WouldBlock, RejectedError):
-                if count:
-                    return count
-                raise
-        return len(messages)
-
-    def _send_on(
+    def send_encoded(
         self, message: M, meta: bytes, tensors: list[Any], key: bytes | None, deadline_ns: int, flow: int,
         expires_ns: int,
     ) -> int:  # fmt: skip
-        """Send after an attempt that found no memory, or that the chosen flow is gone."""
+        """Send what was encoded, getting memory for it, and on other flows where the chosen one is gone."""
         others = self.other_flows(message, key, meta, tensors, flow)
         while True:
             try:
@@ -370,41 +342,3 @@ class Sender(Generic[M]):
                     name_channel(error, self.channel)
                     raise
                 flow = next(others)
-
-    def other_flows(
-        self, message: Any, key: bytes | None, meta: bytes, tensors: list[Any], flow: int
-    ) -> Iterator[int]:
-        """Yield what to try instead of a flow that is gone: the policy's next choice, then the endpoint's own."""
-        self.forget_flow(flow)
-        other = self.choose(message, key, meta, tensors)
-        if other != flow:
-            yield other
-            self.forget_flow(other)
-        yield 0
-
-    def pinned(self, key: bytes | None) -> int:
-        """Return the flow that the channel's policy chose for `key` before; 0: `choose` has to ask."""
-        return self._pins.pinned(key) if self._pins is not None else 0
-
-    def choose(self, message: Any, key: bytes | None, meta: bytes, tensors: list[Any]) -> int:
-        """Return the flow that the channel's policy gives this message; 0 where it did not answer."""
-        pins = self._pins
-        if pins is None:
-            return 0
-
-        def header() -> dict[str, Any]:
-            size = len(meta) + sum(memoryview(tensor).nbytes for tensor in tensors)
-            fields = header_fields(message, self.type.scalar_names)
-            return {
-                "channel": self.channel,
-                "key": key,
-                "klass": self.klass,
-                "size": size,
-                "fields": fields,
-            }
-
-        return pins.flow_for(key, header)
-
-    def _ask_route(self, header: dict[str, Any]) -> tuple[int, float]:
-        answer, _ = self._port.request("route_ask", header, limits.ROUTE_ASK_S)
-        return int(answer.get("flow") or 0), float(answer.get("ttl_s") or 0.0)

@@ -49,6 +49,7 @@ void now_or_wait(Call&& call) {
 }
 
 void bind_sender(nanobind::module_& module);
+void bind_route(nanobind::module_& module);
 void bind_receiver(nanobind::module_& module);
 void bind_port(nanobind::module_& module);
 void bind_segments(nanobind::module_& module);

@@ -26,6 +26,7 @@ NB_MODULE(_native, module) {
   fabric::bind_segments(module);
   fabric::bind_port(module);
   fabric::bind_sender(module);
+  fabric::bind_route(module);
   fabric::bind_message(module);
   fabric::bind_tensor_field(module);
   fabric::bind_receiver(module);

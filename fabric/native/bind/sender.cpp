@@ -1,5 +1,6 @@
 // Sender and Loan.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
@@ -161,6 +162,40 @@ nb::list flows(PySender& sender) {
   return out;
 }
 
+std::span<const u8> key_of(nb::handle key) {
+  SendRequest request;
+  set_key(request, key);
+  return request.key;
+}
+
+void set_route(PySender& sender, const std::string& policy, double load_factor, u64 spill, u64 seed) {
+  const RouteKind kind = route_kind(policy);
+  if (kind == RouteKind::none && !policy.empty()) throw nb::value_error("no built-in policy of this name");
+  check(released([&] { return sender.core->set_route(kind, {load_factor, spill, seed}); }));
+}
+
+void set_target(PySender& sender, u64 endpoint, double weight, u32 rank, u32 distance, u64 load) {
+  check(released([&] { return sender.core->set_target(endpoint, {weight, rank, distance, load}); }));
+}
+
+void pin(PySender& sender, nb::handle key, u64 flow, u64 until_ns) {
+  const auto data = key_of(key);
+  check(released([&] { return sender.core->pin(data, !key.is_none(), flow, until_ns); }));
+}
+
+void fall_back(PySender& sender, const std::string& policy, u64 until_ns) {
+  const RouteKind kind = route_kind(policy);
+  if (kind == RouteKind::none && !policy.empty()) throw nb::value_error("no built-in policy of this name");
+  check(released([&] { return sender.core->fall_back(kind, until_ns); }));
+}
+
+u64 decide(PySender& sender, nb::handle key) {
+  const auto data = key_of(key);
+  u64 flow = 0;
+  check(released([&] { return sender.core->decide(data, !key.is_none(), flow); }));
+  return flow;
+}
+
 nb::dict counts(PySender& sender) {
   EndCounts ends;
   check(released([&] { return sender.core->counts(ends); }));
@@ -210,6 +245,18 @@ void bind_sender(nb::module_& module) {
         check(released([&] { return sender.core->cancel(sequence, cancelled); }));
         return cancelled;
       }, "sequence"_a, "True if the message waited for a consumer and now ends as dropped(cancelled).")
+      .def("set_route", set_route, "policy"_a, nb::kw_only(), "load_factor"_a = 1.25, "spill"_a = 0, "seed"_a = 1,
+           "Let a built-in policy choose from the next message on; empty: the pattern does. Forgets what was pinned.")
+      .def("set_target", set_target, "endpoint"_a, nb::kw_only(), "weight"_a = 1.0, "rank"_a = 0, "distance"_a = 0, "load"_a = 0,
+           "What policies are to know of a target, now or once there is a flow to it.")
+      .def("pin", pin, "key"_a.none(), "flow"_a, "until_ns"_a,
+           nb::sig("def pin(self, key: bytes | None, flow: int, until_ns: int) -> None"),
+           "Messages of `key` that ask go on `flow` until then (absolute CLOCK_MONOTONIC), and while it is open.")
+      .def("fall_back", fall_back, "policy"_a, "until_ns"_a,
+           "Let a built-in policy (empty: the pattern) decide for messages that ask, until then.")
+      .def("pin_hits", [](PySender& sender) { return sender.core->pin_hits(); }, "Messages that went where `pin` had said.")
+      .def("decide", decide, "key"_a.none(), nb::sig("def decide(self, key: bytes | None) -> int"),
+           "The flow that the built-in policy gives `key` now; 0: none has room. Nothing is sent.")
       .def("flows", flows, nb::sig("def flows(self) -> list[dict[str, int]]"),
            "flow, target_endpoint, outstanding, credit_messages, credit_bytes, generation, closed of every flow.")
       .def("ended_upto", [](PySender& sender) {

@@ -24,7 +24,8 @@ struct SendingEnd {
     nb::object encode;                ///< message → (meta, buffers); none: messages are plain bytes
     PlainEncoder plain;               ///< does the same for most messages
     Limits limits{};
-    bool is_direct = false;           ///< no routing policy, no deadline of the channel
+    bool is_direct = false;           ///< no deadline of the channel; a routing policy, if any, is built in or `asks`
+    bool asks = false;                ///< a policy in Python decides: here goes what it decided before
   } held;
 };
 
@@ -150,8 +151,9 @@ PyObject* send(PyObject* object, PyObject* const* args, Py_ssize_t count, PyObje
     if (!direct) return python_call(object, "_send", args, count, names);
     if (end.encode.is_valid()) content.take_message(end, given.value[0], request);
     if (given.value[2] != nullptr) request.expires_ns = deadline_ns;
+    request.asks = end.asks;
     const Status status = send_now_or_wait(end, request, deadline_ns, number);
-    if (status.code == Code::need_segment) return python_call(object, "_send", args, count, names);
+    if (status.code == Code::need_segment || status.code == Code::undecided) return python_call(object, "_send", args, count, names);
     if (!status.ok()) raise_named(object, status);
     return PyLong_FromUnsignedLongLong(number);
   });
@@ -159,7 +161,7 @@ PyObject* send(PyObject* object, PyObject* const* args, Py_ssize_t count, PyObje
 
 // Whether the message may go after some waiting, or with more memory: nothing was done.
 bool may_go_later(Code code) {
-  return code == Code::would_block || code == Code::frozen || code == Code::need_segment;
+  return code == Code::would_block || code == Code::frozen || code == Code::need_segment || code == Code::undecided;
 }
 
 PyObject* send_at_once(PyObject* object, PyObject* const* args, Py_ssize_t count) {
@@ -173,6 +175,7 @@ PyObject* send_at_once(PyObject* object, PyObject* const* args, Py_ssize_t count
         (end.encode.is_valid() ? content.take_plain(end, args[0], request) : content.take_bytes(args[0], request)) &&
         payload_of(request) <= kCopyWithoutGilBytes;
     if (!possible) Py_RETURN_NONE;
+    request.asks = end.asks;
     const Status status = end.core->send(request, 0, false, number);
     if (may_go_later(status.code)) Py_RETURN_NONE;
     if (!status.ok()) raise_named(object, status);
@@ -284,7 +287,7 @@ PyObject* send_many(PyObject* object, PyObject* const* args, Py_ssize_t count, P
     Arguments given;
     Requests requests;
     u64 deadline_ns = 0;
-    const bool direct = end.is_direct && given.take(args, count, names, {"messages", "keys", "deadline"}) &&
+    const bool direct = end.is_direct && !end.asks && given.take(args, count, names, {"messages", "keys", "deadline"}) &&
                         given.value[0] != nullptr && given.value[1] == nullptr &&
                         (PyList_CheckExact(given.value[0]) || PyTuple_CheckExact(given.value[0])) &&
                         deadline_of(given.value[2], end.limits, deadline_ns);
@@ -309,7 +312,7 @@ PyObject* send_many_at_once(PyObject* object, PyObject* messages) {
     const bool is_list = PyList_CheckExact(messages) || PyTuple_CheckExact(messages);
     nb::object kept = is_list ? nb::steal(PySequence_Tuple(messages)) : nb::object();
     if (is_list && !kept.is_valid()) throw nb::python_error();
-    const bool possible = end.is_direct && is_list &&
+    const bool possible = end.is_direct && !end.asks && is_list &&
                           (end.encode.is_valid() ? encode_all(end, kept.ptr(), requests) : gather(kept.ptr(), requests));
     if (!possible) return PyLong_FromLong(0);
     u64 accepted = 0;
@@ -344,6 +347,11 @@ PyObject* set_direct(PyObject* object, PyObject* value) {
   Py_RETURN_NONE;
 }
 
+PyObject* set_asks(PyObject* object, PyObject* value) {
+  reinterpret_cast<SendingEnd*>(object)->held.asks = PyObject_IsTrue(value) == 1;
+  Py_RETURN_NONE;
+}
+
 PyMethodDef methods[] = {
     {"send", fast(send), kFastCall, "send($self, message, key=None, deadline=None)\n--\n\nSee fabric.Sender.send."},
     {"send_many", fast(send_many), kFastCall,
@@ -354,6 +362,7 @@ PyMethodDef methods[] = {
      "send_many_at_once($self, messages, /)\n--\n\nHow many of `messages` went so; it may be none."},
     {"_bind", bind, METH_VARARGS, nullptr},
     {"_set_direct", set_direct, METH_O, nullptr},
+    {"_set_asks", set_asks, METH_O, nullptr},
     {nullptr, nullptr, 0, nullptr}};
 
 PyType_Slot slots[] = {{Py_tp_doc, const_cast<char*>("Native base of a sender. Thread-safe.")},

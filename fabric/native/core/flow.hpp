@@ -11,6 +11,7 @@
 #include "core/credit.hpp"
 #include "core/doorbell.hpp"
 #include "core/ring.hpp"
+#include "core/route_kernel.hpp"
 
 namespace fabric {
 
@@ -78,18 +79,17 @@ class SequenceMap {
   std::vector<u64> ring_ = std::vector<u64>(64);
 };
 
-struct FlowOut {
+struct FlowOut : RouteTarget {
   u64 id = 0;
-  u64 target_endpoint = 0;
   LaneLink* lane = nullptr;
   SenderCore* sender = nullptr;
   u32 generation = 0;
   bool closed = false;
   bool suspect = false;               ///< its consumer is silent: no new work until it was heard of again
   u64 last_seq = 0;
-  u64 outstanding = 0;
   CreditOut credit;
   SequenceMap sequences;
+  ServiceTime service;                ///< kept where the policy asks for it
   u64 stuck_pass = 0;                 ///< of the redelivery in which it had no room
   std::vector<u64> after;             ///< flows that must have nothing outstanding before first use
 };

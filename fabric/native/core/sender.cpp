@@ -185,7 +185,7 @@ Full SenderCore::try_commit(const SendRequest& request, Prepared& prepared, Batc
   if (pattern_ == Pattern::broadcast && request.flow == 0) return fan_out(request, prepared, batch, blocked);
   if (!table_room(batch, 1)) return Full::table;
   FlowOut* flow = nullptr;
-  Full full = choose(request.flow, request.has_key, prepared.key_hash, prepared.payload, flow);
+  Full full = choose({request.flow, request.asks, request.has_key, prepared.key_hash, prepared.payload}, flow);
   blocked = flow;
   if (full != Full::none) return full;
   if (!waiting_.empty() && is_behind(request, prepared.key_hash, *flow)) return Full::redelivery;

@@ -20,6 +20,7 @@ struct SendRequest {
   std::span<const u8> key;
   bool has_key = false;
   u64 flow = 0;                       ///< 0 = the endpoint's policy
+  bool asks = false;                  ///< goes where `pin` said, or not at all: `undecided`
   u64 correlation = 0, reply_flow = 0;
   u16 flags = 0;
   u64 expires_ns = 0;
@@ -27,7 +28,8 @@ struct SendRequest {
 };
 
 /// Why a message cannot go now.
-enum class Full : u8 { none, consumer, credit, lane, table, drain, redelivery, suspect, span, flow_gone, broken, too_large };
+enum class Full : u8 { none, consumer, credit, lane, table, drain, redelivery, suspect, span, flow_gone, broken, too_large,
+                        undecided };
 
 struct FlowInfo { u64 flow, target_endpoint, outstanding, credit_messages, credit_bytes; u32 generation; bool closed; };
 
@@ -52,6 +54,20 @@ class SenderCore {
   Status delivered_bytes(u64& out);
   Status flush(u64 deadline_ns, bool may_wait, bool& flushed);
   Status close();
+
+  // ---- who gets a message (sender_choice.cpp)
+  /// The policy from the next message on; what was pinned is forgotten. `none`: the pattern chooses.
+  Status set_route(RouteKind kind, const RouteOptions& options);
+  /// What the daemon says of a target, now or once there is a flow to it.
+  Status set_target(u64 endpoint, const RouteRow& row);
+  /// A policy that was asked has chosen `flow` for a key; it holds until `until_ns`, and while the flow is open.
+  Status pin(std::span<const u8> key, bool has_key, u64 flow, u64 until_ns);
+  /// Nobody answers: until then this built-in policy decides instead of what was asked.
+  Status fall_back(RouteKind kind, u64 until_ns);
+  /// Messages that went where `pin` had said.
+  u64 pin_hits() const { return pin_hits_.load(std::memory_order_relaxed); }
+  /// The flow that the policy gives a key now; 0: none has room. Nothing is sent.
+  Status decide(std::span<const u8> key, bool has_key, u64& flow);
 
   u64 endpoint() const { return endpoint_; }
   Port& port() const { return port_; }
@@ -93,6 +109,7 @@ class SenderCore {
   };
   struct Room { u8* at = nullptr; Arena::Absent absent; };  // in a slot: pages first, outside the lock
   struct Pin { u64 flow; u64 used; };
+  struct Decided { u64 flow = 0, until_ns = 0; };
 
   void measure(const SendRequest& request, Prepared& out) const;
   Status prepare(Operation& operation, const SendRequest& request, bool may_wait, Prepared& out);
@@ -112,9 +129,15 @@ class SenderCore {
   void relocate_oldest();
   Status wait_or_fail(Operation& operation, Full full, FlowOut* blocked, u64 deadline_ns, bool may_wait);
   Status explain(Full full, const FlowOut* blocked, Code code) const;
-  Full choose(u64 explicit_flow, bool has_key, u64 key_hash, u64 bytes, FlowOut*& out);
+  struct Asked { u64 flow; bool asks, has_key; u64 key_hash, bytes; };
+  Full choose(const Asked& asked, FlowOut*& out);
   Full choose_stream(bool has_key, u64 key_hash, FlowOut*& out);
+  Full choose_new(bool has_key, u64 key_hash, FlowOut*& out);
   Full choose_queue(u64 bytes, FlowOut*& out);
+  Full choose_routed(u64 key_hash, u64 bytes, FlowOut*& out);
+  FlowOut* pick(u64 key_hash);
+  Full decided(bool has_key, u64 key_hash, FlowOut*& out);
+  void look_again(FlowOut& flow);
   Full room(FlowOut& flow, u64 bytes) const;
   bool is_behind(const SendRequest& request, u64 key_hash, const FlowOut& flow) const;
   FlowOut* find(u64 flow) const;
@@ -157,6 +180,13 @@ class SenderCore {
   std::unordered_map<u64, Pin> pins_;
   u64 keyless_flow_ = 0, uses_ = 0, ended_unfolded_ = 0, delivered_bytes_ = 0;
   std::size_t next_flow_ = 0;
+  RouteKernel route_;
+  std::vector<RouteTarget*> candidates_;             // of one choice
+  std::unordered_map<u64, RouteRow> table_;          // by target endpoint
+  std::unordered_map<u64, Decided> decided_;         // by hash of the key
+  Decided keyless_decided_;
+  u64 fallback_until_ns_ = 0;
+  std::atomic<u64> pin_hits_{0};      // written under the port's lock
 };
 
 u64 hash_key(std::span<const u8> key);  ///< FNV-1a with a final mix

@@ -1,4 +1,4 @@
-// Which flow a message takes, what happens when one is lost, and how messages end.
+// What a message waits for, what happens when a flow is lost, and how messages end.
 #include <algorithm>
 #include <cstring>
 
@@ -12,112 +12,6 @@ namespace {
 std::string text(u64 value) { return std::to_string(value); }
 
 }  // namespace
-
-// ------------------------------------------------------------------ choosing
-// Flows of one lane stand side by side: a broadcast writes and publishes lane by lane.
-void SenderCore::add_flow(FlowOut* flow) {
-  auto at = std::find_if(flows_.rbegin(), flows_.rend(), [flow](const FlowOut* other) { return other->lane == flow->lane; });
-  flows_.insert(pattern_ == Pattern::broadcast && at != flows_.rend() ? at.base() : flows_.end(), flow);
-  redeliver();
-}
-
-FlowOut* SenderCore::find(u64 flow) const {
-  for (FlowOut* candidate : flows_) {
-    if (candidate->id == flow) return candidate;
-  }
-  return nullptr;
-}
-
-Full SenderCore::room(FlowOut& flow, u64 bytes) const {
-  if (flow.lane->broken) return Full::broken;
-  if (flow.suspect && pattern_ != Pattern::reply) return Full::suspect;  // a reply's room was reserved by its request
-  if (!flow.after.empty()) {
-    // One that is not closed (yet) holds nothing back: its keys are still its own, and one that came together with this
-    // flow stays open beside it, always busy perhaps.
-    bool drains = false;
-    std::erase_if(flow.after, [&](u64 id) {
-      const FlowOut* older = find(id);
-      if (older != nullptr && older->closed) drains = drains || older->outstanding != 0;
-      return older == nullptr || (older->closed && older->outstanding == 0);
-    });
-    if (drains) return Full::drain;
-  }
-  if (flow.sequences.span(flow.last_seq) >= kFlowSpanMax) return Full::span;
-  return flow.credit.allows(bytes, flow.outstanding) ? Full::none : Full::credit;
-}
-
-Full SenderCore::choose(u64 explicit_flow, bool has_key, u64 key_hash, u64 bytes, FlowOut*& out) {
-  if (explicit_flow != 0) {
-    out = find(explicit_flow);
-    if (out == nullptr || out->closed) return Full::flow_gone;
-  } else if (pattern_ == Pattern::stream) {
-    const Full full = choose_stream(has_key, key_hash, out);
-    if (full != Full::none) return full;
-  } else {
-    return choose_queue(bytes, out);
-  }
-  return room(*out, bytes);
-}
-
-// A key stays on its flow while the flow lives, and until what it carries has ended: while targets change, a flow
-// beside the closed one may be open already. Messages without a key all go to one flow.
-Full SenderCore::choose_stream(bool has_key, u64 key_hash, FlowOut*& out) {
-  u64* pinned = &keyless_flow_;
-  if (has_key) {
-    if (pins_.size() >= kPinsPerSenderMax && pins_.find(key_hash) == pins_.end()) trim_pins();
-    Pin& pin = pins_[key_hash];
-    pin.used = ++uses_;
-    pinned = &pin.flow;
-  }
-  if (*pinned != 0) {
-    out = find(*pinned);
-    if (out != nullptr && !out->closed) return Full::none;
-    if (out != nullptr && out->outstanding != 0) return Full::drain;
-  }
-  std::size_t open = 0;               // those that are suspect get no new key
-  bool any = false;
-  for (FlowOut* flow : flows_) {
-    if (flow->closed) continue;
-    if (!any) out = flow;
-    any = true;
-    open += !flow->suspect;
-  }
-  if (open == 0) return any ? Full::suspect : Full::consumer;
-  std::size_t index = has_key ? key_hash % open : 0;
-  for (FlowOut* flow : flows_) {
-    if (flow->closed || flow->suspect) continue;
-    if (index-- == 0) out = flow;
-  }
-  *pinned = out->id;
-  return Full::none;
-}
-
-// Least outstanding among those with room; round robin on ties.
-Full SenderCore::choose_queue(u64 bytes, FlowOut*& out) {
-  FlowOut* best = nullptr;
-  Full why = Full::consumer;
-  for (std::size_t i = 0; i < flows_.size(); ++i) {
-    FlowOut* flow = flows_[(next_flow_ + i) % flows_.size()];
-    if (flow->closed) continue;
-    const Full full = room(*flow, bytes);
-    if (full != Full::none) {
-      why = full;
-      out = flow;
-    } else if (best == nullptr || flow->outstanding < best->outstanding) {
-      best = flow;
-    }
-  }
-  if (best == nullptr) return why;
-  out = best;
-  next_flow_ = (static_cast<std::size_t>(std::find(flows_.begin(), flows_.end(), best) - flows_.begin()) + 1) % flows_.size();
-  return Full::none;
-}
-
-// Keeps the younger half: a key forgotten while its flow lives may move to another.
-void SenderCore::trim_pins() {
-  const u64 keep_after = uses_ > kPinsPerSenderMax / 2 ? uses_ - kPinsPerSenderMax / 2 : 0;
-  std::erase_if(pins_, [keep_after](const auto& item) { return item.second.used <= keep_after; });
-}
 
 // Older messages wait for redelivery: does this one have to wait for one of them?
 bool SenderCore::is_behind(const SendRequest& request, u64 key_hash, const FlowOut& flow) const {
@@ -166,6 +60,7 @@ Status SenderCore::wait_or_fail(Operation& operation, Full full, FlowOut* blocke
     return Status::fail(Code::protocol, "channel " + text(channel_) + ": the peer of flow " + text(blocked->id) +
                                             " broke the rules of its lane: " + blocked->lane->fault);
   }
+  if (full == Full::undecided) return Status::fail(Code::undecided, {});
   if (full == Full::too_large) {
     return Status::fail(Code::capacity, "key, meta and tables exceed " + text(kRecordBytesMax) + " bytes");
   }
@@ -194,6 +89,7 @@ void SenderCore::end_entry(FlowOut& flow, u64 flow_seq, End end, Reason reason) 
   const u64 entry = flow.sequences.take(flow_seq);
   if (entry == 0) return;  // it ended before
   if (flow.outstanding != 0) --flow.outstanding;
+  if (route_.measures()) flow.service_ns = flow.service.end(monotonic_ns());
   finish_entry(entry, end, reason);
 }
 
@@ -266,7 +162,7 @@ void SenderCore::redeliver() {
 Full SenderCore::resend(u64 entry_number, FlowOut*& blocked) {
   Retained& kept = retained(entry_number);
   FlowOut* flow = nullptr;
-  Full full = choose(0, kept.has_key, kept.key_hash, kept.payload_bytes, flow);
+  Full full = choose({0, false, kept.has_key, kept.key_hash, kept.payload_bytes}, flow);
   blocked = flow;
   if (full != Full::none) return full;
   if (pattern_ == Pattern::stream && flow->stuck_pass == pass_) return Full::redelivery;

@@ -35,7 +35,7 @@ Full SenderCore::look(const SendRequest& request, const Prepared& prepared, Flow
     Full full = Full::none;
     u64 left_out = 0;
     if (pattern_ == Pattern::broadcast && request.flow == 0) full = choose_all(measured, left_out, blocked);
-    else full = choose(request.flow, request.has_key, measured.key_hash, measured.payload, blocked);
+    else full = choose({request.flow, request.asks, request.has_key, measured.key_hash, measured.payload}, blocked);
     if (full == Full::none && targets_.empty() && left_out != 0) full = Full::credit;
     targets_.clear();
     if (!overflows(full)) return Full::none;

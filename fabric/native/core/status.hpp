@@ -25,6 +25,7 @@ enum class Code : u8 {
   interrupted,   ///< a signal handler of the interpreter raised
   frozen,        ///< an audit cut is in progress: repeat where waiting is allowed
   rejected,      ///< overflow policy `reject`, and no room
+  undecided,     ///< a routing policy has to be asked where this message goes
 };
 
 /// Success costs nothing but a byte; a failure says what, on what and what was found.
