@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fabric import aio, errors, limits
+    from fabric.abc.join import join
     from fabric.abc.route import route
     from fabric.abc.transform import Defer, Drop, transform
+    from fabric.dataplane.cache import content_key
     from fabric.dataplane.client import Port, attach
     from fabric.dataplane.receiver import Receiver
     from fabric.dataplane.requester import Requester
@@ -38,10 +40,12 @@ _HOME = {
     "Request": "fabric.dataplane.responder",
     "Scatterer": "fabric.dataplane.scatter",
     "Lease": "fabric.messages.lease",
+    "content_key": "fabric.dataplane.cache",
     "message": "fabric.messages",
     "Tensor": "fabric.messages",
     "as_fp8": "fabric.messages",
     "as_torch": "fabric.messages",
+    "join": "fabric.abc.join",
     "route": "fabric.abc.route",
     "transform": "fabric.abc.transform",
     "Drop": "fabric.abc.transform",
@@ -88,7 +92,9 @@ __all__ = [
     "as_fp8",
     "as_torch",
     "attach",
+    "content_key",
     "errors",
+    "join",
     "limits",
     "message",
     "route",

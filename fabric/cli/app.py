@@ -13,6 +13,7 @@ import typer
 from fabric.cli import (
     audit,
     bench,
+    cache,
     channel_io,
     doctor,
     events,
@@ -76,6 +77,7 @@ app.add_typer(
 app.add_typer(path.path_app, name="path")
 app.add_typer(simulate.simulate_app, name="simulate")
 app.add_typer(bench.bench_app, name="bench")
+app.add_typer(cache.cache_app, name="cache")
 
 
 @app.callback()

@@ -13,10 +13,12 @@ from fabric.cli.output import Column, Format, emit, pairs, size_of, table
 
 
 def _exports(row: Mapping[str, Any]) -> list[str]:
-    return [
+    named = [
         f"{export.get('kind', '?')} {export.get('name', '?')}"
         for export in row.get("exports") or ()
     ]
+    counts = row.get("join") or {}
+    return named + [f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count]
 
 
 def _addresses(row: Mapping[str, Any]) -> str | list[str] | None:

@@ -12,6 +12,7 @@ import yaml
 
 from fabric import limits
 from fabric.config import decoders as d
+from fabric.config import joins, rules, transform_entry
 from fabric.config import reader as r
 from fabric.config import rules
 from fabric.config.spec import (
@@ -102,7 +103,15 @@ DOCUMENT = d.record(
             d.named(_module, "a mapping of names to modules", _NAME, limits.MODULES_MAX)
         ),
     },
-    "the document (version, plugins, channels, modules)",
+        "joins": d.Field(
+            d.named(
+                joins.decoder(_NAME, _restart),
+                "a mapping of names to joins",
+                _NAME,
+                limits.JOINS_MAX,
+            )
+        ),
+    "the document (version, plugins, channels, modules, joins)",
 )
 
 
@@ -197,6 +206,11 @@ def parse(content: str, *, source: str = "fabric.yaml", search: Sequence[str] = 
     if reader.mistakes:
         _refuse(_all_mistakes(reader, source), source)
     return _build(values, source, reader.positions, search)
+    if twice := values.get("joins", {}).keys() & values.get("modules", {}).keys():
+        name = min(twice)
+        text = f"a module is called '{r.clip(name)}', too: use another name"
+        path = f"joins.{name}"
+        _refuse([r.Mistake(*reader.positions[path], path, text)], source)
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
@@ -291,13 +305,16 @@ def _build(
         name: _module_spec(name, fields, search)
         for name, fields in values.get("modules", {}).items()
     }
+    } | {
+        name: joins.module_of(name, fields, lambda path: _found(path, search))
+        for name, fields in values.get("joins", {}).items()
     return FabricSpec(
         version=values["version"],
         plugins=plugins,
         channels=channels,
         modules=modules,
         source=source,
-        positions=positions,
+        positions=joins.places(positions),
     )
 
 

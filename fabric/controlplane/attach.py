@@ -23,6 +23,7 @@ from fabric.controlplane.declaration import channel_from
 from fabric.controlplane.endpoints import EndpointTable, open_answer
 from fabric.controlplane.ports import Port, PortTable
 from fabric.controlplane.segments import SegmentTable
+from fabric.controlplane.shared_memory import SharedMemories
 from fabric.dataplane.framing import FrameStream
 from fabric.registry.client import RegistryClient
 from fabric.registry.records import EndpointRecord
@@ -63,10 +64,12 @@ class AttachServer:
         segments: SegmentTable,
         endpoints: EndpointTable,
         registry: RegistryClient,
+        shared: SharedMemories,
     ) -> None:
         self._context = context
         self._ports = ports
         self._segments = segments
+        self._shared = shared
         self._endpoints = endpoints
         self._registry = registry
         self._socket: socket.socket | None = None
@@ -79,6 +82,7 @@ class AttachServer:
         self.room: Callable[[Port], Awaitable[None]]
         self.lane_broken: Callable[[Port, dict[str, Any]], Awaitable[None]]
         self.route_ask: Callable[[Port, dict[str, Any]], Any] = lambda port, fields: None
+        self.sender_accepted: Callable[[int], Awaitable[int | None]]
 
     def start(self, listening: socket.socket) -> None:
         """Accept from now on."""
@@ -174,6 +178,11 @@ class AttachServer:
             return await self._close(port, fields)
         if op == "route_ask":
             return dict(await self.route_ask(port, fields))
+        if op == "shared_open":
+            return self._shared.serve(port, fields)
+        if op == "sender_accepted":
+            accepted = await self.sender_accepted(int(fields["endpoint"]))
+            return {"is_settled": accepted is not None, "accepted": accepted or 0}
         if op == "lane_broken":
             await self.lane_broken(port, fields)
             return {}

@@ -47,6 +47,7 @@ from fabric.controlplane.retiring import FlowRetirer
 from fabric.controlplane.scaling import Scaling
 from fabric.controlplane.segments import SegmentTable
 from fabric.controlplane.senders import SenderRetirer
+from fabric.controlplane.shared_memory import SharedMemories
 from fabric.controlplane.stages import StageTable
 from fabric.controlplane.suspects import Suspects
 from fabric.controlplane.view_change import compare
@@ -95,12 +96,13 @@ class Daemon:
         self.closing = ClosingHandler(self.context, self.ports, self.lanes, self.flows, self.wiring)
         self.gateway = NodeGateway(self.context, self.ports, self.lanes, self.segments)
         self.attach = AttachServer(
-            self.context, self.ports, self.segments, self.endpoints, self.registry
+        self.modules = ModuleTable(self.context, self.ports)
+        self.shared = SharedMemories(self.context, self.modules, options.cache_bytes)
+            self.context, self.ports, self.segments, self.endpoints, self.registry, self.shared
         )
         self.senders = SenderRetirer(
             self.context, self.ports, self.endpoints, self.flows, self.registry
         )
-        self.modules = ModuleTable(self.context, self.ports)
         self.scaling = Scaling(self.context, self.modules)
         self.probes = Probes(self)
         self.stages = StageTable(
@@ -145,6 +147,7 @@ class Daemon:
         self.attach.room = self.senders.room
         parts = (self.context, self.lanes, self.flows, self.wiring)
         broken_lanes = BrokenLanes(*parts, self._name_of)
+        self.attach.sender_accepted = lambda e: self.death.accepted(e, self.registry)
         broken_lanes.settled = self.reconciler.look
         self.attach.lane_broken = broken_lanes.report
         self.attach.opened = self._on_opened
@@ -272,6 +275,7 @@ class Daemon:
         for port in ports.restore_ports(items):
             self.ports.add(port)
         self.gateway.restore()
+        self.shared.restore(items)
         if len(self.ports):
             self.context.events.add(
                 "daemon restarted", ports=len(self.ports), flows=len(self.flows.outs)

@@ -84,6 +84,19 @@ class DeathHandler:
                 found.append({"port": number, "name": port.name, "pid": port.pid, "messages": left})
         return found
 
+    async def accepted(self, endpoint: int, registry: RegistryClient) -> int | None:
+        """Return how many messages a dead process's sender had accepted; None while that is not settled.
+
+        A sender that is not known here has accepted none that anybody could still ask about.
+        """
+        for port in self._ports:
+            rows = self._context.native.inspect_ledgers(port.state_fd, [endpoint])
+            if rows:  # the adopter's first step settles what the kill left between two stores
+                is_settled = not port.is_alive and port.port in self._left
+                return int(rows[0]["accepted"]) if is_settled else None
+        finals = await registry.archived()
+        return next((final.accepted for final in finals if final.endpoint == endpoint), 0)
+
     def stop(self) -> None:
         """End the background work; the keeper still has what it was about."""
         for task in self._tasks.values():
@@ -191,7 +204,7 @@ class DeathHandler:
         deadline = time.monotonic() + limits.ADOPTION_S
         pause = _POLL_S[0]
         while (left := adopter.step()) and time.monotonic() < deadline:
-            self._left[port.port] = left
+            self._left[port.port] = left  # says too that the ledgers are settled: see `accepted`
             await asyncio.sleep(pause)
             pause = min(pause * 2, _POLL_S[1])
         if left:

@@ -37,7 +37,8 @@ def summary(daemon: Daemon) -> dict[str, Any]:
         "scaled": daemon.scaling.scaled(),
         "plugins": [
             plugin_row(node, p, daemon.modules.find("stage", p.name)) for p in daemon.stages.all()
-        ],
+        ]
+        + join_rows(daemon),
     }
 
 
@@ -112,6 +113,31 @@ def channel_rows(
             total = sums.setdefault(row["channel"], dict.fromkeys(_SUMS, 0))
             for key in total:
                 total[key] += row[key]
+def join_rows(daemon: Daemon) -> list[dict[str, Any]]:
+    """Return a row for each join of this node: as a plugin's, with what it counted."""
+    node, counters = daemon.context.name, daemon.shared.join_counters()
+    rows = []
+    for process in daemon.modules.all("module"):
+        if process.name not in counters:
+            continue
+        module = module_row(node, process)
+        ends = module["channels"]
+        inputs = ", ".join(name for field, name in ends.items() if field != "output")
+        export = {"kind": "join", "name": process.name, "accepts": inputs, "produces": ends["output"]}
+        about = {key: module[key] for key in ("name", "node", "state", "pid", "restarts")}
+        rows.append(
+            {
+                **about,
+                "path": module["class"],
+                "exports": [export],
+                "error": None,
+                "running": [],
+                "join": counters[process.name],
+            }
+        )
+    return rows
+
+
     for final in archived:
         if final.endpoint not in seen:
             total = sums.setdefault(final.channel, dict.fromkeys(_SUMS, 0))

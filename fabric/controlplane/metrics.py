@@ -75,6 +75,8 @@ class Metrics:
                 events=daemon.context.events.by_kind,
                 events_lost=daemon.context.events.lost,
                 downgrades=daemon.paths.downgrades,
+                joins=daemon.shared.join_counters(),
+                caches=daemon.shared.cache_counters(),
             )
         )
 

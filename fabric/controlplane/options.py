@@ -42,6 +42,7 @@ class Options:
     tcp_congestion: str = "auto"  #: as `links.congestion.choose` takes it
     more_listen: tuple[tuple[str, int], ...] = ()  #: further rails; a port of 0 is the first's
     listen_links: tuple[str, ...] = ()  #: of each address to listen on: tcp, ucx, ucx+TRANSPORTS
+    cache_bytes: int = limits.CACHE_BYTES  #: of encoder outputs, for each user
 
     @property
     def listens(self) -> tuple[tuple[str, int], ...]:
@@ -111,6 +112,12 @@ def _parser() -> argparse.ArgumentParser:
         help="memory for the messages of one user on this node, such as 8GiB",
     )
     parser.add_argument(
+        "--cache-bytes",
+        metavar="SIZE",
+        default=str(limits.CACHE_BYTES),
+        help="memory for the cache of encoder outputs of one user; taken as it fills",
+    )
+    parser.add_argument(
         "--log-level", default="info", choices=("debug", "info", "warning", "error")
     )
     parser.add_argument(
@@ -147,6 +154,7 @@ def parse(argv: list[str] | None = None) -> Options:
         _congestion(args.tcp_congestion),
         listens[1:],
         links_of(args.listen),
+        _cache_bytes(args.cache_bytes),
     )
 
 
@@ -168,6 +176,20 @@ def _arena_bytes(text: str) -> int:
             f"--arena-bytes {text!r}: use {limits.SEGMENT_BYTES_MIN} (SEGMENT_BYTES_MIN) to"
             f" {limits.ARENA_BYTES_PER_TENANT_MAX} (ARENA_BYTES_PER_TENANT_MAX) bytes",
             key="--arena-bytes",
+        )
+    return found
+
+
+def _cache_bytes(text: str) -> int:
+    try:
+        found = parse_bytes(text)
+    except ValueError as error:
+        raise ConfigError(f"--cache-bytes {text!r}: {error}", key="--cache-bytes") from error
+    low, high = limits.CACHE_BYTES_RANGE
+    if not low <= found <= high:
+        raise ConfigError(
+            f"--cache-bytes {text!r}: use {low} to {high} bytes (CACHE_BYTES_RANGE)",
+            key="--cache-bytes",
         )
     return found
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from fabric import errors, limits
+from fabric.dataplane.cache import Cache, open_cache
 from fabric.dataplane.channels import ChannelCalls
 from fabric.dataplane.connection import ControlConnection
 from fabric.dataplane.framing import close_fds
@@ -139,6 +140,7 @@ class Port(ChannelCalls):
             close_fds(fds)
         self.segments = Segments(self.native, self.connection)
         self.leases = Leases(self)
+        self._cache: Cache | None = None
         self._pushes = Pushes(name, self.native, self.connection, self._tell)
         self.connection.start()
 
@@ -227,6 +229,20 @@ class Port(ChannelCalls):
         """
         self.leases.put(lease, ranges, data, deadline)
 
+    @property
+    def cache(self) -> Cache:
+        """The node's cache of encoder outputs, shared by all processes of this user; see `fabric.dataplane.cache`.
+
+        Raises
+        ------
+        CapacityError
+            The node has no room for it.
+        """
+        with self._lock:
+            if self._cache is None:
+                self._cache = open_cache(self)
+            return self._cache
+
     # ---- life
 
     def ready(self) -> None:
@@ -275,6 +291,8 @@ class Port(ChannelCalls):
                 endpoint.close()
             except errors.FabricError as error:
                 log.debug("closing an endpoint of %s: %s", self.name, error)
+        if self._cache is not None:
+            self._cache.close()
         self.connection.close()
         self.native.close()
 

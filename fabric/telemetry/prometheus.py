@@ -46,6 +46,8 @@ class Readings(msgspec.Struct, kw_only=True):
     events: Mapping[str, int] = {}
     events_lost: int = 0
     downgrades: int = 0
+    joins: Mapping[str, Mapping[str, int]] = {}  #: name → its counters
+    caches: Mapping[int, Mapping[str, int]] = {}  #: tenant → counters of its cache
 
 
 class _Once(Collector):
@@ -61,6 +63,8 @@ class _Once(Collector):
         yield from _arenas(self._readings)
         yield from _links(self._readings)
         yield from _rails(self._readings)
+        yield from _joins(self._readings)
+        yield from _caches(self._readings)
         yield from _told(self._readings)
 
 
@@ -103,6 +107,54 @@ def _node(r: Readings) -> Iterator[Metric]:
     )
     yield _counter(
         "process_restarts", "Restarts of supervised processes.", ("kind", "name"), dict(r.restarts)
+    )
+
+
+def _joins(r: Readings) -> Iterator[Metric]:
+    ends: dict[tuple[str, str, str], float] = {}
+    parts: dict[tuple[str, str], float] = {}
+    waiting: dict[str, dict[str, float]] = {"waiting": {}, "waiting_bytes": {}}
+    for join, counters in r.joins.items():
+        for name, value in counters.items():
+            outcome, _, reason = name.partition("_")
+            if name in waiting:
+                waiting[name][join] = value
+            elif name in ("late", "duplicate", "repeated"):
+                parts[join, name] = value
+            else:
+                ends[join, outcome, reason] = value
+    by_join = ("join",)
+    yield _counter(
+        "join_requests",
+        "Requests of a join by how they ended.",
+        ("join", "outcome", "reason"),
+        ends,
+    )
+    yield _counter(
+        "join_parts",
+        "Parts that came too late, twice, or again after a restart.",
+        ("join", "what"),
+        parts,
+    )
+    yield _gauge("join_waiting_requests", "That lack a part.", by_join, waiting["waiting"])
+    yield _gauge("join_waiting_bytes", "Payload of those.", by_join, waiting["waiting_bytes"])
+
+
+def _caches(r: Readings) -> Iterator[Metric]:
+    by_tenant = ("tenant",)
+    for name, text in (
+        ("entries", "Outputs that the cache holds."),
+        ("bytes", "What they take."),
+        ("capacity_bytes", "What they may take."),
+    ):
+        yield _gauge(f"cache_{name}", text, by_tenant, {t: c[name] for t, c in r.caches.items()})
+    events = {
+        (tenant, name): float(counters[name])
+        for tenant, counters in r.caches.items()
+        for name in ("hits", "misses", "puts", "refused", "evictions", "torn")
+    }
+    yield _counter(
+        "cache_events", "What was asked of the cache, and came of it.", ("tenant", "event"), events
     )
 
 

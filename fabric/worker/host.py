@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import importlib
+import importlib.metadata
 import importlib.util
 import inspect
 import json
@@ -24,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from fabric import limits, steps
+from fabric.abc.join import JOIN_GROUP, JOIN_PREFIX
+from fabric.abc.transform import EXPORT_ATTRIBUTE
 from fabric.errors import ClosedError, ConfigError, ContractError, EndOfChannel, FabricError
 from fabric.worker.module import Call, Field, In, Module, Out, Serve, fields_of
 from fabric.worker.stop_signals import on_stop_signals
@@ -75,6 +78,8 @@ def load_module_class(name: str) -> type[Module]:
         Nothing of that name, or it is no `fabric.Module`.
     """
     where, _, attribute = name.rpartition(":")
+    if where == JOIN_PREFIX:
+        return _joined(_installed_join(attribute))
     if not where:
         raise ConfigError(
             f"module class {name!r}: write package.module:Class or file.py:Class",
@@ -88,11 +93,39 @@ def load_module_class(name: str) -> type[Module]:
         )
     except (ImportError, AttributeError, FileNotFoundError) as error:
         raise ConfigError(f"module class {name!r}: {error}", key="class", found=name) from error
+    if hasattr(found, EXPORT_ATTRIBUTE):
+        return _joined(found)
     if not (isinstance(found, type) and issubclass(found, Module)):
         raise ConfigError(
             f"module class {name!r} is not a subclass of fabric.Module", key="class", found=name
         )
     return found
+
+
+def _joined(found: Any) -> type[Module]:
+    """Return the module that runs a join class."""
+    from fabric.worker import join_host
+
+    export = join_host.join_of(found)
+    if export is None:
+        raise ConfigError(
+            f"{getattr(found, '__name__', found)!r} is no module and no join: decorate it with @fabric.join",
+            key="class",
+        )
+    return join_host.module_of(found, export)
+
+
+def _installed_join(name: str) -> Any:
+    """Return the join class registered as `name`; raises `ConfigError` listing what is."""
+    registered = {e.name: e for e in importlib.metadata.entry_points(group=JOIN_GROUP)}
+    if name not in registered:
+        listed = ", ".join(sorted(registered)) or "none"
+        raise ConfigError(
+            f"no installed join is called {name!r} (installed: {listed}): install it, or write file.py:Class",
+            key="use",
+            found=name,
+        )
+    return registered[name].load()
 
 
 class ModuleHost:
