@@ -138,6 +138,8 @@ class Sender(Generic[M]):
         deadline_ns = absolute_ns(deadline)
         expires_ns = deadline_ns if deadline is not None else 0
         meta, tensors = self.sync.type.encode(message)
+        if self.sync.has_codec:
+            meta, tensors = self.sync.coded(meta, tensors, expires_ns)
         key_bytes = as_key(key)
 
         def attempt(flow: int) -> int:

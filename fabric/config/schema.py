@@ -14,7 +14,6 @@ from fabric import limits
 from fabric.config import decoders as d
 from fabric.config import joins, rules, transform_entry
 from fabric.config import reader as r
-from fabric.config import rules
 from fabric.config.spec import (
     CLASSES,
     DELIVERIES,
@@ -51,9 +50,11 @@ CHANNEL_KEYS = {
     "delivery": d.Field(d.choice(DELIVERIES)),
     "overflow": d.Field(d.choice(OVERFLOWS)),
     "class": d.Field(d.choice(CLASSES)),
-    "route": d.Field(d.optional(_name)),
+    "route": d.Field(d.optional(d.route(_name))),
     "transforms": d.Field(
-        d.sequence(_name, "a list of transforms", limits.TRANSFORMS_PER_CHANNEL_MAX)
+        d.sequence(
+            transform_entry.entry(_name), "a list of transforms", limits.TRANSFORMS_PER_CHANNEL_MAX
+        )
     ),
     "idempotent": d.Field(d.boolean),
     "credit": d.Field(_credit),
@@ -102,7 +103,6 @@ DOCUMENT = d.record(
         "modules": d.Field(
             d.named(_module, "a mapping of names to modules", _NAME, limits.MODULES_MAX)
         ),
-    },
         "joins": d.Field(
             d.named(
                 joins.decoder(_NAME, _restart),
@@ -111,6 +111,7 @@ DOCUMENT = d.record(
                 limits.JOINS_MAX,
             )
         ),
+    },
     "the document (version, plugins, channels, modules, joins)",
 )
 
@@ -205,12 +206,12 @@ def parse(content: str, *, source: str = "fabric.yaml", search: Sequence[str] = 
         reader.note(error.node, "", much)
     if reader.mistakes:
         _refuse(_all_mistakes(reader, source), source)
-    return _build(values, source, reader.positions, search)
     if twice := values.get("joins", {}).keys() & values.get("modules", {}).keys():
         name = min(twice)
         text = f"a module is called '{r.clip(name)}', too: use another name"
         path = f"joins.{name}"
         _refuse([r.Mistake(*reader.positions[path], path, text)], source)
+    return _build(values, source, reader.positions, search)
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
@@ -304,10 +305,10 @@ def _build(
     modules = {
         name: _module_spec(name, fields, search)
         for name, fields in values.get("modules", {}).items()
-    }
     } | {
         name: joins.module_of(name, fields, lambda path: _found(path, search))
         for name, fields in values.get("joins", {}).items()
+    }
     return FabricSpec(
         version=values["version"],
         plugins=plugins,
@@ -324,6 +325,8 @@ def _channel_spec(name: str, fields: dict[str, Any]) -> ChannelSpec:
         given["klass"] = given.pop("class")
     if "credit" in given:
         given["credit"] = CreditSpec(**given["credit"])
+    if "transforms" in given:
+        given["transforms"], given["settings"] = transform_entry.split(given["transforms"])
     given["deadline_s"] = given.pop("deadline", None)
     return ChannelSpec(name=name, **given)
 

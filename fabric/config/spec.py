@@ -14,6 +14,8 @@ PATTERNS = ("stream", "queue", "broadcast", "request", "scatter")
 DELIVERIES = ("at_most_once", "at_least_once")
 OVERFLOWS = ("block", "drop_oldest", "drop_newest", "reject")
 CLASSES = ("control", "token", "embedding", "bulk")
+WHENS = ("pays", "always", "never")
+WHERES = ("remote", "always")
 
 
 class CreditSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,10 +37,22 @@ class PluginSpec(msgspec.Struct, frozen=True, kw_only=True):
     path: str
 
 
+class TransformSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What an entry of `transforms` says beside the name: of a codec when and where it acts, and parameters.
+
+    `when`: a codec acts where it is measured to pay, always, or never; `where`: between nodes, or within one, too.
+    """
+
+    when: str = "pays"
+    where: str = "remote"
+    parameters: dict[str, Any] = {}
+
+
 class ChannelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One channel. `type` and `reply` are message type names; `reply` serves `request` and `scatter` only.
 
     `deadline_s` is what a send on it may take when the call names none; None leaves `limits.DEFAULT_DEADLINE_S`.
+    `settings` are of those of its transforms that the file says more of than the name.
     `weight` is its part of a peer that several channels send large messages to: 3 gets thrice what 1 gets.
     """
 
@@ -51,6 +65,7 @@ class ChannelSpec(msgspec.Struct, frozen=True, kw_only=True):
     klass: str = msgspec.field(default="token", name="class")
     route: str | None = None
     transforms: tuple[str, ...] = ()
+    settings: dict[str, TransformSettings] = {}
     idempotent: bool = False
     credit: CreditSpec = CreditSpec()
     deadline_s: float | None = msgspec.field(default=None, name="deadline")

@@ -52,6 +52,7 @@ from fabric.controlplane.stages import StageTable
 from fabric.controlplane.suspects import Suspects
 from fabric.controlplane.view_change import compare
 from fabric.controlplane.wiring import Wiring
+from fabric.paths import explain
 from fabric.registry.client import RegistryClient
 from fabric.registry.records import EndpointRecord, View
 
@@ -95,9 +96,9 @@ class Daemon:
         self.death = DeathHandler(self.context, self.ports, self.lanes, self.segments, self.wiring)
         self.closing = ClosingHandler(self.context, self.ports, self.lanes, self.flows, self.wiring)
         self.gateway = NodeGateway(self.context, self.ports, self.lanes, self.segments)
-        self.attach = AttachServer(
         self.modules = ModuleTable(self.context, self.ports)
         self.shared = SharedMemories(self.context, self.modules, options.cache_bytes)
+        self.attach = AttachServer(
             self.context, self.ports, self.segments, self.endpoints, self.registry, self.shared
         )
         self.senders = SenderRetirer(
@@ -139,15 +140,16 @@ class Daemon:
         self.scaling.withdraw = self._withdraw
         self.liveness.on_change = self._on_suspicion
         self.liveness.on_left = self.ports.end
+        self.liveness.is_held = self.modules.is_held
         self.ports.on_death = self._on_death
         self.lanes.add_to_gateway = self.gateway.add_lane
         self.lanes.remove_from_gateway = self.gateway.remove_lane
         self.segments.name_of = self._name_of
         self.segments.on_dropped = self.gateway.forget_segment
         self.attach.room = self.senders.room
+        self.attach.sender_accepted = lambda e: self.death.accepted(e, self.registry)
         parts = (self.context, self.lanes, self.flows, self.wiring)
         broken_lanes = BrokenLanes(*parts, self._name_of)
-        self.attach.sender_accepted = lambda e: self.death.accepted(e, self.registry)
         broken_lanes.settled = self.reconciler.look
         self.attach.lane_broken = broken_lanes.report
         self.attach.opened = self._on_opened
@@ -156,6 +158,7 @@ class Daemon:
         self.attach.owner_of = self.modules.owner_of
         self.attach.route_ask = self.stages.routes.ask
         self.stages.routes.flows_settled = self.reconciler.settled
+        self.stages.routes.codecs.rate_to = self._rate_to
         self.wiring.closed_out = self.retiring.soon
         self.endpoints.transform_of = self.stages.transform_of
         self.endpoints.generation_of = self.stages.generation_of
@@ -166,6 +169,11 @@ class Daemon:
     def rails_of(self, number: int, size_bytes: int = 0) -> list[dict[str, Any]]:
         """Return a row for each rail to a node; the engine's prediction is for `size_bytes` (0: its own choice)."""
         return self.membership.links.rails_to(number, size_bytes)
+
+    def _rate_to(self, number: int) -> float:
+        """Return what the rails to a node carry together now, in bytes/s; 0 where none was measured."""
+        rows = explain.carrying(self.rails_of(number))
+        return sum(float(r.get("rate_now") or r["rate"]) for r in rows if explain.is_measured(r))
 
     # ---------------------------------------------------------------- life
     def uptime_s(self) -> float:
@@ -267,6 +275,7 @@ class Daemon:
     def _restore(self) -> None:
         items = self.loaded.items
         self.segments.restore(items)
+        self.shared.restore(items)
         self.lanes.restore(items)
         self.endpoints.restore(items)
         self.flows.restore(items)
@@ -275,7 +284,6 @@ class Daemon:
         for port in ports.restore_ports(items):
             self.ports.add(port)
         self.gateway.restore()
-        self.shared.restore(items)
         if len(self.ports):
             self.context.events.add(
                 "daemon restarted", ports=len(self.ports), flows=len(self.flows.outs)

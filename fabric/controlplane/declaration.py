@@ -7,11 +7,16 @@ from typing import Any
 import msgspec
 
 from fabric import errors, limits
+from fabric.config import transform_entry
 from fabric.config.reader import clip
+from fabric.config.routes import name_of
 from fabric.config.rules import check_channel
-from fabric.config.spec import ChannelSpec
+from fabric.config.spec import WHENS, WHERES, ChannelSpec, TransformSettings
+from fabric.controlplane.chain_rules import Chain, negotiate
+from fabric.controlplane.plugins import is_installed
 from fabric.messages.schema import Schema
 from fabric.registry.records import ChannelRecord
+from fabric.worker import plugin_check
 
 _WORDS = ("pattern", "delivery", "overflow", "klass")
 
@@ -28,7 +33,7 @@ class _Declared(msgspec.Struct, kw_only=True):
     overflow: str | None = None
     klass: str | None = None
     route: str | None = None
-    transforms: tuple[str, ...] | None = None
+    transforms: tuple[str | dict[str, Any], ...] | None = None
     idempotent: bool | None = None
     messages: int | None = None
     bytes: int | None = None
@@ -53,11 +58,13 @@ async def channel_from(fields: dict[str, Any]) -> ChannelRecord:
         key: getattr(asked, key) for key in (*_WORDS, "route", "idempotent") if getattr(asked, key)
     }
     options["weight"] = 1 if asked.weight is None else asked.weight
+    names, settings = _entries(asked)
     spec = ChannelSpec(
         name=asked.channel,
         type=type_name,
         reply=reply.name if reply else None,
-        transforms=asked.transforms or (),
+        transforms=names,
+        settings=settings,
         deadline_s=asked.deadline_s,
         **options,
     )
@@ -65,18 +72,54 @@ async def channel_from(fields: dict[str, Any]) -> ChannelRecord:
         if problem.severity == "error":
             text = f"{problem.where}: {problem.what}. {problem.fix}"
             raise errors.ConfigError(text, channel=asked.channel, where=problem.where)
+    chain = await _chain(spec, schema.text if schema else "")
     return ChannelRecord(
         name=asked.channel,
         type_name=type_name,
         schema=schema.text if schema else "",
         type=schema.type_id if schema else 0,
         reply_schema=reply.text if reply else "",
-        transforms=asked.transforms or (),
+        transforms=chain.transforms,
+        codecs=chain.codecs,
+        settings=chain.settings,
         messages=asked.messages or 0,
         bytes=asked.bytes or 0,
         deadline_s=asked.deadline_s or 0.0,
         **options,
     )
+
+
+def _name_of(entry: str | dict[str, Any]) -> str:
+    name = entry if isinstance(entry, str) else entry.get("name", "")
+    return name if isinstance(name, str) else ""
+
+
+def _entries(asked: _Declared) -> tuple[tuple[str, ...], dict[str, TransformSettings]]:
+    """Return names and settings of what stands in `transforms`, as text or as mappings."""
+    entries = asked.transforms or ()
+    for entry in entries:
+        if isinstance(entry, dict):
+            for key, known in (("when", WHENS), ("where", WHERES)):
+                if entry.get(key, known[0]) not in known:
+                    raise errors.ConfigError(
+                        f"channel {asked.channel!r}: transform {_name_of(entry)!r} has {key}"
+                        f" {entry[key]!r:.100}; use one of {', '.join(known)}",
+                        channel=asked.channel,
+                    )
+    return transform_entry.split(entries)
+
+
+async def _chain(spec: ChannelSpec, schema: str) -> Chain:
+    """Find the codecs among the transforms that a process names: installed ones, whose entries say more than a name.
+
+    A transform given as a name alone is a hop; who declares it is known once it is loaded.
+    """
+    given = [name for name in spec.transforms if name in spec.settings]
+    installed = [name for name in given if is_installed(name)]
+    known = await plugin_check.run([], installed)
+    exports = {e["name"]: e for rows in known.values() for e in rows if e["kind"] == "transform"}
+    hops = {name: {"plugin": None} for name in spec.transforms if name not in given}
+    return negotiate(spec, {**exports, **hops}, schema)
 
 
 def _typed(fields: dict[str, Any]) -> _Declared:
@@ -92,9 +135,9 @@ def _typed(fields: dict[str, Any]) -> _Declared:
 def _check_names(asked: _Declared) -> None:
     for what, name in (
         ("channel", asked.channel),
-        ("route", asked.route or "r"),
+        ("route", name_of(asked.route) or "r"),
         ("type", asked.type or "t"),
-        *(("transform", one) for one in asked.transforms or ()),
+        *(("transform", _name_of(one)) for one in asked.transforms or ()),
     ):
         if not 0 < len(name.encode(errors="replace")) <= limits.NAME_BYTES_MAX or "@" in name:
             raise errors.ConfigError(

@@ -169,6 +169,13 @@ def open_answer(record: EndpointRecord, channel: ChannelRecord) -> dict[str, Any
         "schema": channel.schema,
         "reply_schema": channel.reply_schema,
     }
+    if channel.codecs:
+        answer["codecs"] = plain_codecs(channel)
     if record.reply_endpoint:
         answer["reply_endpoint"] = record.reply_endpoint
     return answer
+
+
+def plain_codecs(channel: ChannelRecord) -> list[dict[str, Any]]:
+    """Return the codecs of a channel as its ends are told of them."""
+    return [msgspec.to_builtins(codec) for codec in channel.codecs]

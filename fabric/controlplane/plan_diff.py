@@ -9,6 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from fabric.config import ChannelSpec, CreditSpec, ModuleSpec
+from fabric.config.spec import TransformSettings
 from fabric.registry.plans import Plan
 from fabric.registry.records import ChannelRecord
 
@@ -75,6 +76,7 @@ def live_content(plan: Plan | None, wanted: Plan, channels: Iterable[ChannelReco
 
 def spec_of(record: ChannelRecord) -> ChannelSpec:
     """Return the file's form of a live channel; credit 0 is what each receiver chooses."""
+    transforms, settings = _entries(record)
     return ChannelSpec(
         name=record.name,
         type=record.type_name,
@@ -83,12 +85,29 @@ def spec_of(record: ChannelRecord) -> ChannelSpec:
         overflow=record.overflow,
         klass=record.klass,
         route=record.route,
-        transforms=record.transforms,
+        transforms=transforms,
+        settings=settings,
         idempotent=record.idempotent,
         credit=CreditSpec(messages=record.messages, bytes=record.bytes),
         deadline_s=record.deadline_s or None,
         weight=record.weight,
     )
+
+
+def _entries(
+    record: ChannelRecord,
+) -> tuple[tuple[str, ...], dict[str, TransformSettings]]:
+    """Return a channel's hops and codecs as one list again, and their settings."""
+    names = list(record.transforms)
+    settings = {
+        name: TransformSettings(parameters=given) for name, given in record.settings.items()
+    }
+    for codec in sorted(record.codecs, key=lambda each: each.index):
+        names.insert(codec.index, codec.name)
+        found = TransformSettings(when=codec.when, where=codec.where, parameters=codec.parameters)
+        if found != TransformSettings():
+            settings[codec.name] = found
+    return tuple(names), settings
 
 
 def compare(old: Content, new: Content) -> list[Change]:

@@ -9,6 +9,7 @@ import msgspec
 
 from fabric import errors
 from fabric.config import ChannelSpec
+from fabric.controlplane.chain_rules import negotiate
 from fabric.registry.plans import Plan
 from fabric.registry.records import ChannelRecord, View
 
@@ -75,56 +76,6 @@ def check_removal(view: View, known: ChannelRecord, leaving: Iterable[str]) -> N
         )
 
 
-def delivered(spec: ChannelSpec, exports: Mapping[str, Mapping[str, Any]]) -> str:
-    """Follow a type along a chain; return what the channel delivers, empty when that is its own.
-
-    Parameters
-    ----------
-    exports : mapping
-        Transform name → its export, with `accepts` and `produces` as ``name@version`` or ``any``, and its `plugin`:
-        one process, which has no lane to itself.
-
-    Raises
-    ------
-    ConfigError, TypeMismatchError
-        A transform is not known, or does not accept what arrives; it is named.
-    """
-    carried, before, last = spec.type, None, ""
-    if spec.transforms and spec.pattern not in ("stream", "queue"):
-        raise errors.ConfigError(
-            f"transforms run on stream and queue channels, {spec.name!r} is {spec.pattern}",
-            channel=spec.name,
-        )
-    for name in spec.transforms:
-        export = exports.get(name)
-        if export is None:
-            raise errors.ConfigError(
-                f"channel {spec.name!r}: there is no transform {name!r}; name its file under plugins, or install it",
-                channel=spec.name,
-                transform=name,
-            )
-        accepts = str(export.get("accepts", "any")).partition("@")[0]
-        if accepts not in ("any", carried):
-            raise errors.TypeMismatchError(
-                f"transform {name!r} accepts {accepts}, channel {spec.name!r} carries {carried} there",
-                channel=spec.name,
-                transform=name,
-                accepts=accepts,
-                carried=carried,
-            )
-        if before is not None and before == export.get("plugin"):
-            raise errors.ConfigError(
-                f"channel {spec.name!r}: transforms {last!r} and {name!r} follow each other and come from one plugin,"
-                f" {before!r}; put them in two files, or make one transform of them",
-                channel=spec.name,
-                transform=name,
-            )
-        before, last = export.get("plugin"), name
-        produces = str(export.get("produces", "any")).partition("@")[0]
-        carried = carried if produces == "any" else produces
-    return "" if carried == spec.type else carried
-
-
 def records_of(
     plan: Plan,
     view: View,
@@ -149,10 +100,9 @@ def records_of(
     renewed = set(again)
     records, added = [], []
     for spec in plan.channels:
-        wanted = msgspec.structs.replace(
-            channel_record(spec), delivers=delivered(spec, exports), is_planned=True
-        )
         known = view.channel(spec.name)
+        chain = negotiate(spec, exports, known.schema if known is not None else "")
+        wanted = msgspec.structs.replace(channel_record(spec), **chain._asdict(), is_planned=True)
         if known is None:
             added.append(spec.name)
             records.append(wanted)
@@ -178,6 +128,8 @@ def is_other(known: ChannelRecord, wanted: ChannelRecord) -> bool:
         "klass",
         "route",
         "transforms",
+        "codecs",
+        "settings",
         "delivers",
         "messages",
         "bytes",

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fabric import errors, limits
+from fabric.controlplane.codec_telling import CodecTelling
 from fabric.controlplane.flows import OutFlow
 from fabric.controlplane.ports import Port
 from fabric.controlplane.stage_parts import StageParts
@@ -32,11 +33,13 @@ class RouteAsks:
         self._plugins = parts.plugins
         self._push = parts.push
         self._told: dict[int, str | None] = {}
+        self.codecs = CodecTelling(parts)
         self._tasks: set[asyncio.Task[None]] = set()
         self.flows_settled: Callable[[list[int], float], Awaitable[None]] = _no_wait
 
     def tell(self, view: View) -> None:
         """Tell local senders of another policy; one that was told nothing yet has what its `open` answered."""
+        self.codecs.tell(view)
         routes = {channel.number: channel.route for channel in view.channels}
         told, self._told = self._told, {}
         for record in self._endpoints.all():

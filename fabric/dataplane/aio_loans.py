@@ -41,7 +41,7 @@ class AioLending:
             await send_by_policy(
                 lending.sender,
                 self._waiter,
-                lambda flow: lending.send(meta, flow, 0),
+                lending.sending(meta, tensors),
                 (lending.draft, lending.key, meta, tensors),
                 lending.deadline_ns,
             )

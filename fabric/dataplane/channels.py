@@ -87,7 +87,8 @@ class ChannelCalls:
 
     def declare(
         self, channel: str, type: Any, *, reply: Any = None, pattern: str = "stream", delivery: str = "at_most_once",
-        overflow: str = "block", klass: str = "token", route: str | None = None, transforms: Sequence[str] = (),
+        overflow: str = "block", klass: str = "token", route: str | None = None,
+        transforms: Sequence[str | dict[str, Any]] = (),
         idempotent: bool = False, deadline: float | None = None, weight: int = 1,
     ) -> None:  # fmt: skip
         """Declare a channel; the same declaration again is fine, another one is refused naming what differs.
@@ -108,8 +109,9 @@ class ChannelCalls:
             Traffic class.
         route : str, optional
             Routing policy; default by pattern.
-        transforms : sequence of str
-            In-flight transforms, in order.
+        transforms : sequence of str or dict
+            In-flight transforms, in order. An installed codec is given as ``{"name": "quantize", "when": "pays",
+            "where": "remote", …}`` with its parameters.
         idempotent : bool
             The consumer may see a request twice (needed for ``at_least_once`` requests).
         deadline : float, optional

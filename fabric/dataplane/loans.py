@@ -85,6 +85,20 @@ class Lending:
             )
         return sent
 
+    def sending(self, meta: bytes, tensors: list[Any]) -> Callable[[int], int]:
+        """Return what sends it on a flow without waiting: the slot itself, or what a codec made of it."""
+        coded, parts = self.sender.coded(meta, tensors, self.expires_ns)
+        if coded is meta:
+            return lambda flow: self.send(meta, flow, 0)
+
+        def send(flow: int) -> int:
+            native, expires_ns = self.sender.native, self.expires_ns
+            sent = int(native.send(coded, parts, self.key, 0, flow=flow, expires_ns=expires_ns))
+            self.discard()
+            return sent
+
+        return send
+
     def discard(self) -> None:
         """Give the slot back unsent; nothing happens to one that was sent."""
         if self._lent is not None:
@@ -102,6 +116,8 @@ class Lending:
             return
         try:
             meta, tensors = self.encode()
+            if self.sender.has_codec and self._sent_coded(meta, tensors):
+                return
             flow = self.sender.choose(self.draft, self.key, meta, tensors)
             others = self.sender.other_flows(self.draft, self.key, meta, tensors, flow)
             while not self._sent(meta, flow):
@@ -109,6 +125,18 @@ class Lending:
         except BaseException:
             self.discard()
             raise
+
+    def _sent_coded(self, meta: bytes, tensors: list[Any]) -> bool:
+        """Send what was written encoded, from memory of its own, where a codec says so."""
+        coded = self.sender.coded(meta, tensors, self.expires_ns)
+        if coded[0] is meta:
+            return False
+        flow = self.sender.choose(self.draft, self.key, meta, tensors)
+        self.sender.send_encoded(
+            self.draft, *coded, self.key, self.deadline_ns, flow, self.expires_ns
+        )
+        self.discard()
+        return True
 
     def _sent(self, meta: bytes, flow: int) -> bool:
         """Send on a flow; False when it is gone."""

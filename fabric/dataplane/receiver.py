@@ -20,10 +20,12 @@ from fabric.errors import (
     TypeMismatchError,
 )
 from fabric.messages import MessageType
+from fabric.messages.envelope import is_envelope
 from fabric.messages.view import refuse
 
 if TYPE_CHECKING:
     from fabric.dataplane.client import Port
+    from fabric.dataplane.coding.restore import Restorer
 
 M = TypeVar("M")
 CORRUPTED: Final = 11  # layout.hpp Reason::corrupted
@@ -49,6 +51,11 @@ class Receiver(Generic[M]):
         self._native_receive = native.receive
         self._hands_back = answer["delivery"] == "at_least_once"
         self.need_segment: type[Exception] = port.need_segment
+        self._restorer: Restorer | None = None  #: made with the first encoded message
+        if answer.get("codecs"):
+            from fabric.dataplane.coding.installed import require
+
+            require(channel, answer["codecs"])
         self.is_closed = False
 
     def receive(self, timeout: float | None = None) -> Any:
@@ -148,9 +155,24 @@ class Receiver(Generic[M]):
             except self.need_segment as need:  # many scalars travel in a slot, too
                 self.provide(need)
             except PeerProtocolError:
+                if is_envelope(native.meta):
+                    return self._restore(native)
                 refuse(native, CORRUPTED)
                 native.release()
                 raise
+
+    def _restore(self, native: Any) -> Any:
+        """Return the view of a message that was encoded on its way; one that does not decode ends as failed."""
+        if self._restorer is None:
+            from fabric.dataplane.coding.restore import Restorer
+
+            self._restorer = Restorer(self.channel)
+        try:
+            return self._restorer.restore(native, self)
+        except FabricError:
+            refuse(native, CORRUPTED)
+            native.release()
+            raise
 
     def check_targets(self, targets: dict[str, Any]) -> None:
         """Raise `TypeMismatchError` for what is no tensor field."""

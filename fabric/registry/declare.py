@@ -32,22 +32,26 @@ def conflict(known: ChannelRecord, asked: ChannelRecord) -> FabricError | None:
         return _refuse(known.name, "weight", known.weight, asked.weight)
     if asked.route and asked.route != known.route:
         return _refuse(known.name, "route", known.route, asked.route)
+    if asked.codecs and asked.codecs != known.codecs:
+        said = [[codec.name for codec in each.codecs] for each in (known, asked)]
+        return _refuse(known.name, "codecs", *said)
     if asked.transforms and asked.transforms != known.transforms:
         return _refuse(known.name, "transforms", list(known.transforms), list(asked.transforms))
     return None
 
 
 def schema_conflict(channel: str, known: str, asked: str) -> TypeMismatchError | None:
-    """Return the error naming the field in which two canonical schemas differ, or None.
+    """Return the error naming the field for which two canonical schemas are no versions of one type, or None.
 
     An empty text is a schema not known yet (a channel of fabric.yaml that nobody opened): it agrees.
     """
     if known == asked or not known or not asked:
         return None
-    from fabric.messages.schema import Schema, require_equal
+    from fabric.messages.evolution import require_compatible
+    from fabric.messages.schema import Schema
 
     try:
-        require_equal(channel, Schema.parse(known), Schema.parse(asked))
+        require_compatible(channel, Schema.parse(known), Schema.parse(asked))
     except TypeMismatchError as error:
         return error
     return None

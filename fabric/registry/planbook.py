@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 INTERRUPTED = "the registry was restarted in the middle"
 #: what a plan may change of a channel that exists; types and schemas are its endpoints'
 CHANGEABLE = (
-    "pattern", "delivery", "overflow", "klass", "route", "transforms", "delivers", "idempotent", "messages", "bytes",
-    "generation", "is_planned",
+    "pattern", "delivery", "overflow", "klass", "route", "transforms", "codecs", "settings", "delivers", "idempotent",
+    "messages", "bytes", "generation", "is_planned",
 )  # fmt: skip
 _OPEN = ("applying", "switched")
 

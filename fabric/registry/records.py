@@ -50,8 +50,20 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True):
     transforms: tuple[str, ...] = ()
 
 
+class CodecRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A codec at the ends of a channel: what `fabric.yaml` says of it, and its place `index` among the transforms."""
+
+    name: str
+    when: str = "pays"
+    where: str = "remote"
+    parameters: dict[str, Any] = {}
+    index: int = 0
+
+
 class ChannelRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One channel as declared; `transforms` are in order of hops.
+    """One channel as declared; `transforms` are in order of hops, `settings` the parameters of those that have any.
+
+    `codecs` act at the ends of every hop, inside the processes: they are no hops of their own.
 
     `schema` is the canonical text; empty while the channel is known only from fabric.yaml, until the first
     endpoint brings it. `delivers` names the type after the last transform (empty: the same). `messages` and `bytes` are
@@ -72,6 +84,8 @@ class ChannelRecord(msgspec.Struct, frozen=True, kw_only=True):
     klass: str = "token"
     route: str | None = None
     transforms: tuple[str, ...] = ()
+    codecs: tuple[CodecRecord, ...] = ()
+    settings: dict[str, dict[str, Any]] = {}
     delivers: str = ""
     idempotent: bool = False
     messages: int = 0

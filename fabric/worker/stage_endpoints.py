@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from fabric.errors import PeerProtocolError, StaleHandleError, WouldBlock
-from fabric.messages import MessageHeader, message_type
+from fabric.messages import MessageHeader, MessageType, message_type
+from fabric.messages.envelope import is_envelope
 from fabric.messages.view import refuse
+from fabric.worker.kept_views import KeptViews, tensor_slots
 
 # layout.hpp Reason
 EXPIRED = 1
@@ -22,17 +24,40 @@ TRANSFORM_ERROR = 14
 class StageMessage:
     """A received view whose end is decided once; the slot is given back with it."""
 
-    __slots__ = ("header", "native", "value")
+    __slots__ = ("_inlet", "native", "value")
 
-    def __init__(self, view: Any) -> None:
+    def __init__(self, view: Any, inlet: StageInlet) -> None:
         self.value = view
         self.native = view._native
-        self.header: MessageHeader = view.header
+        self._inlet = inlet
+
+    @property
+    def header(self) -> MessageHeader:
+        """The envelope, made when it is looked at."""
+        header: MessageHeader = self.value.header
+        return header
+
+    @property
+    def key(self) -> bytes | None:
+        """The message's key."""
+        key: bytes | None = self.native.key
+        return key
+
+    @property
+    def expires_ns(self) -> int:
+        """Absolute CLOCK_MONOTONIC, 0: none."""
+        return int(self.native.expires_ns)
+
+    @property
+    def identity(self) -> tuple[int, int, int]:
+        """Producer, its incarnation and sequence."""
+        native = self.native
+        return native.producer, native.producer_incarnation, native.sequence
 
     def ack(self) -> None:
         """End as delivered to the next hop."""
-        self.value.ack()
-        self.value.release()
+        self.native.ack()
+        self._give_back()
 
     def drop(self, expired: bool = False) -> None:
         """End as dropped(transform_drop), or dropped(expired)."""
@@ -44,7 +69,11 @@ class StageMessage:
 
     def _refuse(self, reason: int) -> None:
         self.value.nack(reason)
-        self.value.release()
+        self._give_back()
+
+    def _give_back(self) -> None:
+        view, self.value = self.value, None
+        self._inlet.give_back(view)
 
 
 class Encoded(NamedTuple):
@@ -62,18 +91,48 @@ class StageInlet:
 
     def __init__(self, receiver: Any) -> None:
         self._receiver = receiver
+        self._kept = KeptViews()
         self.type = receiver.type
+
+    @property
+    def type(self) -> MessageType:
+        """What messages are decoded as; a reload may bring an equal type of its own."""
+        return self._type
+
+    @type.setter
+    def type(self, type_: MessageType) -> None:
+        self._type = type_
+        self._slots = tensor_slots(type_)
 
     def receive_many(self, count: int, deadline_ns: int) -> Sequence[StageMessage]:
         """Return what is there, at most `count`; waits for the first until `deadline_ns`."""
-        receiver = self._receiver
-        natives = receiver.native.receive_many(count, deadline_ns)
-        return [StageMessage(self._decode(native)) for native in natives]
+        self._kept.sweep()
+        decode, receiver = self._type.decode, self._receiver
+        found = []
+        for native in receiver.native.receive_many(count, deadline_ns):
+            try:
+                view = decode(native, receiver)
+            except PeerProtocolError:
+                view = self._decode(native)
+            found.append(StageMessage(view, self))
+        return found
+
+    def give_back(self, view: Any) -> None:
+        """Release the slot of an ended message, later if the plugin still refers to it.
+
+        Raises
+        ------
+        ContractError
+            More than `limits.VIEWS_KEPT_MAX` messages are kept so.
+        """
+        self._kept.give_back(view, self._slots)
 
     def _decode(self, native: Any) -> Any:
         try:
             return self.type.decode(native, self._receiver)
         except PeerProtocolError:
+            if is_envelope(native.meta):
+                return self._receiver.decode(native)
             refuse(native, CORRUPTED)
             native.release()
             raise
@@ -88,13 +147,44 @@ class StageOutlet:
     def prepare(self, value: Any, source: Any) -> Encoded:
         """Encode a message that the transform made."""
         meta, tensors = message_type(type(value)).encode(value)
-        return Encoded(meta, tensors, _size(meta, tensors), source, value)
+        size = _size(meta, tensors)
+        return Encoded(*self._sender.coded(meta, tensors), size, source, value)
 
     def forward(self, source: Any) -> Encoded:
         """Take a received message as it is: its own bytes, its tensors from the slot."""
         view = source.value
         tensors = message_type(type(view)).tensors_of(view)
-        return Encoded(source.native.meta, tensors, source.header.payload_bytes, source, view)
+        meta, tensors = self._sender.coded(source.native.meta, tensors)
+        return Encoded(meta, tensors, source.header.payload_bytes, source, view)
+
+    def send_many(self, messages: Sequence[Encoded], expires_ns: int) -> int:
+        """Send the first of `messages` with one doorbell, as many as go at once; returns how many.
+
+        What cannot go so (a policy decides, memory is missing) is left to `send`.
+        """
+        sender = self._sender
+        if sender.has_policy:
+            return 0
+        keys = []
+        for message in messages:
+            native = message.source.native
+            if native.correlation or native.reply_flow:
+                return 0
+            keys.append(native.key)
+        try:
+            return int(
+                sender.native.send_many(
+                    [m.meta for m in messages],
+                    [m.tensors for m in messages],
+                    keys,
+                    0,
+                    expires_ns=expires_ns,
+                )
+            )
+        except (
+            Exception
+        ):  # none was accepted; `send` meets it again, by itself, and says what it is
+            return 0
 
     def send(self, message: Any, deadline_ns: int) -> None:
         """Send with the key, expiry, correlation and reply flow of the input."""

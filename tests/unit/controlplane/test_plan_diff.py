@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from fabric.config import ChannelSpec, CreditSpec, ModuleSpec
 from fabric.controlplane.plan_diff import compare, content, differences, is_different, live_content
-from fabric.controlplane.plan_rules import channel_record, delivered, records_of
+from fabric.controlplane.chain_rules import negotiate
+from fabric.controlplane.plan_rules import channel_record, records_of
 from fabric.errors import ConfigError, TypeMismatchError
 from fabric.registry.plans import Plan, PluginPlan
 from fabric.registry.records import ChannelRecord, EndpointRecord, NodeRecord, View
@@ -137,14 +138,14 @@ ANY = {"plugin": "c", "accepts": "any", "produces": "any"}
 
 def test_types_are_followed_along_the_chain():
     exports = {"parse": TEXT_TO_NUMBER, "add": NUMBERS, "tap": ANY}
-    assert delivered(spec(transforms=("tap", "parse", "add")), exports) == "t.number"
-    assert delivered(spec(transforms=("tap",)), exports) == ""
+    assert negotiate(spec(transforms=("tap", "parse", "add")), exports).delivers == "t.number"
+    assert negotiate(spec(transforms=("tap",)), exports).delivers == ""
     with pytest.raises(
         TypeMismatchError, match=r"'add' accepts t\.number, channel 'c' carries t\.text there"
     ):
-        delivered(spec(transforms=("add",)), exports)
+        negotiate(spec(transforms=("add",)), exports)
     with pytest.raises(ConfigError, match="there is no transform 'lost'"):
-        delivered(spec(transforms=("lost",)), exports)
+        negotiate(spec(transforms=("lost",)), exports)
 
 
 def test_type_that_a_waiting_receiver_does_not_expect_is_refused_naming_it():
