@@ -67,8 +67,8 @@ def is_envelope(meta: bytes) -> bool:
     return meta[:1] == MARK
 
 
-def unpack(meta: bytes) -> Envelope:
-    """Read the meta of an envelope.
+def unpack(meta: bytes, label: str) -> Envelope:
+    """Read the meta of an envelope around a message of a type; `label` names it in errors.
 
     Raises
     ------
@@ -78,15 +78,15 @@ def unpack(meta: bytes) -> Envelope:
     try:
         found = _decode(meta[len(MARK) :])
     except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
-        raise PeerProtocolError(f"an encoded message does not decode: {error}") from error
+        raise PeerProtocolError(f"an encoded {label} message does not decode: {error}") from error
     if found.version != VERSION:
         raise PeerProtocolError(
-            f"an encoded message of version {found.version}, this build reads {VERSION}"
+            f"an encoded {label} message of version {found.version}, this build reads {VERSION}"
         )
     for tensor in found.tensors:
         if tensor is not None and not _is_possible(tensor):
             raise PeerProtocolError(
-                f"a tensor of codec {tensor.codec!r:.100} with parts of {list(tensor.sizes)[:9]} bytes"
+                f"a tensor of an encoded {label} message, by codec {tensor.codec!r:.100}, with parts of {list(tensor.sizes)[:9]} bytes"
             )
     return found
 

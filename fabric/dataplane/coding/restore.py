@@ -72,8 +72,8 @@ class Restorer:
         PluginError
             Its codec is not installed here.
         """
-        envelope = unpack(native.meta)
         type_ = source.type
+        envelope = unpack(native.meta, type_.schema.label)
         if envelope.type_id != type_.schema.type_id:
             raise PeerProtocolError(
                 f"channel {self._channel!r}: an encoded message of another type than {type_.schema.label}"
@@ -104,13 +104,23 @@ class Restorer:
             array = _mapped(native, source, index, numpy_name, shape)
         else:
             array = self._decoded(native, source, index, (field, name, raw), coded)
-            if array.dtype.name != numpy_name or array.shape != shape:
-                raise PeerProtocolError(
-                    f"channel {self._channel!r}, field {name!r}: codec {coded.codec!r} decoded to"
-                    f" {array.dtype.name}{list(array.shape)}, not {numpy_name}{list(shape)}"
-                )
+            array = self._of(array, numpy_name, shape, f"field {name!r}: codec {coded.codec!r}")
         dtype = DTYPES[raw[0]][0]
         return as_fp8(array, dtype) if dtype in FP8 else array
+
+    def _of(self, array: Any, dtype: str, shape: tuple[int, ...], what: str) -> Any:
+        """Return what a codec decoded as the dtype and shape of the message; its bits must be as many."""
+        import numpy
+
+        wanted = math.prod(shape) * numpy.dtype(dtype).itemsize
+        if not isinstance(array, numpy.ndarray) or array.nbytes != wanted:
+            found = f"{array.nbytes} bytes" if isinstance(array, numpy.ndarray) else repr(array)
+            raise PeerProtocolError(
+                f"channel {self._channel!r}, {what} decoded to {found:.80}, not {dtype}{list(shape)}"
+            )
+        array = numpy.ascontiguousarray(array).view(dtype).reshape(shape)
+        array.flags.writeable = False
+        return array
 
     def _decoded(self, native: Any, source: Any, index: int, place: Any, coded: CodedTensor) -> Any:
         field, name, raw = place
