@@ -16,6 +16,7 @@ from fabric.controlplane.stage_parts import StageParts
 from fabric.registry.records import EndpointRecord, View
 
 TELL_S: Final = 0.1  #: between looks at the paths
+IDLE_S: Final = 0.2  #: between looks whether there is a sender
 CHANGED: Final = 0.03  #: of a rate, before it is told again
 
 RateTo = Callable[[int], float]
@@ -33,7 +34,7 @@ class CodecTelling:
         self._rates: dict[int, dict[int, float]] = {}  # by port
         self._tasks: set[asyncio.Task[None]] = set()
         self._looking: asyncio.Task[None] | None = None
-        self._coded: set[int] = set()
+        self._coded: set[int] = set()  # channels with codecs
         self.rate_to: RateTo = lambda node: 0.0
 
     def tell(self, view: View) -> None:
@@ -46,7 +47,7 @@ class CodecTelling:
             wanted = self._told[record.endpoint] = codecs[record.channel]
             if told.get(record.endpoint, wanted) != wanted:
                 self._push(record.port, "codecs", {"endpoint": record.endpoint, "codecs": wanted})
-        self._coded = {endpoint for endpoint, wanted in self._told.items() if wanted}
+        self._coded = {number for number, wanted in codecs.items() if wanted}
         if self._coded and (self._looking is None or self._looking.done()):
             self._looking = asyncio.get_running_loop().create_task(self._look())
 
@@ -54,21 +55,22 @@ class CodecTelling:
         return [record for record in self._endpoints.all() if record.role == "sender"]
 
     async def _look(self) -> None:
-        """Tell rates as long as there is a sender that asks for them."""
+        """Tell rates as long as there is a channel whose senders ask for them."""
         while self._coded:
-            for port, nodes in self._wanted().items():
+            wanted = self._wanted()
+            for port, nodes in wanted.items():
                 rates = {node: self.rate_to(node) for node in nodes}
                 if _is_other(self._rates.get(port, {}), rates):
                     self._rates[port] = rates
                     self._push(port, "path_rates", {"rates": sorted(rates.items())})
-            await asyncio.sleep(TELL_S)
+            await asyncio.sleep(TELL_S if wanted else IDLE_S)
         self._rates.clear()
 
     def _wanted(self) -> dict[int, set[int]]:
         """Return the nodes that each port with coded senders sends to."""
         found: dict[int, set[int]] = {}
         for flow in self._flows.outs.values():
-            if flow.endpoint in self._coded and flow.target_node != self._context.number:
+            if flow.channel in self._coded and flow.target_node != self._context.number:
                 found.setdefault(flow.port, set()).add(flow.target_node)
         return found
 
