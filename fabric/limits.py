@@ -114,6 +114,7 @@ REQUESTS_IN_FLIGHT_MAX: Final = 1024  # per requester
 STREAM_REPLIES_QUEUED_MAX: Final = 1024  # per streamed request, unread by its caller
 ROUTE_PIN_TTL_S: Final = 60.0
 ROUTE_ASK_S: Final = 1.0
+ROUTE_DECIDE_S: Final = 0.5  # of it, what a policy's stage host may take
 ROUTE_RETRY_S: Final = 1.0  # so long a fallback's choice holds before the policy is asked again
 ROUTE_PAUSE_S: Final = 5.0  # a policy that did not answer at all is left alone so long
 ROUTE_BYTES_MAX: Final = 4096  # of a policy's name and parameters

@@ -21,6 +21,15 @@ def _exports(row: Mapping[str, Any]) -> list[str]:
     return named + [f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count]
 
 
+def _decides(row: dict[str, Any]) -> str:
+    """Say what the routing policies of a plugin cost: decisions, time in the policy, what was cached, what failed."""
+    return "; ".join(
+        f"{r['name']}: {r['decisions']} asked, {r['policy_us_mean']:g} µs (max {r['policy_us_max']:g}),"
+        f" {r['cache_hits']} cached, {r['fallbacks']} by fallback"
+        for r in row.get("routes") or ()
+    )
+
+
 def _addresses(row: Mapping[str, Any]) -> str | list[str] | None:
     """Return where a node is reached; of several rails each, with its interface and the speed that it claims."""
     rails = row.get("rails") or ()
@@ -74,7 +83,9 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("state", "state"),
         Column("pid", "pid", True),
         Column("restarts", "restarts", True),
+        Column("version", "version", True, may_go=True),
         Column("exports", _exports),
+        Column("decides", _decides, may_go=True),
         Column("path", "path"),
         Column("error", "error"),
     ),

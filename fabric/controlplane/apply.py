@@ -18,6 +18,7 @@ import msgspec
 from fabric import errors
 from fabric.config import FabricSpec, ModuleSpec
 from fabric.config.reader import did_you_mean
+from fabric.config.routes import BUILT_IN, name_of
 from fabric.controlplane.plan_rules import channel_record, check_channel_change
 from fabric.registry.plans import Plan, PluginPlan
 
@@ -129,7 +130,8 @@ def _unknown_names(spec: FabricSpec, known: Extensions) -> list[dict[str, Any]]:
     for name, channel in spec.channels.items():
         used = [("transforms", "transform", one, known.transforms) for one in channel.transforms]
         if channel.route is not None:
-            used.append(("route", "routing policy", channel.route, known.routes))
+            routes = known.routes | BUILT_IN.keys()
+            used.append(("route", "routing policy", name_of(channel.route), routes))
         for key, kind, one, names in used:
             if one not in names:
                 problems.append(

@@ -157,6 +157,7 @@ class Daemon:
         self.attach.reported = self._on_reported
         self.attach.owner_of = self.modules.owner_of
         self.attach.route_ask = self.stages.routes.ask
+        self.wiring.route_row = self.stages.routes.table.row
         self.stages.routes.flows_settled = self.reconciler.settled
         self.stages.routes.codecs.rate_to = self._rate_to
         self.wiring.closed_out = self.retiring.soon

@@ -36,7 +36,9 @@ def summary(daemon: Daemon) -> dict[str, Any]:
         ],
         "scaled": daemon.scaling.scaled(),
         "plugins": [
-            plugin_row(node, p, daemon.modules.find("stage", p.name)) for p in daemon.stages.all()
+            plugin_row(node, p, daemon.modules.find("stage", p.name))
+            | {"routes": daemon.stages.routes.costs(p.exported("route"))}
+            for p in daemon.stages.all()
         ]
         + join_rows(daemon),
     }
@@ -83,6 +85,15 @@ def module_row(node: str, process: Process) -> dict[str, Any]:
     }
 
 
+def _stage_state(plugin: Plugin, process: Process | None) -> str:
+    """Say what a plugin's host is doing, in one word."""
+    if process is None:
+        return "stopped"
+    if plugin.is_leaving:
+        return "leaving"
+    return "debugged" if process.is_held else process.life.state.value
+
+
 def plugin_row(node: str, plugin: Plugin, process: Process | None) -> dict[str, Any]:
     """Return one row of a plugin."""
     return {
@@ -91,7 +102,10 @@ def plugin_row(node: str, plugin: Plugin, process: Process | None) -> dict[str, 
         "path": plugin.path,
         "exports": plugin.exports,
         "error": plugin.error or None,
-        "state": process.life.state.value if process else "stopped",
+        "version": plugin.versions[-1]["number"] if plugin.versions else 0,
+        "versions": plugin.versions,
+        "canary": plugin.canary or None,
+        "state": _stage_state(plugin, process),
         "pid": process.pid if process else 0,
         "restarts": process.life.restarts if process else 0,
         "running": [
@@ -101,18 +115,6 @@ def plugin_row(node: str, plugin: Plugin, process: Process | None) -> dict[str, 
     }
 
 
-def channel_rows(
-    view: View, parts: list[dict[str, Any]], archived: Iterable[ArchivedCounts]
-) -> list[dict[str, Any]]:
-    """Return one row a channel, with counts of living and archived endpoints."""
-    sums: dict[int, dict[str, int]] = {}
-    seen = set()
-    for part in parts:
-        for row in part["ledgers"]:
-            seen.add(row["endpoint"])
-            total = sums.setdefault(row["channel"], dict.fromkeys(_SUMS, 0))
-            for key in total:
-                total[key] += row[key]
 def join_rows(daemon: Daemon) -> list[dict[str, Any]]:
     """Return a row for each join of this node: as a plugin's, with what it counted."""
     node, counters = daemon.context.name, daemon.shared.join_counters()
@@ -138,6 +140,18 @@ def join_rows(daemon: Daemon) -> list[dict[str, Any]]:
     return rows
 
 
+def channel_rows(
+    view: View, parts: list[dict[str, Any]], archived: Iterable[ArchivedCounts]
+) -> list[dict[str, Any]]:
+    """Return one row a channel, with counts of living and archived endpoints."""
+    sums: dict[int, dict[str, int]] = {}
+    seen = set()
+    for part in parts:
+        for row in part["ledgers"]:
+            seen.add(row["endpoint"])
+            total = sums.setdefault(row["channel"], dict.fromkeys(_SUMS, 0))
+            for key in total:
+                total[key] += row[key]
     for final in archived:
         if final.endpoint not in seen:
             total = sums.setdefault(final.channel, dict.fromkeys(_SUMS, 0))

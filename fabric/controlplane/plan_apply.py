@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from fabric import errors, limits, steps
+from fabric.config.routes import name_of
 from fabric.controlplane import plan_diff
 from fabric.controlplane.live_generations import LiveGenerations
 from fabric.controlplane.node_calls import plain
@@ -70,6 +71,8 @@ class PlanApplier:
             )
         elif op == "plan_attach":
             plan = self._attached(book, fields)
+        elif op == "plan_detach":
+            plan = self._detached(book, fields)
         else:
             plan = msgspec.convert(fields["plan"], Plan)
         return await self._alone(plan)
@@ -95,6 +98,30 @@ class PlanApplier:
             when_s=fields["when_s"],
             note=f"{fields['kind']} {what} on channel {name}",
             channels=(*others, msgspec.structs.replace(spec, reply=reply)),
+        )
+
+    def _detached(self, book: PlanBook, fields: dict[str, Any]) -> Plan:
+        """Return the plan in force without a plugin: off its channels, and no longer a plugin of the plan."""
+        transforms, routes = set(fields["transforms"]), set(fields["routes"])
+        good = book.current or Plan()
+        specs = {c.name: c for c in good.channels}
+        for record in self._daemon.registry.view.channels:
+            if transforms.intersection(record.transforms) or name_of(record.route) in routes:
+                known = plan_diff.spec_of(record)
+                before = specs.get(record.name)
+                specs[record.name] = msgspec.structs.replace(
+                    known,
+                    transforms=tuple(t for t in known.transforms if t not in transforms),
+                    route=None if name_of(known.route) in routes else known.route,
+                    reply=before.reply if before is not None else None,
+                )
+        return msgspec.structs.replace(
+            good,
+            by=fields["by"],
+            when_s=fields["when_s"],
+            note=f"plugin {fields['name']} unloaded",
+            channels=tuple(specs.values()),
+            plugins=tuple(p for p in good.plugins if p.name != fields["name"]),
         )
 
     def _book(self) -> PlanBook:

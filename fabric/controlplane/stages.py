@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import os
 from pathlib import Path
 from typing import Any
 
 from fabric import errors, limits
+from fabric.config.routes import BUILT_IN, name_of
 from fabric.controlplane.context import Context
 from fabric.controlplane.endpoints import EndpointTable
 from fabric.controlplane.flows import FlowTable
 from fabric.controlplane.keeper_client import Loaded
-from fabric.controlplane.modules import ModuleTable, Process
+from fabric.controlplane.modules import ModuleTable, Process, unknown_name
 from fabric.controlplane.old_chains import OldChains
+from fabric.controlplane.plugin_versions import PluginVersions, digest_of
 from fabric.controlplane.plugins import Plugin, delivered_type, is_installed
 from fabric.controlplane.ports import Port, PortTable
 from fabric.controlplane.route_asks import RouteAsks
@@ -57,6 +58,7 @@ class StageTable:
         self._tasks: set[asyncio.Task[None]] = set()
         self._installed_asked: set[str] = set()
         self._is_restored = False
+        self.versions = PluginVersions(context)
         parts = StageParts(
             context, ports, flows, endpoints, registry, modules, plugins=self.all, push=self._push
         )
@@ -68,10 +70,24 @@ class StageTable:
         """Return the plugins by name."""
         return sorted(self._plugins.values(), key=lambda p: p.name)
 
-    async def load(self, name: str, path: str, source: str, keep: bool = False) -> Plugin:
+    def get(self, name: str) -> Plugin:
+        """Return a plugin by name; `ConfigError` naming the nearest."""
+        if name not in self._plugins:
+            raise unknown_name("plugin", name, sorted(self._plugins))
+        return self._plugins[name]
+
+    async def load(
+        self,
+        name: str,
+        path: str,
+        source: str,
+        keep: bool = False,
+        how: tuple[str, int] = ("load", 0),
+    ) -> Plugin:
         """Load a plugin, or load it again with new source, in its stage host.
 
-        With `keep`, chains that run go on with the code that they have.
+        With `keep`, chains that run go on with the code that they have. `how` is what its history says: what loaded it
+        and, after a rollback, which version it is again.
 
         Raises
         ------
@@ -102,8 +118,9 @@ class StageTable:
                 await self._drop_host(name)
             raise
         os.replace(draft, self._source_path(name))
+        self.versions.add(plugin, path, source, *how)
         plugin.path, plugin.exports, plugin.error = path, answer["exports"], ""
-        plugin.digest = hashlib.sha256(source.encode()).hexdigest()
+        plugin.digest = digest_of(source)
         plugin.is_leaving = False
         self._plugins[name] = plugin
         self._keep(plugin)
@@ -119,6 +136,33 @@ class StageTable:
         self._context.keeper.drop(f"plugin/{name}")
         await self._drop_host(name)
         self._source_path(name).unlink(missing_ok=True)
+        self.versions.forget(name)
+
+    def leave(self, plugin: Plugin) -> None:
+        """Note that a plugin is to go, once its chains have ended."""
+        plugin.is_planned, plugin.is_leaving = False, True
+        self._keep(plugin)
+
+    async def hold(self, plugin: Plugin) -> dict[str, str]:
+        """End a plugin's host, for somebody to run it by hand with the environment that this returns."""
+        process = self._host(plugin)
+        return await self._modules.hold(process)
+
+    async def give_back(self, plugin: Plugin) -> None:
+        """Supervise the host of a plugin again."""
+        self._modules.give_back(self._host(plugin))
+
+    async def ask_host(self, plugin: Plugin, op: str, fields: dict[str, Any]) -> dict[str, Any]:
+        """Ask a plugin's host something; it may import what it needs for the answer."""
+        return await self._push(self._host(plugin), op, fields, LOAD_S)
+
+    def _host(self, plugin: Plugin) -> Process:
+        process = self._modules.find("stage", plugin.name)
+        if process is None:
+            raise errors.PeerLostError(
+                f"plugin {plugin.name!r} has no stage host", plugin=plugin.name
+            )
+        return process
 
     def mark_planned(self, name: str, is_planned: bool) -> None:
         """Note whether a plan has a plugin; one that a plan no longer has is to go."""
@@ -174,13 +218,17 @@ class StageTable:
         if change is None or change.has_records or change.is_general:
             self.routes.tell(view)
             self.old_chains.look(view)
+        else:
+            self.routes.table.tell(view, change.among(view.channels))
         for plugin in self._plugins.values():
             process = self._modules.find("stage", plugin.name)
             if process is not None and process.ready.is_set():
                 self._background(self._run_all(plugin, process))
         known = {name for plugin in self._plugins.values() for name in plugin.exported("transform")}
         for channel in view.channels if change is None else change.among(view.channels):
-            for name in (*channel.transforms, *([channel.route] if channel.route else ())):
+            route = name_of(channel.route)
+            asked = [route] if route and route not in BUILT_IN else []  # senders have the rest
+            for name in (*channel.transforms, *asked):
                 if name not in known and name not in self._installed_asked and self._uses(channel):
                     self._installed_asked.add(name)
                     self._background(self._load_installed(name))
@@ -196,6 +244,7 @@ class StageTable:
                 plugin.unsure = set(plugin.running)
                 plugin.is_planned, plugin.digest = value["is_planned"], value["digest"]
                 plugin.is_leaving = value.get("is_leaving", False)
+                plugin.versions = value.get("versions", [])
                 self._plugins[plugin.name] = plugin
         for process in self._modules.all("stage"):
             if process.name not in self._plugins:  # its loading or unloading was cut off
@@ -376,6 +425,7 @@ class StageTable:
             "is_planned": plugin.is_planned,
             "is_leaving": plugin.is_leaving,
             "digest": plugin.digest,
+            "versions": plugin.versions,
         }
         self._context.keeper.put(f"plugin/{plugin.name}", value)
 

@@ -56,6 +56,8 @@ class Wiring:
         self._closing: set[int] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.call: Call = self._no_peers
+        #: what a sender is to know of a flow's target, where a built-in routing policy chooses
+        self.route_row: Callable[[OutFlow], list[Any] | None] = lambda out: None
         self.closed_out: Callable[[], None] = lambda: None
         self.opened_out: Callable[[int], None] = lambda flow: None
         self.opened_in: Callable[[int], None] = lambda flow: None
@@ -136,6 +138,7 @@ class Wiring:
                 "generation": out.generation,
                 "after_drain": after_drain,
                 "reply_flow": out.reply_flow,
+                "row": self.route_row(out),
             },
         )
         steps.at("flow.confirmed")

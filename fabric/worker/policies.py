@@ -13,7 +13,7 @@ from typing import Any, Final
 from fabric import limits
 from fabric.abc.route import Header, Policy, RouteExport, Target, decide, make_policy
 from fabric.config import routes
-from fabric.errors import PluginError
+from fabric.errors import DeadlineExceeded, PluginError
 
 _TARGET_FIELDS: Final = tuple(f.name for f in dataclasses.fields(Target))
 
@@ -49,8 +49,8 @@ class Policies:
             raise PluginError(f"no policy {text!r} here: load the plugin that declares it")
         headers = [header_from(h) for h in fields.get("batch") or [fields["header"]]]
         targets = [target_from(target) for target in fields["targets"]]
-        if not self._lock.acquire(timeout=limits.ROUTE_ASK_S / 2):
-            raise PluginError(f"route {export.name!r} is still busy with an earlier decision")
+        if not self._lock.acquire(timeout=limits.ROUTE_DECIDE_S / 2):
+            raise DeadlineExceeded(f"route {export.name!r} is still busy with an earlier decision")
         try:
             policy = self._policy(export, text, headers[0].channel)
             began = time.perf_counter()

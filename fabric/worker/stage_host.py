@@ -13,10 +13,11 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from fabric import limits
-from fabric.abc.route import Header, Policy, Target, decide
 from fabric.abc.transform import AnyMessage, TransformExport
 from fabric.errors import (
     CapacityError,
@@ -28,8 +29,19 @@ from fabric.errors import (
 )
 from fabric.messages import message_type
 from fabric.worker import plugin_loader
+from fabric.worker.policies import Policies
+from fabric.worker.stage_apply import Applier
+from fabric.worker.stage_bounds import (
+    BoundedOutput,
+    Watchdog,
+    bound_memory,
+    end_first_when_memory_is_short,
+    end_forks,
+)
+from fabric.worker.stage_canary import Canary
 from fabric.worker.stage_chain import Chain
 from fabric.worker.stage_endpoints import StageInlet, StageOutlet
+from fabric.worker.stage_guard import Guard
 from fabric.worker.stop_signals import on_stop_signals
 
 POLL_NS = 500_000_000  # an idle chain looks this often whether it is to stop
@@ -61,15 +73,17 @@ class StageHost:
     Thread-safe: `run` and `stop` of different channels may overlap; routing policies are asked one at a time.
     """
 
-    def __init__(self, port: Any) -> None:
+    def __init__(self, port: Any, guard: Guard | None = None) -> None:
         self._port = port
+        self.guard = guard or Guard(None, time.monotonic_ns())
+        self._canary: Canary | None = None
         self._plugin: plugin_loader.Plugin | None = None
-        self._policies: dict[str, Policy] = {}
-        self._policy_lock = threading.Lock()
+        self._policies = Policies({})
         self._running: dict[tuple[str, str, int], Running] = {}  # by channel, transform, generation
         self._lock = threading.Lock()
         self.ended = threading.Event()
         self.failure: BaseException | None = None
+        self.is_bounded = False
 
     def load(self, fields: dict[str, Any]) -> dict[str, Any]:
         """Load ``{plugin, path, source}``, or the installed plugin of that name where source is empty.
@@ -82,11 +96,9 @@ class StageHost:
         plugin = (
             plugin_loader.load_source(name, path, source)
             if source
-            else plugin_loader.load_entry_point(name)
+            else plugin_loader.load_named(name, path)
         )
-        policies = {
-            route.name: self._make(route.factory, route.name) for route in plugin.routes.values()
-        }
+        policies = Policies(plugin.routes)
         with self._lock:
             present = () if fields.get("keep") else self._running.values()
             replacements = [self._replacement(r, plugin) for r in present]
@@ -103,7 +115,42 @@ class StageHost:
         print(
             f"plugin {name!r} loaded from {plugin.path}: {', '.join(e['name'] for e in exports_of(plugin))}"
         )
-        return {"exports": exports_of(plugin)}
+        guard = self.guard
+        return {
+            "exports": exports_of(plugin),
+            "guard": {"deaths": guard.deaths, "reason": guard.reason, "rest_s": guard.rest_s},
+        }
+
+    def calls(self) -> list[Applier]:
+        """Return what calls into the plugin, for the watchdog."""
+        return [running.chain.applier for running in list(self._running.values())]
+
+    def begin_canary(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Run ``{plugin, path, source}`` beside what runs, on copies; raises what loading it says."""
+        self.end_canary({})
+        canary = Canary(fields, self._plugin)
+        with self._lock:
+            self._canary = canary
+            for running in self._running.values():
+                canary.watch(running.chain.applier, running.inlet.type)
+        return {}
+
+    def look_canary(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Answer what the canary has found up to now."""
+        canary = self._canary
+        if canary is None:
+            raise PluginError("no canary runs here: this stage host was started after it began")
+        return canary.found()
+
+    def end_canary(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """End the canary; without one nothing happens."""
+        with self._lock:
+            canary, self._canary = self._canary, None
+            for running in self._running.values():
+                running.chain.applier.shadow = None
+        if canary is not None:
+            canary.close()
+        return {}
 
     def run(self, fields: dict[str, Any]) -> dict[str, Any]:
         """Start ``{channel, transform, stage, generation}``: receive on hop `stage`, send on the next. Idempotent."""
@@ -120,6 +167,9 @@ class StageHost:
                 )
             running = self._open(plugin, export, channel, stage)
             self._running[key] = running
+            if self._canary is not None:
+                self._canary.watch(running.chain.applier, running.inlet.type)
+        self._bound_memory()
         running.thread = threading.Thread(
             target=self._serve, args=(running,), name=f"stage-{channel}", daemon=True
         )
@@ -137,27 +187,19 @@ class StageHost:
         self._finish(running, time.monotonic() + limits.STAGE_DRAIN_S)
         return {"stats": dict(running.chain.counts)}
 
+    def _bound_memory(self) -> None:
+        """Grant what the running transforms declare, beyond what the process has now."""
+        if self.is_bounded:
+            budgets = [r.chain.export.memory_budget_bytes for r in self._running.values()]
+            bound_memory(sum(budgets))
+
     def decide(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """Ask ``{policy, header, targets}``; answers the flows in order of preference, the first as `flow`."""
-        policy = self._policies.get(fields["policy"])
-        if policy is None:
-            raise PluginError(
-                f"no policy {fields['policy']!r} here: load the plugin that declares it"
-            )
-        header, targets = header_from(fields["header"]), [target_from(t) for t in fields["targets"]]
-        try:
-            with self._policy_lock:
-                chosen = decide(fields["policy"], policy, header, targets)
-        except Exception:
-            print(
-                f"route {fields['policy']!r} on {header.channel!r}:\n{traceback.format_exc()}",
-                file=sys.stderr,
-            )
-            raise
-        return {"flow": chosen[0].flow, "flows": [target.flow for target in chosen]}
+        """Ask a routing policy; see `Policies.decide`."""
+        return self._policies.decide(fields)
 
     def close(self) -> None:
         """Stop every chain, bounded by one drain time for all."""
+        self.end_canary({})
         deadline = time.monotonic() + limits.STAGE_DRAIN_S
         with self._lock:
             all_running = list(self._running.values())
@@ -222,7 +264,9 @@ class StageHost:
             receiver.close()
             raise
         inlet, outlet = StageInlet(receiver), StageOutlet(sender)
-        chain = Chain(made, plugin.name, channel, inlet, outlet, time.monotonic_ns)
+        chain = Chain(
+            made, plugin.name, channel, inlet, outlet, time.monotonic_ns, guard=self.guard
+        )
         return Running(chain, inlet, receiver, sender, threading.Event())
 
     def _serve(self, running: Running) -> None:
@@ -236,6 +280,7 @@ class StageHost:
             return
         except BaseException as error:
             traceback.print_exc()
+            self.guard.dies(f"{running.chain.applier.label}: {error}", time.monotonic_ns())
             self.failure = error
             self.ended.set()
 
@@ -254,6 +299,7 @@ class StageHost:
             )
         running.receiver.close()
         running.sender.close()
+        running.chain.applier.close()
 
 
 def exports_of(plugin: plugin_loader.Plugin) -> list[dict[str, Any]]:
@@ -271,9 +317,20 @@ def exports_of(plugin: plugin_loader.Plugin) -> list[dict[str, Any]]:
                 "produces_schema": _schema(export.produces),
                 "max_expansion": float(export.max_expansion),
                 "on_error": export.on_error,
+                "tier": export.tier,
+                "tensor_codec": export.is_tensor_codec,
+                "lossless": export.lossless,
+                "dtypes": list(export.dtypes),
+                "parameters": list(export.parameters),
             }
         )
-    found += [{"kind": "route", "name": name} for name in plugin.routes]
+    found += [
+        {
+            "kind": "route", "name": route.name, "per": route.per, "fallback": route.fallback,
+            "reads": list(route.reads),
+        }
+        for route in plugin.routes.values()
+    ]  # fmt: skip
     found += [
         {"kind": "message", "name": name, "schema": _schema(cls)}
         for name, cls in plugin.messages.items()
@@ -289,60 +346,65 @@ def _schema(cls: type) -> str:
     return "" if cls is AnyMessage else message_type(cls).schema.text
 
 
-def header_from(fields: dict[str, Any]) -> Header:
-    """Build the header that a policy sees from a push."""
-    return Header(
-        fields["channel"],
-        fields.get("key"),
-        fields.get("class", "token"),
-        int(fields.get("size", 0)),
-        fields.get("fields") or {},
-    )
+def serve(port: Any, guard: Guard | None = None, is_foreground: bool = True) -> int:
+    """Serve pushes on an attached port until told to stop; returns the exit status.
 
-
-def target_from(fields: dict[str, Any]) -> Target:
-    """Build one target from a push; unknown fields are left out."""
-    known = {
-        key: fields[key]
-        for key in ("flow", "endpoint", "node", "module", "outstanding")
-        if key in fields
-    }
-    return Target(**known)
-
-
-def serve(port: Any) -> int:
-    """Serve pushes on an attached port until told to stop; returns the exit status."""
-    host = StageHost(port)
+    In the foreground nothing of the plugin is bounded: a debugger may hold it as long as it likes.
+    """
+    host = StageHost(port, guard)
+    host.is_bounded = not is_foreground
+    watchdog = Watchdog(host.guard, host.calls)
     handlers = {
         "stage_load": host.load,
         "stage_run": host.run,
         "stage_stop": host.stop,
+        "stage_canary": host.begin_canary,
+        "stage_canary_look": host.look_canary,
+        "stage_canary_end": host.end_canary,
         "route_decide": host.decide,
     }
     for op, handler in handlers.items():
         port.on_push(op, handler)
     port.on_stop(lambda *_: host.ended.set())
     on_stop_signals(host.ended.set)
+    if host.is_bounded:
+        watchdog.start()
     port.ready()
     host.ended.wait()
     host.close()
+    watchdog.stop()
+    if host.failure is None:
+        host.guard.close(time.monotonic_ns())
     return 1 if host.failure is not None else 0
 
 
-def main() -> int:
+def _bound_process() -> None:
+    """Bound what a plugin prints and forks; have the kernel end this process first when memory is short."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    sys.stdout, sys.stderr = BoundedOutput(sys.stdout), BoundedOutput(sys.stderr)
+    end_first_when_memory_is_short()
+    end_forks()
+
+
+def main(arguments: Sequence[str] = ()) -> int:
     """Attach with the supervisor's token and serve; the process's exit status."""
     import fabric
 
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    is_foreground = "--foreground" in arguments
+    guard = None
+    if not is_foreground:
+        _bound_process()
+        path = os.environ.get("FABRIC_STAGE_GUARD")
+        guard = Guard(Path(path) if path else None, time.monotonic_ns())
     name = os.environ.get("FABRIC_MODULE_NAME", "stage")
     try:
         with fabric.attach(name, token=os.environ.get("FABRIC_MODULE_TOKEN")) as port:
-            return serve(port)
+            return serve(port, guard, is_foreground)
     except FabricError as error:
         print(f"stage host {name!r}: {error.code}: {error}", file=sys.stderr)
         return 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
