@@ -21,6 +21,8 @@ from types import FrameType
 
 import pytest
 
+from tests.fakes.gpu import fake_cuda  # noqa: F401 - a fixture of every test
+
 ROOT = Path(__file__).parent.parent
 DEADLINE_S = 60.0
 BACKSTOP_S = 30.0  # after the deadline: native code that never returns to Python ends the run with tracebacks
