@@ -99,8 +99,12 @@ class Cache:
         low, high = _digest(key)
         memory = self.memory
         for at in (memory.digest_low == low).nonzero()[0]:
-            if memory.state[at] == THERE and memory.digest_high[at] == high:
-                data = self._copy(int(at))
+            generation = memory.generation[
+                at
+            ]  # before the rest: what changes from here on is noticed
+            is_it = memory.digest_low[at] == low and memory.digest_high[at] == high
+            if is_it and memory.state[at] == THERE:
+                data = self._copy(int(at), generation, low)
                 if data is not None:
                     memory.visited[at] = 1
                     self._count(_HIT)
@@ -192,16 +196,20 @@ class Cache:
                 self._fd = -1
 
     # ---- reading
-    def _copy(self, at: int) -> Any:
+    def _copy(self, at: int, generation: int, low: int) -> Any:
         """Return an entry's bytes; None when it was changed meanwhile, or is not whole."""
         memory = self.memory
-        generation, size = memory.generation[at], int(memory.bytes[at])
+        size = int(memory.bytes[at])
         blocks = (memory.owners == at + 1).nonzero()[0]
         if len(blocks) * memory.block_bytes < size:
             return None
         data = memory.blocks[blocks].reshape(-1)[:size]
         is_same = memory.state[at] == THERE and memory.generation[at] == generation
-        return data if is_same and self._crc32c(data) == memory.checksum[at] else None
+        return data if is_same and self._checksum(data, low) == memory.checksum[at] else None
+
+    def _checksum(self, data: Any, low: int) -> int:
+        """Return the CRC-32C of an entry, begun with its digest: bytes of another key never fit."""
+        return int(self._crc32c(data, low & 0xFFFF_FFFF))
 
     def _find(self, low: int, high: int) -> int | None:
         memory = self.memory
@@ -231,7 +239,7 @@ class Cache:
         memory.blocks[mine] = padded.reshape(count, size)
         memory.head[BIRTHS_AT] += 1
         memory.digest_low[at], memory.digest_high[at] = low, high
-        memory.bytes[at], memory.checksum[at] = len(payload), self._crc32c(payload)
+        memory.bytes[at], memory.checksum[at] = len(payload), self._checksum(payload, low)
         memory.born[at], memory.visited[at] = memory.head[BIRTHS_AT], 0
         memory.state[at] = THERE
 
@@ -334,7 +342,7 @@ def _plain(value: Any) -> tuple[_Kind, Any]:
 
     from fabric.messages.tensor import to_array
 
-    array = numpy.ascontiguousarray(to_array(value)[1])
+    array = numpy.asarray(to_array(value)[1], order="C")
     return _Kind(array.dtype.str, array.shape), array.reshape(-1).view(numpy.uint8).data
 
 

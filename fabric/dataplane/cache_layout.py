@@ -30,7 +30,7 @@ BLOCKS_MAX: Final = (
 MAGIC_AT, BLOCKS_AT, BLOCK_BYTES_AT, HAND_AT, BIRTHS_AT, EVICTIONS_AT, CLEARS_AT = range(7)
 #: counters of a user, behind its pid
 USER_COUNTERS: Final = ("hits", "misses", "puts", "refused", "hit_bytes", "torn")
-#: `state`: 0 free, 1 being written, 2 there; `generation` grows with every change; `visited`: read since the hand came by
+#: `state`: 0 free, 1 being written, 2 there; `generation` grows with every change; `visited`: read since the hand came
 COLUMNS: Final = (
     "state",
     "generation",

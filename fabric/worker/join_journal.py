@@ -70,14 +70,14 @@ class Journal:
 
     def __init__(self, memory: Any, inputs: tuple[str, ...]) -> None:
         self._bytes = memoryview(memory).cast("B")
-        self._words = self._bytes.cast("Q")
-        self._inputs = inputs
-        self._known: dict[bytes, int] = {}
-        self._slots = limits.JOIN_REMEMBERED_MAX
         if len(self._bytes) < journal_bytes():
             raise StorageError(
                 f"a join's journal of {len(self._bytes)} bytes, not {journal_bytes()}"
             )
+        self._words = self._bytes.cast("Q")
+        self._inputs = inputs
+        self._known: dict[bytes, int] = {}
+        self._slots = limits.JOIN_REMEMBERED_MAX
         crc = zlib.crc32("\0".join(inputs).encode())
         if self._words[_AT_MAGIC] == 0:
             self._words[_AT_COUNT], self._words[_AT_INPUTS] = self._slots, crc

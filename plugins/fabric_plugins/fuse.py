@@ -44,7 +44,7 @@ class Prompt:
 
 @fabric.message("fuse.fused", version=1)
 class Fused:
-    """The vectors to compute on, in order; `source` is 0 for a row of the prompt, 1 for one with the embedding in it."""
+    """The vectors to compute on, in order; `source` is 0 for a row of the prompt, 1 for one with the embedding."""
 
     request: str
     rows: fabric.Tensor["rows dim", "f32 | f16 | bf16"]
