@@ -239,7 +239,7 @@ class Engine {
   void resend_stalled(Session& session, OutTransfer& transfer, u64 now);
   void ask_peer(Session& session, u32 group, u64 now);
   void post_ping(Session& session, u32 group, u64 now);
-  static void on_pong(Session& session, u32 group, const wire::FrameHeader& header, u64 now);
+  void on_pong(Session& session, u32 group, const wire::FrameHeader& header, u64 now);
 
   // faults.cpp
   std::unique_ptr<Link> wrapped(std::unique_ptr<Link> link);

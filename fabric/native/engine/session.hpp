@@ -48,6 +48,7 @@ struct Connection {
   u64 ping_ns = 0, ping_end = 0;        // unanswered: when it was posted, where it ends in the stream; 0: none
   u64 alive_ns = 0;                     // later than the ping: the transport still moves what is before it
   u64 acked = 0, acked_ns = 0;          // what the transport has confirmed, and since when no more
+  u32 greetings = 0;                    // round trips still to be measured as soon as it is there
   u64 asked_ns = 0;                     // what the newest unanswered ping carries: the round trip is measured by it
 };
 

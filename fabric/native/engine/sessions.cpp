@@ -75,6 +75,7 @@ void Engine::connection_up(Session& session, u32 group, u64 now) {
   Connection& connection = session.connection[group];
   connection.heard_ns = connection.alive_ns = connection.acked_ns = now;
   connection.acked = connection.asked_ns = 0;
+  connection.greetings = kind_of(group) == 0 ? paths::kIdleTripsMin - 1 : 0;
   rail_connected(session, group, now);
   ask_peer(session, group, now);
   watch_ns_ = now;  // the thread finds out when it is due

@@ -31,6 +31,10 @@ void Engine::on_pong(Session& session, u32 group, const wire::FrameHeader& heade
   if (connection.asked_ns == 0 || header.a != connection.asked_ns) return;
   if (kind_of(group) == 0) session.rails.round_trip(rail_of(group), now - connection.asked_ns, now);
   connection.asked_ns = 0;
+  if (connection.greetings > 0) {
+    --connection.greetings;
+    post_ping(session, group, now);
+  }
 }
 
 void Engine::ask_peer(Session& session, u32 group, u64 now) {

@@ -26,6 +26,7 @@ void RailEstimate::delivered(u64 bytes, u64 was_posted, u64 now, u64 ahead) {
   settled_ = before == 0 ? rate_ : settled_ + (rate_ - settled_) * (1 - std::exp(-took_ns / static_cast<double>(kSettledTauNs)));
   mark_ns_ = std::max(mark_ns_, now);
   if (now <= was_posted) return;
+  idle_ = std::min(idle_, now - was_posted);
   const double fastest = std::max({before, rate_, static_cast<double>(bytes) * 1e9 / took_ns});
   const double trip = static_cast<double>(now - was_posted);
   const double queued = static_cast<double>(ahead + bytes) * 1e9 / fastest;
@@ -43,13 +44,25 @@ void RailEstimate::round_trip(u64 ns, u64 now) {
   base_now_ = std::min(base_now_, ns);
 }
 
+void RailEstimate::idle_round_trip(u64 ns, u64 now) {
+  round_trip(ns, now);
+  if (idle_trips_ == 0 || now >= idle_since_ + kBaseWindowNs) {
+    idle_ = ns;
+    idle_since_ = now;
+  }
+  idle_ = std::min(idle_, ns);
+  ++idle_trips_;
+}
+
 void RailEstimate::forget() { *this = RailEstimate{}; }
 
 void RailEstimate::reconnect() { inflight_ = mark_ns_ = 0; }
 
 u64 RailEstimate::base_ns() const {
   const u64 least = std::min(base_now_, base_before_);
-  return least == ~u64{0} ? kBaseUnknownNs : least;
+  if (least == ~u64{0}) return kBaseUnknownNs;
+  // What acknowledgements say while the rail is full is too little by what is on its way: on a far rail most of it.
+  return idle_trips_ >= kIdleTripsMin && idle_ >= kFarNs ? std::max(least, idle_) : least;
 }
 
 double RailEstimate::rate_now(u64 next, u64 now) const {

@@ -14,6 +14,8 @@ inline constexpr double kFalling = 0.6;            // of it
 inline constexpr u64 kBaseWindowNs = 5'000'000'000;  // the least latency is looked for in the last one to two of these
 inline constexpr u64 kBaseUnknownNs = 200'000;
 inline constexpr double kBaseLeastShare = 0.25;    // of a round trip is latency at least, whatever the rate is thought to be
+inline constexpr u64 kFarNs = 1'500'000;            // from this latency on it must be known: in flight is mostly on its way, not queued
+inline constexpr u32 kIdleTripsMin = 3;            // idle round trips that say so: a single one may have met a busy host
 inline constexpr double kRateUnknown = 125e6;      // bytes/s: 1 Gbit/s, until the first acknowledgement
 inline constexpr double kRateMax = 400e9;
 
@@ -27,6 +29,8 @@ class RailEstimate {
   void withdrawn(u64 bytes);
   /// A round trip of next to no bytes.
   void round_trip(u64 ns, u64 now);
+  /// The same with nothing in flight beside it: latency and nothing else.
+  void idle_round_trip(u64 ns, u64 now);
   /// The path is a new one: latency and rate are to be learnt again.
   void forget();
   /// Nothing is in flight any more; what is known of the path stands.
@@ -51,6 +55,8 @@ class RailEstimate {
   u64 inflight_ = 0, mark_ns_ = 0, learnt_from_ = 0;
   double bytes_ = 0, busy_ns_ = 0, rate_ = 0, settled_ = 0, gaps_ = 0;   // gaps_: squares of the times between acknowledgements
   u64 base_now_ = ~u64{0}, base_before_ = ~u64{0}, base_since_ = 0;
+  u64 idle_ = ~u64{0}, idle_since_ = 0;                                  // least idle round trip of this window, or what went below it
+  u32 idle_trips_ = 0;
 };
 
 }  // namespace fabric::paths

@@ -93,13 +93,18 @@ void RailScheduler::remove(u32 number) {
 
 void RailScheduler::round_trip(u32 number, u64 ns, u64 now) {
   Rail& rail = rails_[number];
-  rail.estimate.round_trip(ns, now);
+  const bool was_idle = rail.asked_ns == 0 ? rail.estimate.inflight() == 0 : rail.asked_idle;
+  was_idle ? rail.estimate.idle_round_trip(ns, now) : rail.estimate.round_trip(ns, now);
   rail.alive_ns = std::max(rail.alive_ns, now);
   rail.asked_ns = 0;
 }
 
 void RailScheduler::asked(u32 number, u64 now) {
-  if (rails_[number].asked_ns == 0) rails_[number].asked_ns = now;
+  Rail& rail = rails_[number];
+  if (rail.asked_ns == 0) {
+    rail.asked_ns = now;
+    rail.asked_idle = rail.estimate.inflight() == 0;
+  }
   next_ns_ = std::min(next_ns_, now + kTickNs);
 }
 

@@ -131,6 +131,7 @@ class RailScheduler {
     u64 idle_ns = 0, empty_ns = 0;                    // with nothing in flight: so far, and since when
     u64 delivered_before = 0;                         // when it was connected last
     bool reset_told = false, broke_off = false;       // broke off: in the middle of its work, its connection was well
+    bool asked_idle = false;                          // nothing was in flight as the ping left
   };
 
   u32 carrying() const;

@@ -89,7 +89,7 @@ Cluster::Pair& Cluster::pair_of(u64 key) {
   pair = std::make_unique<Pair>();
   for (u32 rail = 0; rail < rails_; ++rail) {
     pair->scheduler.rail_up(rail, events_.now());
-    pair->scheduler.round_trip(rail, 2 * plan_.delay_ns, events_.now());  // the handshake
+    for (u32 i = 0; i < paths::kIdleTripsMin; ++i) pair->scheduler.round_trip(rail, 2 * plan_.delay_ns, events_.now());
   }
   pair->scheduler.take_changes();
   return *pair;

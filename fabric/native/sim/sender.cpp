@@ -210,8 +210,8 @@ void Sender::dialled(u32 rail, u64 worked) {
   on.heard_ns = events_.now();
   on.asked_ns = 0;
   scheduler_.rail_up(rail, events_.now());
-  const u64 trip = transport_.round_trip_ns(rail);     // of the handshake
-  if (trip != kNeverNs) scheduler_.round_trip(rail, trip, events_.now());
+  const u64 trip = transport_.round_trip_ns(rail);     // of what is asked as soon as it is there
+  for (u32 i = 0; i < paths::kIdleTripsMin && trip != kNeverNs; ++i) scheduler_.round_trip(rail, trip, events_.now());
   look_at_changes();
   pump();
 }

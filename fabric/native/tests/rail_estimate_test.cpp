@@ -139,6 +139,32 @@ void the_base_latency_is_the_least_and_an_old_one_is_forgotten() {
   CHECK(estimate.base_ns() == 400 * kUs);
 }
 
+/// What is on its way over a far rail is as much as a queue there would be: the full rail alone cannot tell them apart.
+void a_far_rail_keeps_the_latency_that_it_had_idle() {
+  constexpr double kRate = 125e6;
+  RailEstimate estimate;
+  u64 now = 1;
+  for (u32 i = 0; i < kIdleTripsMin; ++i) estimate.idle_round_trip(20 * kMs, now += 20 * kMs);
+  CHECK(estimate.base_ns() == 20 * kMs);
+  now = stream(estimate, kRate, 20 * kMs, now, 12 * kBaseWindowNs / 5, 60);
+  CHECK(estimate.base_ns() == 20 * kMs);
+  CHECK(is_near(estimate.rate(), kRate, 0.02));
+  RailEstimate unknown;
+  stream(unknown, kRate, 20 * kMs, 1, kBaseWindowNs, 60);
+  CHECK(unknown.base_ns() < 10 * kMs);
+}
+
+void an_idle_trip_that_met_a_busy_host_makes_no_rail_far() {
+  RailEstimate estimate;
+  u64 now = 1;
+  estimate.idle_round_trip(30 * kMs, now += kMs);
+  CHECK(estimate.base_ns() == 30 * kMs);                       // all that is known
+  now = stream(estimate, 125e6, 100 * kUs, now, 100 * kMs);
+  CHECK(estimate.base_ns() < kFarNs);
+  for (u32 i = 0; i < kIdleTripsMin; ++i) estimate.idle_round_trip(i == 1 ? 200 * kUs : 30 * kMs, now += kMs);
+  CHECK(estimate.base_ns() < kFarNs);
+}
+
 void bytes_in_flight_never_wrap() {
   RailEstimate estimate;
   estimate.posted(100, 1);
@@ -186,6 +212,8 @@ int main() {
   silence_while_nothing_is_in_flight_says_nothing();
   silence_that_was_our_own_is_excused();
   the_base_latency_is_the_least_and_an_old_one_is_forgotten();
+  a_far_rail_keeps_the_latency_that_it_had_idle();
+  an_idle_trip_that_met_a_busy_host_makes_no_rail_far();
   bytes_in_flight_never_wrap();
   estimates_stay_finite_whatever_they_are_told();
   a_forgotten_rail_is_a_new_one();
