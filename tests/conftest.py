@@ -21,7 +21,7 @@ from types import FrameType
 
 import pytest
 
-from tests.fakes.gpu import fake_cuda  # noqa: F401 - a fixture of every test
+from tests.fakes.gpu import fake_cuda, fake_nccl  # noqa: F401 - fixtures of every test
 
 ROOT = Path(__file__).parent.parent
 DEADLINE_S = 60.0

@@ -38,6 +38,16 @@ class TestFaultFakeCudaIpc(LinkConformance):
     rig_name = "fault_cuda_ipc"
 
 
+@pytest.mark.usefixtures("fake_nccl")
+class TestFakeNccl(LinkConformance):
+    rig_name = "nccl"
+
+
+@pytest.mark.usefixtures("fake_nccl")
+class TestFaultFakeNccl(LinkConformance):
+    rig_name = "fault_nccl"
+
+
 @pytest.mark.needs_gpu
 class TestCudaIpc(LinkConformance):
     rig_name = "cuda_ipc"

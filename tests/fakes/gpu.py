@@ -1,7 +1,7 @@
 """Stand-ins for NVIDIA's libraries: built from the sources beside this file, and opened in place of the real ones.
 
-The links are told by the settings that a user has (FABRIC_CUDA_LIBRARY, FABRIC_NCCL_LIBRARY), so the code under test does
-not know. Built once for a content, under `build/fakes`.
+The links are told by the settings that a user has (FABRIC_CUDA_LIBRARY, FABRIC_NCCL_LIBRARY), so the code under test
+does not know. Built once for a content, under `build/fakes`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ DEVICE, PINNED, OPENED = 0, 1, 2  # kinds of memory that a fake driver counts
 def library(name: str) -> Path:
     """Build `name`.cpp where that has not been done, and return the library."""
     source = HERE / f"{name}.cpp"
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
+    sources = b"".join(each.read_bytes() for each in sorted(HERE.glob("*.cpp")))
+    digest = hashlib.sha256(sources).hexdigest()[:16]
     built = FOLDER / f"lib{name}-{digest}.so"
     FOLDER.mkdir(parents=True, exist_ok=True)
     with (FOLDER / "lock").open("w") as lock:
@@ -69,6 +70,10 @@ class FakeCuda:
         """Return how many allocations of `DEVICE`, `PINNED` or `OPENED` memory there are."""
         return int(self._library.fake_cuda_live(kind))
 
+    def join_never(self, is_never: bool = True) -> None:
+        """No communicator of NCCL ever finds its other rank."""
+        self._library.fake_nccl_join_never(int(is_never))
+
     def reset(self) -> None:
         """Have it do what it should again."""
         self.delay_us(0)
@@ -85,3 +90,15 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
     fake = FakeCuda(path)
     yield fake
     fake.reset()
+
+
+@pytest.fixture
+def fake_nccl(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
+    """The same with NCCL, in one library."""
+    path = library("fake_nccl")
+    monkeypatch.setenv(gpu.CUDA_LIBRARY, str(path))
+    monkeypatch.setenv(gpu.NCCL_LIBRARY, str(path))
+    fake = FakeCuda(path)
+    yield fake
+    fake.reset()
+    fake.join_never(False)

@@ -5,6 +5,7 @@
 
 #include "bind/gil.hpp"
 #include "gpu/gpu_link.hpp"
+#include "gpu/nccl_api.hpp"
 #include "links/link_capsule.hpp"
 
 namespace nb = nanobind;
@@ -53,6 +54,16 @@ nb::object devices(const std::string& cuda) {
   return nb::make_tuple(count, version, why);
 }
 
+nb::object nccl(const std::string& library) {
+  std::string why;
+  int number = 0;
+  {
+    bind::ReleasedGil released;
+    NcclApi::load(library, number, why);
+  }
+  return nb::make_tuple(number, why);
+}
+
 }  // namespace
 }  // namespace fabric::gpu
 
@@ -63,5 +74,6 @@ NB_MODULE(_gpu, module) {
              "A link for Engine.add_link, over a handshaken socket, which it takes (also on failure). `kind` is cuda_ipc or nccl,\n"
              "`cuda` and `nccl` name the libraries. PathBrokenError: one of them, or the GPU, is not there.");
   module.def("devices", &devices, "cuda"_a, "(number of GPUs, version of the driver's API, why there is none) by that library.");
+  module.def("nccl", &nccl, "nccl"_a, "(version such as 22903, why there is none) by that library.");
   module.def("remains", &remains, "Closed connections whose memory is kept for a peer that has not let go of it.");
 }
