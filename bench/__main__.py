@@ -79,8 +79,7 @@ def measure(groups: dict[str, list[Row]], is_quick: bool) -> int:
     for name, rows in groups.items():
         began = time.monotonic()
         print(f"\n== {name}: {len(rows)} rows ==", flush=True)
-        do = play_paths if name == "paths" else play
-        lines = do(rows, progress, show, again=not is_quick)
+        lines = play_all(rows, again=not is_quick)
         if name == "tcp":
             print(f"\n{iperf.sentence()}")
         verdicts += [verdict for line in lines for verdict in line.verdicts]
@@ -93,6 +92,14 @@ def measure(groups: dict[str, list[Row]], is_quick: bool) -> int:
     for verdict in missed:
         print(f"{verdict.group}: {verdict.name}: {report.sentence(verdict)}")
     return 1 if missed else 0
+
+
+def play_all(rows: list[Row], again: bool) -> list[Line]:
+    """Measure rows, those that say how their network is laid in namespaces."""
+    laid = [row for row in rows if "layout" in row.order]
+    others = [row for row in rows if "layout" not in row.order]
+    found = play(others, progress, show, again=again) if others else []
+    return found + (play_paths(laid, progress, show, again=again) if laid else [])
 
 
 def show(line: Line) -> None:

@@ -42,6 +42,8 @@ FIGURES: Mapping[str, Figure] = {
     "added_ms": Figure("p99 more than idle", "ms", LOWER),
     "idle_p99_us": Figure("p99 idle", "µs", LOWER),
     "resent_percent": Figure("sent again", "%", LOWER),
+    "coded_percent": Figure("sent encoded", "%", HIGHER),
+    "wire_share": Figure("on the wire", "× raw", LOWER),
     "jain": Figure("Jain's index", "", HIGHER),
     "wrong": Figure("lost, twice or torn", "messages", LOWER),
     "unexplained": Figure("without a reason", "", LOWER),

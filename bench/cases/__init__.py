@@ -12,6 +12,7 @@ from bench.cases.latency import LATENCY
 from bench.cases.paths import PATHS
 from bench.cases.rate import RATE
 from bench.cases.tcp import TCP
+from bench.cases.transforms import TRANSFORMS
 from bench.rows import Row
 
 GROUPS: dict[str, tuple[Row, ...]] = {
@@ -21,4 +22,5 @@ GROUPS: dict[str, tuple[Row, ...]] = {
     "tcp": TCP,
     "growth": GROWTH,
     "paths": PATHS,
+    "transforms": TRANSFORMS,
 }

@@ -14,6 +14,7 @@ from bench.paths.stage import Stage
 from bench.rounds import ATTEMPTS, Attempt, Contender
 from bench.rows import Row
 from bench.sides import FREE, SubjectFailed
+from bench.transforms.scenarios import TRANSFORMS
 from bench.verdicts import Verdict, contenders
 
 LAYOUTS: dict[str, type[Stage]] = {
@@ -23,7 +24,7 @@ LAYOUTS: dict[str, type[Stage]] = {
     "beside": BesideStage,
 }
 NONE = "none"
-RUNS = {**SCENARIOS, **OTHERS}
+RUNS = {**SCENARIOS, **OTHERS, **TRANSFORMS}
 
 
 def play(

@@ -1,14 +1,15 @@
 """Whether a codec pays for a message on this path now: a cost model without IO or clock. One thread at a time.
 
 With S bytes to encode, encoder and decoder speed E and D (raw bytes/s), ratio r = encoded / raw bytes, path rate R
-(bytes/s, as the scheduler measures its rails) and Q bytes of this sender ahead of the message:
+(bytes/s, as the scheduler measures its rails) and Q bytes of this sender ahead of it, a message costs:
 
-    raw      = (Q + S) / R
-    coded    = Q/R + max(r S/R, S/E, S/D)                    where Q >= S: message n+1 is encoded, and n-1 decoded,
-                                                            while n is on the wire
-             = max(Q/R, S/E) + r S/R + S/D                  otherwise
+    wait   = Q / R
+    raw    = S / R
+    coded  = max(r S/R, S/E, S/D)                     where Q >= S: message n+1 is encoded, and n-1 decoded, while n
+                                                      is on the wire
+           = max(0, S/E - wait) + r S/R + S/D         otherwise
 
-The second line is the sum of a store-and-forward pipeline, the first its bottleneck (as for any pipeline of three
+The last line is the sum of a store-and-forward pipeline, the one before its bottleneck (as for any pipeline of three
 stages; messages are its chunks). A codec is chosen where coded <= `MARGIN` x raw, so that an error of the estimates
 smaller than the margin costs nothing. E, D and r come from what was encoded, and from probes: a slice of a message
 that travels raw is encoded and decoded aside. Probing takes at most `PROBE_SHARE` of the time, less while it loses.
@@ -135,7 +136,7 @@ class Economics:
         )
 
     def predict(self, at: Situation, ratio: float) -> tuple[float, float]:
-        """Return the seconds until the message is usable, raw and coded; inf where something is not known."""
+        """Return the seconds that the message costs behind the queue, raw and coded; inf where that is not known."""
         path, encoder, decoder = (
             at.path_bytes_per_s,
             self.encode.bytes_per_s,
@@ -143,13 +144,13 @@ class Economics:
         )
         if not path:
             return math.inf, math.inf
-        wait_s, wire_s = at.queued / path, at.size / path
+        wire_s = at.size / path
         if not encoder or not decoder or math.isnan(ratio):
-            return wait_s + wire_s, math.inf
+            return wire_s, math.inf
         encode_s, decode_s, short_s = at.size / encoder, at.size / decoder, wire_s * ratio
         if at.queued >= at.size:
-            return wait_s + wire_s, wait_s + max(short_s, encode_s, decode_s)
-        return wait_s + wire_s, max(wait_s, encode_s) + short_s + decode_s
+            return wire_s, max(short_s, encode_s, decode_s)
+        return wire_s, max(0.0, encode_s - at.queued / path) + short_s + decode_s
 
     def _judge(
         self, at: Situation, size: int, ratio: float, raw_s: float, coded_s: float
@@ -162,9 +163,10 @@ class Economics:
             return False, "the codec is not measured yet"
         if not size or math.isnan(ratio):
             return False, "it does not shrink"
-        if coded_s <= at.left_s < raw_s:
+        left_s = at.left_s - at.queued / at.path_bytes_per_s
+        if coded_s <= left_s < raw_s:
             return True, "only encoded it meets its deadline"
-        if raw_s <= at.left_s < coded_s:
+        if raw_s <= left_s < coded_s:
             return False, "only raw it meets its deadline"
         if coded_s <= MARGIN * raw_s:
             return True, "it pays"

@@ -26,16 +26,30 @@ class SenderCoder(Coder):
         self._sender = sender
 
     def is_idle(self) -> bool:
-        """Tell whether every receiver known is on this node, and the codec acts between nodes only."""
+        """Tell whether nothing that is sent now can be worth encoding, so that messages may go by the shortest way.
+
+        So it is while every receiver known is on this node: what they get is memory that lies there already.
+        """
         if self.use.when == "never":
             return True
-        flows = self._sender.flows_known()
-        own = self._sender.endpoint >> _NODE_SHIFT
-        return (
-            self.use.where == "remote"
-            and bool(flows)
-            and all(f["target_endpoint"] >> _NODE_SHIFT == own for f in flows)
-        )
+        nodes, own = nodes_of(self._sender)
+        return nodes == {own} and (self.use.where == "remote" or self.use.when == "pays")
+
+    def explain(self) -> dict[str, Any]:
+        """Return what was decided of late, and where messages go by now."""
+        nodes, own = nodes_of(self._sender)
+        rates = self._sender.path_rates
+        return {
+            **super().explain(),
+            "is_idle": self.is_idle(),
+            "paths": {str(node): rates.get(node, 0.0) for node in sorted(nodes - {own})},
+        }
+
+
+def nodes_of(sender: Sender[Any]) -> tuple[set[int], int]:
+    """Return the nodes of a sender's receivers, and its own."""
+    nodes = {flow["target_endpoint"] >> _NODE_SHIFT for flow in sender.flows_known()}
+    return nodes, sender.endpoint >> _NODE_SHIFT
 
 
 def coder_for(sender: Sender[Any], codecs: Sequence[Mapping[str, Any]]) -> SenderCoder | None:
@@ -53,8 +67,7 @@ def coder_for(sender: Sender[Any], codecs: Sequence[Mapping[str, Any]]) -> Sende
     export = edge_codec(use.name)
 
     def surroundings() -> Surroundings:
-        own, targets = sender.endpoint >> _NODE_SHIFT, sender.flows_known()
-        nodes = {flow["target_endpoint"] >> _NODE_SHIFT for flow in targets}
+        nodes, own = nodes_of(sender)
         rates = [sender.path_rates.get(node, 0.0) for node in nodes if node != own]
         is_remote = own not in nodes or (use.when == "always" and nodes != {own})
         queued = sum(flow["outstanding"] for flow in sender.native.flows())

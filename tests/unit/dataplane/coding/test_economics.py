@@ -35,8 +35,8 @@ def at(size: int, rate: float, queued: int = 0, left_s: float = math.inf) -> Sit
 def test_a_full_pipeline_costs_what_its_slowest_stage_costs() -> None:
     economics = measured(500e6, 1500e6, 0.7)
     raw_s, coded_s = economics.predict(at(10 * MB, 118e6, queued=10 * MB), 0.7)
-    assert raw_s == pytest.approx(20 * MB / 118e6)
-    assert coded_s == pytest.approx(10 * MB / 118e6 + 7 * MB / 118e6)
+    assert raw_s == pytest.approx(10 * MB / 118e6)
+    assert coded_s == pytest.approx(7 * MB / 118e6)
 
 
 def test_a_message_alone_pays_every_stage() -> None:
@@ -69,6 +69,11 @@ def test_what_is_not_known_or_does_not_win_goes_raw(
 ) -> None:
     terms = economics.decide({"k": situation.size}, situation)
     assert (terms.coded, terms.reason) == (False, reason)
+
+
+def test_a_long_queue_hides_no_win() -> None:
+    economics = measured(500e6, 1500e6, 0.68)
+    assert economics.decide({"k": MB}, at(MB, 118e6, queued=500 * MB)).coded
 
 
 def test_a_deadline_that_only_one_way_meets_decides() -> None:

@@ -1,0 +1,8 @@
+"""Group `transforms`: what routing policies, transforms and codecs are worth and cost. Each part has a file of rows."""
+
+from __future__ import annotations
+
+from bench.cases.transforms_pays import PAYS
+from bench.rows import Row
+
+TRANSFORMS: tuple[Row, ...] = (*PAYS,)
