@@ -191,7 +191,9 @@ JOIN_INPUTS_MAX: Final = 32  # of one join; a bit each in its journal
 JOIN_ENTRIES_MAX: Final = 4096  # requests that wait in one join; its parts are held messages
 JOIN_BYTES_MAX: Final = 64 << 30
 JOIN_REMEMBERED_MAX: Final = 65_536  # requests that ended, by key: what comes of them now is late
-JOIN_DOUBT_S: Final = 5.0  # after a kill, the daemon says within this whether an output was accepted
+JOIN_DOUBT_S: Final = (
+    5.0  # after a kill, the daemon says within this whether an output was accepted
+)
 JOINS_MAX: Final = 64  # on one node
 
 # ---- module hosts

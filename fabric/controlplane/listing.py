@@ -125,7 +125,12 @@ def join_rows(daemon: Daemon) -> list[dict[str, Any]]:
         module = module_row(node, process)
         ends = module["channels"]
         inputs = ", ".join(name for field, name in ends.items() if field != "output")
-        export = {"kind": "join", "name": process.name, "accepts": inputs, "produces": ends["output"]}
+        export = {
+            "kind": "join",
+            "name": process.name,
+            "accepts": inputs,
+            "produces": ends["output"],
+        }
         about = {key: module[key] for key in ("name", "node", "state", "pid", "restarts")}
         rows.append(
             {

@@ -40,6 +40,8 @@ from fabric.dataplane.cache_layout import (
 from fabric.errors import CapacityError, TypeMismatchError
 
 _FLOCK: Final = struct.Struct("hhqqi")  # l_type, l_whence, l_start, l_len, l_pid
+_LENGTHS: Final = struct.Struct("<II")  # of the description, and to the data
+_ALIGN: Final = 64  # of the data
 _RETRY_S: Final = 0.0005
 _HIT, _MISS, _PUT, _REFUSED, _HIT_BYTES, _TORN = (1 + at for at in range(len(USER_COUNTERS)))
 
@@ -130,7 +132,9 @@ class Cache:
         """
         kind, data = _plain(value)
         head = msgspec.msgpack.encode(kind)
-        payload = b"".join((struct.pack("<I", len(head)), head, data))
+        body_at = -(-(_LENGTHS.size + len(head)) // _ALIGN) * _ALIGN
+        start = (_LENGTHS.pack(len(head), body_at) + head).ljust(body_at, b"\0")
+        payload = b"".join((start, data))
         if len(payload) > self.memory.capacity_bytes * limits.CACHE_SHARE_MAX:
             self._count(_REFUSED)
             return False
@@ -347,13 +351,8 @@ def _plain(value: Any) -> tuple[_Kind, Any]:
 
 
 def _value(data: Any) -> Any:
-    (length,) = struct.unpack_from("<I", data)
-    kind = msgspec.msgpack.decode(bytes(data[4 : 4 + length]), type=_Kind)
-    body = data[4 + length :]
-    if not kind.dtype:
-        return bytes(body)
-    import numpy
-
-    return numpy.frombuffer(bytes(body) if (4 + length) % 8 else body, kind.dtype).reshape(
-        kind.shape
-    )
+    length, body_at = _LENGTHS.unpack_from(data)
+    described = bytes(data[_LENGTHS.size : _LENGTHS.size + length])
+    kind = msgspec.msgpack.decode(described, type=_Kind)
+    body = data[body_at:]
+    return body.view(kind.dtype).reshape(kind.shape) if kind.dtype else bytes(body)

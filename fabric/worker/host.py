@@ -97,7 +97,9 @@ def load_module_class(name: str) -> type[Module]:
         return _joined(found)
     if not (isinstance(found, type) and issubclass(found, Module)):
         raise ConfigError(
-            f"module class {name!r} is not a subclass of fabric.Module", key="class", found=name
+            f"module class {name!r} is not a subclass of fabric.Module, nor declared with @fabric.join",
+            key="class",
+            found=name,
         )
     return found
 

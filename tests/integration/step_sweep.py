@@ -52,7 +52,8 @@ channels:
 modules:
   sweeper: {{class: "{path}:Sweeper"}}
 """
-ELSEWHERE = ("apply.", "plan.", "chain.")  # test_generation_kills.py kills at each of these
+#: `test_generation_kills.py` and `test_joins.py` kill at each of these
+ELSEWHERE = ("apply.", "plan.", "chain.", "join.")
 
 
 def known_steps() -> list[str]:
