@@ -7,6 +7,8 @@
 #include "bind/errors.hpp"
 #include "bind/gil.hpp"
 #include "codec/float_codec.hpp"
+#include "codec/quantize.hpp"
+#include "core/crc32c.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -68,6 +70,47 @@ void float_decode(nb::handle data, nb::handle out) {
   refuse(why);
 }
 
+constexpr u64 kBytesOf[] = {4, 2, 2};  // codec::Number
+
+/// Checks that the buffers are what the matrix needs.
+codec::Matrix matrix_of(u64 rows, u64 columns, u64 group, u32 number, u32 code, u64 numbers, u64 codes, u64 scales) {
+  const codec::Matrix matrix{rows, columns, group};
+  if (number > 2 || code > 2) refuse("number or code is unknown");
+  if (columns != 0 && rows > (u64{1} << 48) / columns) refuse("the matrix is too large");
+  if (numbers != rows * columns * kBytesOf[number]) refuse("the numbers are not as many as the matrix has");
+  if (codes != rows * columns) refuse("the codes are not as many as the matrix has");
+  if (scales != matrix.scales() * sizeof(float)) refuse("the scales are not as many as the matrix has groups or columns");
+  return matrix;
+}
+
+nb::tuple quantize(nb::handle numbers, nb::handle codes, nb::handle scales, u32 number, u32 code, u64 rows, u64 columns,
+                   u64 group) {
+  const Held from(numbers, false), to(codes, true), by(scales, true);
+  const codec::Matrix matrix = matrix_of(rows, columns, group, number, code, from.bytes(), to.bytes(), by.bytes());
+  codec::Loss loss;
+  {
+    const bind::ReleasedGil released;
+    loss = codec::quantize(from.data(), static_cast<codec::Number>(number), matrix, static_cast<codec::Code8>(code),
+                           to.data(), reinterpret_cast<float*>(by.data()));
+  }
+  return nb::make_tuple(loss.error2, loss.norm2, loss.worst_row, loss.finite);
+}
+
+void dequantize(nb::handle codes, nb::handle scales, nb::handle numbers, u32 code, u32 number, u64 rows, u64 columns,
+                u64 group) {
+  const Held from(codes, false), by(scales, false), to(numbers, true);
+  const codec::Matrix matrix = matrix_of(rows, columns, group, number, code, to.bytes(), from.bytes(), by.bytes());
+  const bind::ReleasedGil released;
+  codec::dequantize(from.data(), static_cast<codec::Code8>(code), matrix, reinterpret_cast<const float*>(by.data()),
+                    static_cast<codec::Number>(number), to.data());
+}
+
+u32 checksum(nb::handle data, u32 seed) {
+  const Held from(data, false);
+  const bind::ReleasedGil released;
+  return crc32c(from.data(), from.bytes(), seed);
+}
+
 }  // namespace
 
 void bind_codec(nb::module_& module) {
@@ -78,6 +121,15 @@ void bind_codec(nb::module_& module) {
              nb::sig("def float_decoded_bytes(data: Buffer) -> int"));
   module.def("float_decode", float_decode, "data"_a, "out"_a,
              nb::sig("def float_decode(data: Buffer, out: Buffer) -> None"));
+  module.def("quantize", quantize, "numbers"_a, "codes"_a, "scales"_a, "number"_a, "code"_a, "rows"_a, "columns"_a,
+             "group"_a,
+             nb::sig("def quantize(numbers: Buffer, codes: Buffer, scales: Buffer, number: int, code: int, rows: int, "
+                     "columns: int, group: int) -> tuple[float, float, float, bool]"));
+  module.def("dequantize", dequantize, "codes"_a, "scales"_a, "numbers"_a, "code"_a, "number"_a, "rows"_a, "columns"_a,
+             "group"_a,
+             nb::sig("def dequantize(codes: Buffer, scales: Buffer, numbers: Buffer, code: int, number: int, rows: int, "
+                     "columns: int, group: int) -> None"));
+  module.def("crc32c", checksum, "data"_a, "seed"_a = 0, nb::sig("def crc32c(data: Buffer, seed: int = 0) -> int"));
 }
 
 }  // namespace fabric
