@@ -166,9 +166,13 @@ CANARY_S: Final = 30.0  # a canary that names no time compares this long
 CANARY_QUEUE: Final = 16  # batches on their way to a canary; more are not compared
 CANARY_S_MAX: Final = 86_400.0
 PLUGIN_VERSIONS_MAX: Final = 8  # kept of one plugin, to roll back to
-STAGE_MEMORY_SLACK_BYTES: Final = 256 << 20  # a stage host's own, beside what its transforms declare
+STAGE_MEMORY_SLACK_BYTES: Final = (
+    256 << 20
+)  # a stage host's own, beside what its transforms declare
 STAGE_OUTPUT_BYTES: Final = 256 << 10  # a second, of what plugins print; the rest is counted
-VIEWS_KEPT_MAX: Final = 16  # messages whose views a transform keeps after it returned; their slots wait for it
+VIEWS_KEPT_MAX: Final = (
+    16  # messages whose views a transform keeps after it returned; their slots wait for it
+)
 STAGES_PER_HOST_MAX: Final = 64  # chains one stage host runs
 TRANSFORM_BATCH_MAX: Final = 64  # messages given to one `apply`
 TRANSFORM_WAITING_MAX: Final = (

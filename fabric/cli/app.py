@@ -22,6 +22,7 @@ from fabric.cli import (
     node,
     path,
     plan,
+    plugin_life,
     schema,
     simulate,
     spec,
@@ -72,12 +73,14 @@ app.add_typer(
     channel_io.channel_app, name="channel", help="List and show channels; send and echo messages."
 )
 app.add_typer(
-    workers.plugin_app, name="plugin", help="List, show and load plugins; read their logs."
+    plugin_life.plugin_app,
+    name="plugin",
+    help="Write, test, load, try, replace and take away plugins.",
 )
+app.add_typer(cache.cache_app, name="cache")
 app.add_typer(path.path_app, name="path")
 app.add_typer(simulate.simulate_app, name="simulate")
 app.add_typer(bench.bench_app, name="bench")
-app.add_typer(cache.cache_app, name="cache")
 
 
 @app.callback()

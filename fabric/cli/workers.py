@@ -41,7 +41,11 @@ _EXPORTS = (
 @plugin_app.command("load")
 def plugin_load(
     file: Annotated[
-        str, typer.Argument(metavar="FILE", help="One Python file with decorated plugins.")
+        str,
+        typer.Argument(
+            metavar="FILE",
+            help="A Python file with decorated plugins, an importable module, or an installed plugin's name.",
+        ),
     ],
     channel: Annotated[
         Optional[str],  # noqa: UP045 - typer reads the annotation at run time
@@ -54,10 +58,11 @@ def plugin_load(
     socket: Socket = None,
     output: Output = Format.table,
 ) -> None:
-    """Load a plugin file into its own stage host, while messages flow."""
-    source = _source(file)
+    """Load a plugin into its own stage host, while messages flow."""
+    is_file = file.endswith(".py") or os.path.exists(file)
+    path, source = (os.path.abspath(file), plugin_text(file)) if is_file else (file, "")
     with failing(f"cannot load {file}"), connect(socket, deadline_s=60.0) as client:
-        answer = client.plugin_load(os.path.abspath(file), source, channel=channel, kind=kind)
+        answer = client.plugin_load(path, source, channel=channel, kind=kind)
     place = f" on channel {answer['channel']}" if answer.get("channel") else ""
     title = f"loaded {answer.get('name')}{place}"
     emit(
@@ -67,7 +72,7 @@ def plugin_load(
     )
 
 
-def _source(file: str) -> str:
+def plugin_text(file: str) -> str:
     """Return the text of a plugin file that at least compiles; nothing in it is run here."""
     try:
         text = Path(file).read_text(encoding="utf-8")

@@ -39,6 +39,7 @@ from fabric.controlplane.observed_events import find_events
 from fabric.controlplane.observer import observed
 from fabric.controlplane.path_bench import PathBench
 from fabric.controlplane.path_calls import PathCalls
+from fabric.controlplane.plugin_life import PluginLife
 from fabric.controlplane.rail_probe import Wish
 from fabric.registry.declare import unknown_channel
 from fabric.worker.probe_plan import Budget
@@ -58,6 +59,7 @@ class Control:
         self._daemon = daemon
         self.auditor = Auditor(daemon)
         self._edge_bench = EdgeBench(daemon)
+        self.plugin_life = PluginLife(daemon)
         self.paths = PathCalls(daemon)
         self._path_bench = PathBench(daemon, self.paths, self._edge_bench)
 
@@ -199,7 +201,8 @@ class Control:
         self, path: str, source: str, channel: str | None = None, kind: str | None = None
     ) -> dict[str, Any]:
         """Load (or load again) a plugin on this node and, if asked, put it on a channel; on a refusal nothing stays."""
-        daemon, name = self._daemon, Path(path).stem
+        daemon = self._daemon
+        name = Path(path).stem if path.endswith(".py") else path  # a module, or what is installed
         if channel is not None and daemon.registry.view.channel(channel) is None:
             raise unknown_channel(channel, [c.name for c in daemon.registry.view.channels])
         is_new = all(p.name != name for p in daemon.stages.all())
@@ -224,6 +227,10 @@ class Control:
         fields = {"channel": channel, "kind": which, "name": name, "by": asker(self._daemon)}
         answer = await self._ask_registry("plan_attach", {**fields, "when_s": _wall_s()})
         return int(answer["generation"])
+
+    async def plugin_change(self, verb: str, name: str, **fields: Any) -> dict[str, Any]:
+        """Reload, canary, promote, roll back, unload or debug a plugin, wherever it is; answers its row."""
+        return await self.plugin_life.change(verb, name, fields)
 
     async def plugin_logs(self, name: str, lines: int) -> dict[str, Any]:
         """Return what a plugin printed, tracebacks included."""
@@ -324,6 +331,8 @@ class Control:
         daemon = self._daemon
         if op == "summary":
             return summary(daemon)
+        if op == "plugin_change":
+            return await self.plugin_life.serve(fields)
         if op == "module_drain":
             return await daemon.scaling.drain(fields["name"], fields["grace_s"])
         if op == "module_scale":

@@ -90,6 +90,7 @@ class Liveness:
         self._looked_ns = 0
         self.on_change: Callable[[Port], None] = lambda port: None
         self.on_left: Callable[[Port], None] = lambda port: None
+        self.is_held: Callable[[Port], bool] = lambda port: False
 
     def look(self, now_ns: int) -> bool:
         """Judge every living port; False when this daemon itself had stood still, and nobody was judged."""
@@ -116,6 +117,8 @@ class Liveness:
             event = "port suspect" if found.is_suspect else "port back"
             self._context.events.add(event, port=port.port, port_name=port.name, pid=port.pid)
             self.on_change(port)
+        if found.is_expired and self.is_held(port):
+            return  # stopped in a debugger, for as long as it takes
         if found.is_expired and port.kind in SUPERVISED:
             self._kill(port)
         elif found.is_expired and not self._still_maps(port.pid, port.state_fd):

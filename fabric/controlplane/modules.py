@@ -45,6 +45,7 @@ class Process:
     life: Life = field(default_factory=Life)
     pid: int = 0
     port: int = 0
+    is_held: bool = False  #: somebody runs it by hand, under a debugger; none is started here
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     timer: asyncio.TimerHandle | None = None
@@ -102,7 +103,9 @@ class ModuleTable:
     def start_stage_host(self, name: str, about: dict[str, Any]) -> Process:
         """Start the stage host of one plugin."""
         argv = [sys.executable, "-m", "fabric.worker.stage_host"]
-        return self._add("stage", name, argv, {"FABRIC_MODULE_NAME": name}, about, (0.1, 5.0))
+        guard = self._context.state_dir / "plugins" / f"{name}.hand"
+        env = {"FABRIC_MODULE_NAME": name, "FABRIC_STAGE_GUARD": str(guard)}
+        return self._add("stage", name, argv, env, about, (0.1, 5.0))
 
     async def stop(self, process: Process, grace_s: float = limits.DRAIN_S) -> None:
         """Ask a process to leave, end it after the grace, forget it."""
@@ -119,6 +122,31 @@ class ModuleTable:
         if self._processes.get(process.tag) is process:
             del self._processes[process.tag]
             self._context.keeper.drop(f"process/{process.tag}")
+
+    async def hold(self, process: Process) -> dict[str, str]:
+        """End a process and start none until `give_back`; returns the environment to run it by hand with."""
+        process.is_held = True
+        if process.pid:
+            self._context.keeper.kill(process.tag, signal.SIGTERM)
+            async with asyncio.timeout(limits.DRAIN_S):
+                while process.pid:
+                    process.ended.clear()
+                    await process.ended.wait()
+        self.keep(process)
+        return {**process.env, **self._attachment(process)}
+
+    def give_back(self, process: Process) -> None:
+        """Start (and supervise) a held process again."""
+        if process.is_held:
+            process.is_held = False
+            process.life, act = begin(process.life, self._now())
+            self.keep(process)
+            self._act(process, act, 0.0)
+
+    def is_held(self, port: Port) -> bool:
+        """Tell whether a port is of a process that somebody runs by hand."""
+        process = self._processes.get(port.owner) if port.owner else None
+        return process is not None and process.is_held
 
     async def stop_all(self, grace_s: float) -> None:
         """Stop everything, stage hosts last; bounded."""
@@ -181,6 +209,7 @@ class ModuleTable:
         if process is not None and process.port == port.port:
             process.port = 0
             process.ready.clear()
+            self.give_back(process)
 
     # ---------------------------------------------------------------- machine
     def _add(
@@ -213,6 +242,8 @@ class ModuleTable:
         return process
 
     def _step(self, process: Process, event: Event, grace_s: float = limits.DRAIN_S) -> None:
+        if process.is_held and event is Event.TIME:
+            return
         before = process.life.state
         process.life, act = next_state(process.life, event, self._now(), grace_s)
         if process.life.state is not before:
@@ -240,8 +271,7 @@ class ModuleTable:
         env = {
             **os.environ,
             **process.env,
-            "FABRIC_SOCKET": self._context.socket_path,
-            "FABRIC_MODULE_TOKEN": process.token,
+            **self._attachment(process),
             "PYTHONUNBUFFERED": "1",
         }
         path = self.log_path(process.kind, process.name)
@@ -255,6 +285,9 @@ class ModuleTable:
             return
         steps.at("process.spawned")
         self._step(process, Event.SPAWNED)
+
+    def _attachment(self, process: Process) -> dict[str, str]:
+        return {"FABRIC_SOCKET": self._context.socket_path, "FABRIC_MODULE_TOKEN": process.token}
 
     async def _ask_to_stop(self, process: Process, grace_s: float) -> None:
         port = self._ports.get(process.port)
@@ -276,6 +309,8 @@ class ModuleTable:
         process.port = port.port if port else 0
         if process.life.state is State.READY and pid:
             process.ready.set()
+        if process.is_held:
+            return
         if pid == 0 and process.life.state not in (State.WAITING, State.STOPPED):
             self._step(process, Event.EXITED)
         else:
@@ -288,7 +323,7 @@ class ModuleTable:
         plain["state"] = life.state.value
         value = {
             key: getattr(process, key)
-            for key in ("tag", "kind", "name", "argv", "env", "token", "about", "pid")
+            for key in ("tag", "kind", "name", "argv", "env", "token", "about", "pid", "is_held")
         }
         self._context.keeper.put(f"process/{process.tag}", {**value, "life": plain})
 

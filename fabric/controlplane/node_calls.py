@@ -93,6 +93,7 @@ class NodeCalls:
             "module_scale",
             "module_logs",
             "plugin_logs",
+            "plugin_change",
         ):
             return dict(await daemon.control.serve(op, fields))
         raise errors.PeerProtocolError(f"unknown call {op!r}", op=op)

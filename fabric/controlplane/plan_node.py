@@ -26,7 +26,15 @@ log = logging.getLogger("fabricd.plan")
 
 #: verbs, served by the registry's node (`plan_apply`), and what that asks of every node
 VERBS = frozenset(
-    {"plan_show", "plan_apply", "plan_attach", "plan_diff", "plan_rollback", "plan_history"}
+    {
+        "plan_show",
+        "plan_apply",
+        "plan_attach",
+        "plan_detach",
+        "plan_diff",
+        "plan_rollback",
+        "plan_history",
+    }
 )
 CALLS = frozenset({"plan_verify", "plan_prepare", "plan_converge", "plan_usage"})
 
@@ -80,7 +88,7 @@ class PlanNode:
         for plugin in msgspec.convert(fields["plugins"], list[PluginPlan]):
             await self._load(plugin)
         for name in fields["installed"]:
-            await self._daemon.stages.load(name, "", "", keep=True)
+            await self._daemon.stages.load(name, "", "", keep=True, how=("apply", 0))
         steps.at("plan.node_loaded")
         ran = {}
         for chain in fields["chains"]:
@@ -95,7 +103,9 @@ class PlanNode:
         known = next((p for p in self._daemon.stages.all() if p.name == plugin.name), None)
         is_new = known is None or known.digest != plugin.digest
         if is_new:
-            await self._daemon.stages.load(plugin.name, plugin.path, plugin.source, keep=True)
+            await self._daemon.stages.load(
+                plugin.name, plugin.path, plugin.source, keep=True, how=("apply", 0)
+            )
         self._daemon.stages.mark_planned(plugin.name, True)
         return is_new
 
@@ -175,16 +185,17 @@ class PlanNode:
         for plugin in self._daemon.stages.all():
             if plugin.is_planned and plugin.name not in wanted:
                 self._daemon.stages.mark_planned(plugin.name, False)
-                self._begin_unload(plugin.name)
+                self.begin_unload(plugin.name)
 
     def resume(self) -> None:
         """Serve from now on; go on taking away what the last daemon was taking away."""
         for plugin in self._daemon.stages.all():
             if plugin.is_leaving:
-                self._begin_unload(plugin.name)
+                self.begin_unload(plugin.name)
         self.ready.set()
 
-    def _begin_unload(self, name: str) -> None:
+    def begin_unload(self, name: str) -> None:
+        """Take a plugin away in the background, once its chains have ended."""
         task = asyncio.get_running_loop().create_task(self._unload(name))
         self._unloads.add(task)
         task.add_done_callback(self._unloads.discard)

@@ -30,6 +30,8 @@ class Plugin:
     is_planned: bool = False
     is_leaving: bool = False
     digest: str = ""
+    versions: list[dict[str, Any]] = field(default_factory=list)
+    canary: dict[str, Any] = field(default_factory=dict)
     busy: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def exported(self, kind: str) -> list[str]:

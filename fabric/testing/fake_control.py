@@ -70,7 +70,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
          "failed": 0, "in_flight": 2, "delivered_bytes": 59392},
     ],
     "plugin": [
-        {"name": "upper", "path": "/p/upper.py", "state": "ready", "pid": 99, "restarts": 1,
+        {"name": "upper", "path": "/p/upper.py", "state": "ready", "pid": 99, "restarts": 1, "version": 2,
          "exports": [{"kind": "transform", "name": "upper"}], "error": None},
     ],
 }  # fmt: skip
@@ -236,6 +236,10 @@ class FakeControl:
             {"kind": "transform", "name": "upper", "accepts": "demo.text", "produces": "demo.text"}
         ]
         return {"name": "upper", "exports": exports, "channel": channel, "generation": 5}
+
+    async def plugin_change(self, verb: str, name: str, **fields: Any) -> dict[str, Any]:
+        self._note("plugin_change", verb, name, fields)
+        return {**ROWS["plugin"][0], "version": 2, "canary": None, "environment": {}}
 
     async def plugin_logs(self, name: str, lines: int) -> dict[str, Any]:
         self._note("plugin_logs", name, lines)

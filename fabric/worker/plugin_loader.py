@@ -128,6 +128,60 @@ def load_entry_point(name: str) -> Plugin:
     return plugin
 
 
+def load_named(name: str, where: str = "") -> Plugin:
+    """Load what is installed: the entry point `name`, else the module `where` (``package.module``) or `name`.
+
+    What of it was imported before is imported anew, so that a newer version on disk is what runs.
+
+    Raises
+    ------
+    PluginError, ContractError
+        As for `load_entry_point`; neither is there.
+    """
+    module_name = where or name
+    importlib.invalidate_caches()
+    if any(
+        e.name == name for group in GROUPS for e in importlib.metadata.entry_points(group=group)
+    ):
+        for group in GROUPS:
+            for entry in importlib.metadata.entry_points(group=group, name=name):
+                forget_modules(entry.module)
+        return load_entry_point(name)
+    forget_modules(module_name)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if not module_name.startswith(error.name or "\0"):
+            raise _failure(name, module_name, error) from error
+        return load_entry_point(name)  # which says what is installed
+    except Exception as error:
+        raise _failure(name, module_name, error) from error
+    own = (v for v in vars(module).values() if _is_of(v, module_name))
+    plugin = _collect(Plugin(name, module_name), own)
+    if not len(plugin):
+        raise ContractError(
+            f"module {module_name!r} declares nothing: decorate a class with @fabric.transform, "
+            "a function with @fabric.route or a class with @fabric.message",
+            plugin=name,
+        )
+    return plugin
+
+
+def forget_modules(module_name: str) -> None:
+    """Have the package of a module imported anew next time; the fabric's own are never dropped."""
+    top = module_name.partition(".")[0]
+    if top == "fabric" or not top:
+        return
+    for known in [m for m in sys.modules if m == top or m.startswith(f"{top}.")]:
+        del sys.modules[known]
+
+
+def _is_of(value: Any, module_name: str) -> bool:
+    """Tell whether something was made in a module or in a part of its package."""
+    made_in = str(getattr(value, "__module__", ""))
+    return made_in == module_name or made_in.startswith(f"{module_name}.")
+
+
 def unload(plugin: Plugin) -> None:
     """Forget the plugin's private module; objects in use live on."""
     sys.modules.pop(plugin.module_name, None)

@@ -12,21 +12,12 @@ from __future__ import annotations
 
 import sys
 import threading
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Protocol, TextIO
 
 from fabric import limits
-from fabric.abc.transform import (
-    AnyMessage,
-    Defer,
-    Drop,
-    MessageHeader,
-    TransformContext,
-    TransformExport,
-)
+from fabric.abc.transform import Defer, Drop, TransformExport
 from fabric.errors import (
     CapacityError,
     DeadlineExceeded,
@@ -35,60 +26,27 @@ from fabric.errors import (
     TypeMismatchError,
     WouldBlock,
 )
+from fabric.worker.stage_apply import Applier, Encoder, Failed, Incoming, Item, Outcome, Outgoing
+from fabric.worker.stage_guard import Guard
 
 SEND_SLICE_NS: Final = 50_000_000  # a wait for credit is looked at again this often
 REPORT_NS: Final = 1_000_000_000  # at most one traceback a second; the rest is counted
 DEADLINE_NS: Final = int(limits.DEFAULT_DEADLINE_S * 1e9)
 
 
-class Incoming(Protocol):
-    """One received message; views in `value` hold until `ack` or `nack`."""
-
-    @property
-    def header(self) -> MessageHeader: ...
-    @property
-    def value(self) -> Any: ...
-    def ack(self) -> None: ...
-    def drop(self, expired: bool = False) -> None: ...
-    def fail(self) -> None: ...
-
-
-class Outgoing(Protocol):
-    """One encoded message."""
-
-    @property
-    def payload_bytes(self) -> int: ...
-
-
 class Inlet(Protocol):
     def receive_many(self, count: int, deadline_ns: int) -> Sequence[Incoming]: ...
 
 
-class Outlet(Protocol):
-    def prepare(self, value: Any, source: Incoming) -> Outgoing:
-        """Encode `value` with the key, expiry, correlation and reply flow of `source`."""
-
-    def forward(self, source: Incoming) -> Outgoing:
-        """Return `source` itself, to be sent unchanged."""
-
-    def send(self, message: Outgoing, deadline_ns: int) -> None:
+class Outlet(Encoder, Protocol):
+    def send(self, message: Any, deadline_ns: int) -> None:
         """Have `message` accepted; `DeadlineExceeded` or `WouldBlock` (deadline 0) while the hop is full.
 
         `CapacityError` or `TypeMismatchError`: it never will be.
         """
 
-
-@dataclass(slots=True, eq=False)
-class _Item:
-    """One input between receipt and end."""
-
-    source: Incoming
-    since_ns: int
-    retry_ns: int = 0
-    outputs: list[Outgoing] | None = None  # None: not decided yet
-
-    def deadline_ns(self) -> int:
-        return self.source.header.expires_ns or self.since_ns + DEADLINE_NS
+    def send_many(self, messages: Sequence[Any], expires_ns: int) -> int:
+        """Have the first of `messages` accepted without waiting, as many as go; returns how many, never raises."""
 
 
 class Chain:
@@ -106,6 +64,8 @@ class Chain:
         CLOCK_MONOTONIC in nanoseconds.
     log : TextIO, optional
         Where tracebacks go; default: standard error, which the supervisor keeps.
+    guard : Guard, optional
+        What the host before has left, and the next one will find; default: nothing is kept.
     """
 
     def __init__(
@@ -117,20 +77,27 @@ class Chain:
         outlet: Outlet,
         now_ns: Callable[[], int],
         log: TextIO | None = None,
+        guard: Guard | None = None,
     ) -> None:
-        self.export = export
         self.counts: Counter[str] = Counter()
         self._plugin = plugin
         self._channel = channel
         self._inlet = inlet
         self._outlet = outlet
         self._now_ns = now_ns
-        self._log = log or sys.stderr
-        self._transform = export.factory()
-        self._waiting: list[_Item] = []
+        self._log = log
+        self._waiting: list[Item] = []
         self._stopping = threading.Event()
         self._reported_ns = -REPORT_NS
         self._unreported = 0
+        self.applier = Applier(
+            export, plugin, channel, outlet, now_ns, guard or Guard(None, now_ns()), self._report
+        )
+
+    @property
+    def export(self) -> TransformExport:
+        """What runs."""
+        return self.applier.export
 
     def stop(self) -> None:
         """Make waits of `turn` return soon; what is held stays unacknowledged and goes to a successor."""
@@ -138,7 +105,7 @@ class Chain:
 
     def replace(self, export: TransformExport) -> None:
         """Use another version of the transform from the next `turn` on; what is decided stays decided."""
-        self._transform, self.export = export.factory(), export
+        self.applier.replace(export)
 
     @property
     def idle(self) -> bool:
@@ -153,159 +120,106 @@ class Chain:
         int
             Inputs that ended in this turn.
         """
-        self._receive(wait_ns)
-        batch = self._due(self._now_ns())
-        if batch:
-            self._apply(batch)
-        return self._emit()
+        received = self._receive(wait_ns)
+        now = self._now_ns()
+        is_all = bool(received) and len(received) == len(self._waiting)
+        if not is_all or any(i.expires_ns and now >= i.expires_ns for i in received):
+            received = self._due(now)
+        if received:
+            self._settle(received, self.applier.decide(received))
+        ended = self._emit_all()
+        return ended + self._emit(ended)
 
     # ---- receiving
-    def _receive(self, wait_ns: int) -> None:
+    def _receive(self, wait_ns: int) -> list[Item]:
         now = self._now_ns()
-        room = limits.TRANSFORM_WAITING_MAX - len(self._waiting)
-        retry = min((i.retry_ns for i in self._waiting if i.outputs is None), default=now + wait_ns)
-        until = now if self._sendable() else max(now, min(now + wait_ns, retry))
+        waiting = self._waiting
+        until = now + wait_ns
+        if waiting:
+            retry = min((i.retry_ns for i in waiting if i.outputs is None), default=until)
+            until = now if self._sendable() else max(now, min(until, retry))
+        room = limits.TRANSFORM_WAITING_MAX - len(waiting)
         if room <= 0:
             # Full of deferred inputs: the earliest retry is what there is to wait for.
             self._stopping.wait((until - now) / 1e9)
-            return
+            return []
         received = self._inlet.receive_many(min(room, limits.TRANSFORM_BATCH_MAX), until)
+        if not received:
+            return []
         since = self._now_ns()
-        self._waiting += [_Item(source, since) for source in received]
-        self.counts["received"] += len(received)
+        items = [Item(source, source.key, source.expires_ns, since) for source in received]
+        waiting += items
+        self.counts["received"] += len(items)
+        return items
 
     def _sendable(self) -> bool:
         return next(self._in_order(lambda i: i.outputs is not None), None) is not None
 
-    def _due(self, now: int) -> list[_Item]:
+    def _due(self, now: int) -> list[Item]:
         """Return the undecided inputs whose turn it is, none ahead of an earlier one of its key."""
-        for item in [i for i in self._waiting if i.outputs is None and now >= i.deadline_ns()]:
+        if not self._waiting:
+            return []
+        for item in [i for i in self._waiting if i.outputs is None and now >= _deadline_ns(i)]:
             self._overdue(item)
         due = self._in_order(lambda i: i.outputs is not None or i.retry_ns <= now)
         undecided = [i for i in due if i.outputs is None]
         return undecided[: limits.TRANSFORM_BATCH_MAX]
 
-    def _in_order(self, passes: Callable[[_Item], bool]) -> Iterator[_Item]:
+    def _in_order(self, passes: Callable[[Item], bool]) -> Iterator[Item]:
         """Yield what passes, skipping every input behind one of its key that does not."""
         blocked: set[bytes | None] = set()
         for item in self._waiting:
-            key = item.source.header.key
-            if key in blocked:
+            if item.key in blocked:
                 continue
             if passes(item):
                 yield item
             else:
-                blocked.add(key)
+                blocked.add(item.key)
 
-    def _overdue(self, item: _Item) -> None:
-        if item.source.header.expires_ns:
+    def _overdue(self, item: Item) -> None:
+        if item.expires_ns:
             self._waiting.remove(item)
             item.source.drop(expired=True)
             self.counts["expired"] += 1
         else:
             held = f"was deferred for {limits.DEFAULT_DEADLINE_S:g} s"
-            self._failed([item], TransformError(held), "")
+            self._failed(item, TransformError(held), "")
 
-    # ---- applying
-    def _apply(self, batch: list[_Item]) -> None:
-        context = TransformContext(
-            self._plugin,
-            self.export.name,
-            self._channel,
-            self._now_ns(),
-            tuple(item.source.header for item in batch),
-        )
-        try:
-            answer = self._transform.apply([item.source.value for item in batch], context)
-            results = self._results(answer, len(batch))
-        except Exception as error:
-            if len(batch) == 1:
-                self._failed(batch, error, traceback.format_exc())
-                return
-            results = []
-        # One bad message must not fail its neighbours: without results, each is given alone.
-        if not results:
-            for item in batch:
-                self._apply([item])
-        for item, result in zip(batch, results, strict=False):
-            self._decide(item, result)
-
-    def _results(self, answer: Any, count: int) -> list[Any]:
-        if isinstance(answer, Drop | Defer):
-            return [answer] * count
-        if not isinstance(answer, list | tuple) or len(answer) != count:
-            size = f"{len(answer)} results" if isinstance(answer, list | tuple) else repr(answer)
-            raise TransformError(
-                f"apply returned {size:.80} for {count} messages: return one for each"
-            )
-        return list(answer)
-
-    def _decide(self, item: _Item, result: Any) -> None:
-        if isinstance(result, Defer):
-            after_s = min(max(result.after_s, 0.0), limits.TRANSFORM_DEFER_S_MAX)
-            item.retry_ns = self._now_ns() + int(after_s * 1e9)
-            self.counts["deferred"] += 1
-        elif isinstance(result, Drop):
-            self._drop(item)
-        else:
-            try:
-                item.outputs = self._encode(item, result)
-            except Exception as error:
-                self._failed([item], error, traceback.format_exc())
-
-    def _encode(self, item: _Item, result: Any) -> list[Outgoing]:
-        values = list(result) if isinstance(result, list | tuple) else [result]
-        if not 0 < len(values) <= limits.TRANSFORM_OUTPUTS_MAX:
-            raise TransformError(
-                f"{len(values)} outputs for one input: return 1 to {limits.TRANSFORM_OUTPUTS_MAX}, or Drop"
-            )
-        if self.export.produces is AnyMessage:
-            return [self._unchanged(item, value) for value in values]
-        for value in values:
-            if not isinstance(value, self.export.produces):
-                wanted = self.export.produces.__name__
-                raise TransformError(f"returned {type(value).__name__}, declares produces={wanted}")
-        outputs = [self._outlet.prepare(value, item.source) for value in values]
-        self._check_expansion(item, outputs)
-        return outputs
-
-    def _unchanged(self, item: _Item, value: Any) -> Outgoing:
-        if value is not item.source.value:
-            raise TransformError("accepts any type, so it may only return what it was given")
-        return self._outlet.forward(item.source)
-
-    def _check_expansion(self, item: _Item, outputs: list[Outgoing]) -> None:
-        found = sum(o.payload_bytes for o in outputs)
-        slack = limits.TRANSFORM_SLACK_BYTES * len(outputs)
-        bound = item.source.header.payload_bytes * self.export.max_expansion + slack
-        if found > bound:
-            raise TransformError(
-                f"{found} bytes out of {item.source.header.payload_bytes}, max_expansion="
-                f"{self.export.max_expansion:g} allows {int(bound)}: raise max_expansion"
-            )
+    # ---- what was decided
+    def _settle(self, batch: list[Item], outcomes: Sequence[Outcome]) -> None:
+        for item, outcome in zip(batch, outcomes, strict=True):
+            if type(outcome) is list:
+                item.outputs = outcome
+            elif isinstance(outcome, Defer):
+                after_s = min(max(outcome.after_s, 0.0), limits.TRANSFORM_DEFER_S_MAX)
+                item.retry_ns = self._now_ns() + int(after_s * 1e9)
+                self.counts["deferred"] += 1
+            elif isinstance(outcome, Drop):
+                self._drop(item)
+            elif isinstance(outcome, Failed):
+                self._failed(item, outcome.error, outcome.trace)
 
     # ---- ends
-    def _failed(self, items: list[_Item], error: Exception, trace: str) -> None:
+    def _failed(self, item: Item, error: BaseException, trace: str) -> None:
         """Apply `on_error`: the input ends as failed, is dropped, or goes on unchanged."""
-        for item in items:
-            self.counts["errors"] += 1
-            self._report(error, trace)
-            if self.export.on_error == "bypass":
-                item.outputs = [self._outlet.forward(item.source)]
-                self.counts["bypassed"] += 1
-            elif self.export.on_error == "drop":
-                self._drop(item)
-            else:
-                self._waiting.remove(item)
-                item.source.fail()
-                self.counts["failed"] += 1
+        self.counts["errors"] += 1
+        self._report(error, trace)
+        if self.export.on_error == "bypass":
+            item.outputs = [self._outlet.forward(item.source)]
+            self.counts["bypassed"] += 1
+        elif self.export.on_error == "drop":
+            self._drop(item)
+        else:
+            self._waiting.remove(item)
+            item.source.fail()
+            self.counts["failed"] += 1
 
-    def _drop(self, item: _Item) -> None:
+    def _drop(self, item: Item) -> None:
         self._waiting.remove(item)
         item.source.drop()
         self.counts["dropped"] += 1
 
-    def _report(self, error: Exception, trace: str) -> None:
+    def _report(self, error: BaseException, trace: str) -> None:
         now = self._now_ns()
         if now - self._reported_ns < REPORT_NS:
             self._unreported += 1
@@ -315,14 +229,37 @@ class Chain:
         head = (
             f"plugin {self._plugin!r}, transform {self.export.name!r} on {self._channel!r}: {what}"
         )
-        print(f"{head}; on_error={self.export.on_error}{more}\n{trace}", file=self._log, flush=True)
+        text = f"{head}; on_error={self.export.on_error}{more}\n{trace}"
+        print(text, file=self._log or sys.stderr, flush=True)
         self._reported_ns, self._unreported = now, 0
 
     # ---- sending
-    def _emit(self) -> int:
+    def _emit_all(self) -> int:
+        """Send everything in one crossing, where all is decided and one output each; 0 where it is not so simple."""
+        waiting = self._waiting
+        if len(waiting) < 2:
+            return 0
+        expires_ns = waiting[0].expires_ns
+        outputs: list[Outgoing] = []
+        for item in waiting:
+            if item.outputs is None or len(item.outputs) != 1 or item.expires_ns != expires_ns:
+                return 0
+            outputs.append(item.outputs[0])
+        accepted = self._outlet.send_many(outputs, expires_ns)
+        outputs.clear()  # they refer to views, which are given back now
+        for item in waiting[:accepted]:
+            item.outputs = None
+            item.source.ack()
+        del waiting[:accepted]
+        self.counts["sent"] += accepted
+        return accepted
+
+    def _emit(self, has_ended: int) -> int:
         """Send what is decided and acknowledge it; wait a slice only when nothing at all could go."""
+        if not self._waiting:
+            return 0
         ended = self._send_all(0)
-        if not ended and self._sendable() and not self._stopping.is_set():
+        if not ended and not has_ended and self._sendable() and not self._stopping.is_set():
             ended = self._send_all(self._now_ns() + SEND_SLICE_NS)
         return ended
 
@@ -331,23 +268,22 @@ class Chain:
         ended = 0
         full: set[bytes | None] = set()
         for item in list(self._in_order(lambda i: i.outputs is not None)):
-            key = item.source.header.key
-            if key in full:
+            if item.key in full:
                 continue
             if self._send(item, deadline_ns):
                 self._waiting.remove(item)
+                item.outputs = None
                 item.source.ack()
                 self.counts["sent"] += 1
                 ended += 1
             else:
-                full.add(key)
+                full.add(item.key)
                 deadline_ns = 0  # one wait a pass
         return ended
 
-    def _send(self, item: _Item, deadline_ns: int) -> bool:
+    def _send(self, item: Item, deadline_ns: int) -> bool:
         """Send the outputs left; False when the next hop is full: then this one fills, and its senders wait."""
-        expires_ns = item.source.header.expires_ns
-        if expires_ns and self._now_ns() >= expires_ns:
+        if item.expires_ns and self._now_ns() >= item.expires_ns:
             self._overdue(item)
             return False
         while item.outputs:
@@ -361,10 +297,14 @@ class Chain:
             item.outputs.pop(0)
         return True
 
-    def _undeliverable(self, item: _Item, error: Exception) -> None:
+    def _undeliverable(self, item: Item, error: Exception) -> None:
         """End an input whose output can never be sent: tried again, it would end this process for ever."""
         self.counts["errors"] += 1
         self._report(error, "")
         self._waiting.remove(item)
         item.source.fail()
         self.counts["failed"] += 1
+
+
+def _deadline_ns(item: Item) -> int:
+    return item.expires_ns or item.since_ns + DEADLINE_NS

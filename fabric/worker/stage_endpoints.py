@@ -12,7 +12,7 @@ from fabric.errors import PeerProtocolError, StaleHandleError, WouldBlock
 from fabric.messages import MessageHeader, MessageType, message_type
 from fabric.messages.envelope import is_envelope
 from fabric.messages.view import refuse
-from fabric.worker.kept_views import KeptViews, tensor_slots
+from fabric.worker.kept_views import KeptViews
 
 # layout.hpp Reason
 EXPIRED = 1
@@ -26,7 +26,7 @@ class StageMessage:
 
     __slots__ = ("_inlet", "native", "value")
 
-    def __init__(self, view: Any, inlet: StageInlet) -> None:
+    def __init__(self, view: Any, inlet: StageInlet | None = None) -> None:
         self.value = view
         self.native = view._native
         self._inlet = inlet
@@ -73,7 +73,10 @@ class StageMessage:
 
     def _give_back(self) -> None:
         view, self.value = self.value, None
-        self._inlet.give_back(view)
+        if self._inlet is not None:
+            self._inlet.kept.give_back(view)
+        else:
+            view.release()
 
 
 class Encoded(NamedTuple):
@@ -91,7 +94,7 @@ class StageInlet:
 
     def __init__(self, receiver: Any) -> None:
         self._receiver = receiver
-        self._kept = KeptViews()
+        self.kept = KeptViews()
         self.type = receiver.type
 
     @property
@@ -102,32 +105,27 @@ class StageInlet:
     @type.setter
     def type(self, type_: MessageType) -> None:
         self._type = type_
-        self._slots = tensor_slots(type_)
+        self._type_id = type_.schema.type_id
 
     def receive_many(self, count: int, deadline_ns: int) -> Sequence[StageMessage]:
         """Return what is there, at most `count`; waits for the first until `deadline_ns`."""
-        self._kept.sweep()
+        self.kept.sweep()
         decode, receiver = self._type.decode, self._receiver
         found = []
         for native in receiver.native.receive_many(count, deadline_ns):
             try:
-                view = decode(native, receiver)
+                view = decode(native, receiver) if self._is_own(native) else self._decode(native)
             except PeerProtocolError:
                 view = self._decode(native)
             found.append(StageMessage(view, self))
         return found
 
-    def give_back(self, view: Any) -> None:
-        """Release the slot of an ended message, later if the plugin still refers to it.
-
-        Raises
-        ------
-        ContractError
-            More than `limits.VIEWS_KEPT_MAX` messages are kept so.
-        """
-        self._kept.give_back(view, self._slots)
+    def _is_own(self, native: Any) -> bool:
+        return bool(native.type == self._type_id)
 
     def _decode(self, native: Any) -> Any:
+        if not self._is_own(native):  # another version, which the receiver knows or refuses
+            return self._receiver.decode(native)
         try:
             return self.type.decode(native, self._receiver)
         except PeerProtocolError:
@@ -153,7 +151,10 @@ class StageOutlet:
     def forward(self, source: Any) -> Encoded:
         """Take a received message as it is: its own bytes, its tensors from the slot."""
         view = source.value
-        tensors = message_type(type(view)).tensors_of(view)
+        type_ = message_type(type(view))
+        if source.native.type != type_.schema.type_id:  # its bytes are of another version
+            return self.prepare(view, source)
+        tensors = type_.tensors_of(view)
         meta, tensors = self._sender.coded(source.native.meta, tensors)
         return Encoded(meta, tensors, source.header.payload_bytes, source, view)
 
@@ -181,9 +182,7 @@ class StageOutlet:
                     expires_ns=expires_ns,
                 )
             )
-        except (
-            Exception
-        ):  # none was accepted; `send` meets it again, by itself, and says what it is
+        except Exception:  # none was accepted: `send` meets the cause again and says what it is
             return 0
 
     def send(self, message: Any, deadline_ns: int) -> None:

@@ -26,6 +26,7 @@ class Source:
     def __init__(self, number, key, ends):
         self.value = Item(number)
         self.header = MessageHeader(key, number, 1, 1, False, 0, 64, 0)
+        self.key, self.expires_ns, self.identity = key, 0, (1, 1, number)
         self.ends = ends
 
     def ack(self):
@@ -63,6 +64,14 @@ class World:
         if self.sends in self.full_at:
             raise WouldBlock("full")
         self.sent.append((message.source.header.key, message.value.number, message.value.part))
+
+    def send_many(self, messages, expires_ns):
+        for count, message in enumerate(messages):
+            try:
+                self.send(message, 0)
+            except WouldBlock:
+                return count
+        return len(messages)
 
     def answer(self, number):
         answers = self.script.setdefault(number, ["keep"])

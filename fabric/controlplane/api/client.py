@@ -165,6 +165,18 @@ class ControlClient(PathClient):
         request = pb.PluginLoadRequest(path=path, source=source, channel=channel, kind=kind)
         return self._call("PluginLoad", request, limits.APPLY_S)
 
+    def plugin_change(self, verb: str, name: str, **fields: Any) -> dict[str, Any]:
+        """Reload, canary, promote, rollback, unload, debug or undebug a plugin; return its row afterwards.
+
+        Parameters
+        ----------
+        **fields
+            `path` and `source` of new code (reload, canary), `seconds` and `messages` (canary), `version` (rollback).
+        """
+        request = pb.PluginChangeRequest(verb=verb, name=name, **fields)
+        row: dict[str, Any] = self._call("PluginChange", request, limits.APPLY_S)["row"]
+        return row
+
     def plugin_logs(self, name: str, lines: int = 100) -> list[str]:
         """Return the last lines that a plugin's stage host wrote."""
         return list(self._call("PluginLogs", pb.LogsRequest(name=name, lines=lines))["lines"])

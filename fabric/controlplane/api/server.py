@@ -47,6 +47,7 @@ class ControlLike(PathsLike, Protocol):
     async def plugin_load(
         self, path: str, source: str, channel: str | None = None, kind: str | None = None
     ) -> Answer: ...
+    async def plugin_change(self, verb: str, name: str, **fields: Any) -> Answer: ...
     async def plugin_logs(self, name: str, lines: int) -> Answer: ...
     async def module_logs(self, name: str, lines: int) -> Answer: ...
     async def module_stop(self, name: str) -> Answer: ...
@@ -138,6 +139,14 @@ class ControlServicer(PathServicer, pb_grpc.ControlServicer):
             )
 
         return await answer(context, pb.PluginLoadReply, load)
+
+    async def PluginChange(self, request: pb.PluginChangeRequest, context: Any) -> Message:
+        async def change() -> Answer:
+            names = ("path", "source", "seconds", "messages", "version")
+            fields = {name: getattr(request, name) for name in names if request.HasField(name)}
+            return {"row": await self._control.plugin_change(request.verb, request.name, **fields)}
+
+        return await answer(context, pb.PluginChangeReply, change)
 
     async def PluginLogs(self, request: pb.LogsRequest, context: Any) -> Message:
         async def logs() -> Answer:

@@ -99,11 +99,18 @@ def test_plugin_and_module_verbs_carry_their_arguments(client, control):
     assert client.plugin_load("/p/upper.py", "text", channel="kv")["exports"][0]["name"] == "upper"
     assert client.plugin_logs("upper", 5) == ["loaded", "Traceback (most recent call last):"]
     assert client.module_logs("prefill", 10**9) == ["ready"]
+    assert (
+        client.plugin_change("canary", "upper", path="/p/u.py", source="t", seconds=2.0)["version"]
+        == 2
+    )
+    assert client.plugin_change("rollback", "upper", version=3)["name"] == "upper"
     assert client.module_stop("prefill") == {"name": "prefill", "state": "stopped"}
     assert control.calls == [
         ("plugin_load", "/p/upper.py", "text", "kv", None),
         ("plugin_logs", "upper", 5),
         ("module_logs", "prefill", limits.LOG_LINES_MAX),
+        ("plugin_change", "canary", "upper", {"path": "/p/u.py", "source": "t", "seconds": 2.0}),
+        ("plugin_change", "rollback", "upper", {"version": 3}),
         ("module_stop", "prefill"),
     ]
 

@@ -25,8 +25,8 @@ kv    kv.layer  stream   at_least_once  bulk   -      -                 1  \
         1        60         58        0       0          2  58.0 KiB
 """,
     "plugin": """\
-NAME   STATE  PID  RESTARTS  EXPORTS          PATH         ERROR
-upper  ready   99         1  transform upper  /p/upper.py  -
+NAME   STATE  PID  RESTARTS  VERSION  EXPORTS          DECIDES  PATH         ERROR
+upper  ready   99         1        2  transform upper  -        /p/upper.py  -
 """,
 }  # fmt: skip
 

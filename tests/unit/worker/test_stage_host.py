@@ -57,6 +57,7 @@ class Native:
         self.meta, self.tensors, self.key = meta, tensors, key
         self.correlation, self.reply_flow, self.expires_ns = correlation, reply_flow, expires_ns
         self.sequence = self.producer = self.producer_incarnation = 1
+        self.type = TYPE.schema.type_id
         self.redelivered, self.ends, self.released = False, [], False
         self.payload_bytes = len(meta) + sum(t.nbytes for t in tensors)
 
@@ -92,6 +93,9 @@ class Endpoint:
             return [self.queue.get(timeout=min(wait_s, 0.02))]
         except queue.Empty:
             return []
+
+    def coded(self, meta, tensors):
+        return meta, tensors
 
     def choose(self, message, key, meta, tensors):
         return 77
@@ -198,7 +202,7 @@ def test_tap_of_any_type_forwards_the_very_bytes(host, port):
     run(host, "any")
     assert port.receivers[0].opened[1] is None and port.senders[0].opened[1] is None
     native = put(port, "as it is")
-    wait_for(lambda: native.released)
+    wait_for(lambda: native.ends == ["ack"])
     message, _, _ = port.senders[0].sent[0]
     assert (message.text, message.data.tolist()) == ("as it is", [1, 1, 1])
 
@@ -318,7 +322,9 @@ def decide(host, key, policy="last"):
 
 
 def test_policy_answers_a_flow(host):
-    assert decide(host, b"k") == {"flow": 5, "flows": [5]}
+    answer = decide(host, b"k")
+    assert (answer["flow"], answer["flows"], answer["per"], answer["reads"]) == (5, [5], "flow", [])
+    assert answer["us"] > 0
 
 
 def test_policy_that_breaks_its_contract_is_an_error_with_a_traceback(host, capsys):
@@ -351,7 +357,15 @@ def test_serve_ends_when_the_daemon_stops_it(port):
         thread = threading.Thread(target=lambda: statuses.append(serve(port)))
         thread.start()
         assert port.is_ready.wait(5)
-        assert set(port.handlers) == {"stage_load", "stage_run", "stage_stop", "route_decide"}
+        assert set(port.handlers) == {
+            "stage_load",
+            "stage_run",
+            "stage_stop",
+            "stage_canary",
+            "stage_canary_look",
+            "stage_canary_end",
+            "route_decide",
+        }
         port.stop(1.0)
         thread.join(5)
     assert statuses == [0]
@@ -361,4 +375,6 @@ def test_installed_plugin_loads_without_source(port):
     host = StageHost(port)
     host._plugin = SimpleNamespace(module_name="none")
     exports = host.load({"plugin": "round_robin", "path": "", "source": ""})["exports"]
-    assert exports == [{"kind": "route", "name": "round_robin"}]
+    assert [(e["kind"], e["name"], e["per"]) for e in exports] == [
+        ("route", "round_robin", "batch")
+    ]

@@ -229,6 +229,30 @@ class PluginLoadReply(_message.Message):
     more: _struct_pb2.Struct
     def __init__(self, name: _Optional[str] = ..., exports: _Optional[_Iterable[_Union[Export, _Mapping]]] = ..., channel: _Optional[str] = ..., generation: _Optional[int] = ..., more: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
 
+class PluginChangeRequest(_message.Message):
+    __slots__ = ("verb", "name", "path", "source", "seconds", "messages", "version")
+    VERB_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    verb: str
+    name: str
+    path: str
+    source: str
+    seconds: float
+    messages: int
+    version: int
+    def __init__(self, verb: _Optional[str] = ..., name: _Optional[str] = ..., path: _Optional[str] = ..., source: _Optional[str] = ..., seconds: _Optional[float] = ..., messages: _Optional[int] = ..., version: _Optional[int] = ...) -> None: ...
+
+class PluginChangeReply(_message.Message):
+    __slots__ = ("row",)
+    ROW_FIELD_NUMBER: _ClassVar[int]
+    row: _struct_pb2.Struct
+    def __init__(self, row: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+
 class LogsRequest(_message.Message):
     __slots__ = ("name", "lines")
     NAME_FIELD_NUMBER: _ClassVar[int]

@@ -89,6 +89,11 @@ class ControlStub:
                 request_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PluginLoadRequest.SerializeToString,
                 response_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PluginLoadReply.FromString,
                 _registered_method=True)
+        self.PluginChange = channel.unary_unary(
+                '/fabric.v1.Control/PluginChange',
+                request_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PluginChangeRequest.SerializeToString,
+                response_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PluginChangeReply.FromString,
+                _registered_method=True)
         self.PluginLogs = channel.unary_unary(
                 '/fabric.v1.Control/PluginLogs',
                 request_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.LogsRequest.SerializeToString,
@@ -240,6 +245,12 @@ class ControlServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PluginLoad(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PluginChange(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -404,6 +415,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.PluginLoad,
                     request_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PluginLoadRequest.FromString,
                     response_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PluginLoadReply.SerializeToString,
+            ),
+            'PluginChange': grpc.unary_unary_rpc_method_handler(
+                    servicer.PluginChange,
+                    request_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PluginChangeRequest.FromString,
+                    response_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PluginChangeReply.SerializeToString,
             ),
             'PluginLogs': grpc.unary_unary_rpc_method_handler(
                     servicer.PluginLogs,
@@ -788,6 +804,33 @@ class Control:
             '/fabric.v1.Control/PluginLoad',
             fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PluginLoadRequest.SerializeToString,
             fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PluginLoadReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PluginChange(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.v1.Control/PluginChange',
+            fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PluginChangeRequest.SerializeToString,
+            fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PluginChangeReply.FromString,
             options,
             channel_credentials,
             insecure,
