@@ -20,7 +20,7 @@ from fabric.controlplane import descriptors
 from fabric.controlplane.calls import Answer, ControlConnection
 from fabric.controlplane.context import Context
 from fabric.controlplane.declaration import channel_from
-from fabric.controlplane.endpoints import EndpointTable, open_answer
+from fabric.controlplane.endpoints import EndpointTable, open_answer, schema_answer
 from fabric.controlplane.ports import Port, PortTable
 from fabric.controlplane.segments import SegmentTable
 from fabric.controlplane.shared_memory import SharedMemories
@@ -178,6 +178,9 @@ class AttachServer:
             return await self._close(port, fields)
         if op == "route_ask":
             return dict(await self.route_ask(port, fields))
+        if op == "schema":
+            channels = self._registry.view.channels
+            return dict(schema_answer(channels, fields["channel"], fields["type"]))
         if op == "shared_open":
             return self._shared.serve(port, fields)
         if op == "sender_accepted":
@@ -287,6 +290,7 @@ class AttachServer:
             "" if is_inner else fields.get("schema") or "",
             fields.get("reply_schema") or "",
             is_last=fields["role"] == "receiver" and port.kind != "stage",
+            role=fields["role"],
         )
         if fields["role"] != "receiver":
             await self.room(port)

@@ -11,6 +11,7 @@ from fabric import errors, limits, steps
 from fabric.controlplane.context import Context
 from fabric.controlplane.ports import Port
 from fabric.controlplane.view_change import ViewChange
+from fabric.messages.schema import Schema
 from fabric.registry.records import ChannelRecord, EndpointRecord, View
 
 ROLES: dict[str, Literal["sender", "receiver"]] = {
@@ -81,6 +82,8 @@ class EndpointTable:
             generation=self.generation_of(port) if transform else 0,
             messages=channel.messages or int(fields.get("messages") or limits.CREDIT_MESSAGES),
             bytes=channel.bytes or int(fields.get("bytes") or limits.CREDIT_BYTES),
+            type=_type_id(fields.get("schema") or channel.schema),
+            reply_type=_type_id(fields.get("reply_schema") or ""),
         )
         self._endpoints[record.endpoint] = record
         if sends := record.endpoint if record.role == "sender" else record.reply_endpoint:
@@ -169,11 +172,38 @@ def open_answer(record: EndpointRecord, channel: ChannelRecord) -> dict[str, Any
         "schema": channel.schema,
         "reply_schema": channel.reply_schema,
     }
+    if channel.schemas or channel.reply_schemas:
+        answer["schemas"] = [*channel.schemas, *channel.reply_schemas]
     if channel.codecs:
         answer["codecs"] = plain_codecs(channel)
     if record.reply_endpoint:
         answer["reply_endpoint"] = record.reply_endpoint
     return answer
+
+
+def schema_answer(channels: Iterable[ChannelRecord], name: str, type_id: int) -> dict[str, str]:
+    """Return the schema of a type that is used on a channel; a message of it came to an end that has another.
+
+    Raises
+    ------
+    ConfigError
+        No end of that channel is known to use it.
+    """
+    channel = next((c for c in channels if c.name == name), None)
+    if channel is not None:
+        texts = (channel.schema, channel.reply_schema, *channel.schemas, *channel.reply_schemas)
+        for text in texts:
+            if text and _type_id(text) == type_id:
+                return {"schema": text}
+    raise errors.ConfigError(
+        f"type {type_id:08x} is not known on channel {name!r}: its sender has closed long ago, or a transform made it",
+        channel=name,
+        type=type_id,
+    )
+
+
+def _type_id(schema: str) -> int:
+    return Schema.parse(schema).type_id if schema else 0
 
 
 def plain_codecs(channel: ChannelRecord) -> list[dict[str, Any]]:

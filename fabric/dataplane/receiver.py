@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from fabric import limits
 from fabric.dataplane.deadlines import DEFAULT_NS, absolute_ns, monotonic_ns
 from fabric.dataplane.naming import name_channel
+from fabric.dataplane.versions import Versions
 from fabric.errors import (
     ClosedError,
     ConfigError,
@@ -21,6 +22,7 @@ from fabric.errors import (
 )
 from fabric.messages import MessageType
 from fabric.messages.envelope import is_envelope
+from fabric.messages.raw import BYTES
 from fabric.messages.view import refuse
 
 if TYPE_CHECKING:
@@ -47,7 +49,10 @@ class Receiver(Generic[M]):
         self.native = native
         self.endpoint: int = answer["endpoint"]
         self.delivery: str = answer.get("delivery", "at_most_once")
-        self._decode = type_.decode
+        known = answer.get("schemas", ())
+        self._decode = (
+            type_.decode if type_ is BYTES else Versions(port, channel, type_, known).decode
+        )
         self._native_receive = native.receive
         self._hands_back = answer["delivery"] == "at_least_once"
         self.need_segment: type[Exception] = port.need_segment

@@ -11,14 +11,22 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from fabric import limits
 from fabric.errors import CapacityError, PeerProtocolError, TypeMismatchError
 from fabric.messages.native_plan import NativePlan, native_plan
-from fabric.messages.tensor import DTYPE_CODES, DTYPES, FP8, TensorSpec, numpy_codes, to_array
+from fabric.messages.tensor import TensorSpec
+from fabric.messages.tensor_check import (
+    TensorField,
+    check_shared,
+    describe,
+    describe_list,
+    shared_axes,
+    tensor_fields,
+)
 
 if TYPE_CHECKING:
     from fabric.messages.declare import MessageType
@@ -26,71 +34,12 @@ if TYPE_CHECKING:
 Encode = Callable[[Any], tuple[bytes, list[Any]]]
 Decode = Callable[[Any, Any], Any]
 Unpack = Callable[[bytes], Any]
+Lower = Callable[[Any, list[Any]], Any]
 
 _LENGTHS = (str, bytes)
 _SCALARS_LOOKED_AT_MAX = 3
-_DESCRIPTORS_MAX = 256  # per field: shapes whose check is remembered
 
 _PLACE = re.compile(r" - at `(?:key|value)?.*?\$\[(\d+)\](.*)`\Z")
-
-
-class TensorField(NamedTuple):
-    """A tensor field as the closures want it."""
-
-    position: int  #: among all fields
-    ordinal: int  #: among the tensors
-    name: str
-    spec: TensorSpec
-    codes: frozenset[int]
-    rank: int  #: -1 = any
-    is_plain: bool  #: neither fixed sizes nor `...`: the rank is all there is to check
-    bytes_as: (
-        int  #: what plain uint8 stands for: u8, or the one fp8 type allowed; 0: it cannot be told
-    )
-    is_byte: bool  #: u8 or fp8 is allowed: an array may say in its metadata which of them it holds
-
-
-def tensor_fields(names: Sequence[str], specs: dict[str, TensorSpec]) -> list[TensorField]:
-    """Return the tensor fields in declaration order."""
-    fields: list[TensorField] = []
-    for position, name in enumerate(names):
-        spec = specs.get(name)
-        if spec is not None:
-            any_rank = "..." in spec.dims
-            fields.append(
-                TensorField(
-                    position,
-                    len(fields),
-                    name,
-                    spec,
-                    frozenset(DTYPE_CODES[d] for d in spec.dtypes),
-                    -1 if any_rank else len(spec.dims),
-                    not any_rank and not any(type(dim) is int for dim in spec.dims),
-                    _bytes_as(spec),
-                    "u8" in spec.dtypes or any(name in FP8 for name in spec.dtypes),
-                )
-            )
-    return fields
-
-
-def _bytes_as(spec: TensorSpec) -> int:
-    fp8 = [DTYPE_CODES[name] for name in spec.dtypes if name in FP8]
-    if "u8" in spec.dtypes or not fp8:
-        return DTYPE_CODES["u8"]
-    return fp8[0] if len(fp8) == 1 else 0
-
-
-def shared_axes(fields: list[TensorField]) -> list[tuple[str, TensorField, int, TensorField, int]]:
-    """Return the pairs of axes that bear the same name and so must be equal within a message."""
-    first: dict[str, tuple[TensorField, int]] = {}  # lists name no axes: theirs are their own
-    pairs = []
-    for field in fields:
-        for name, axis in field.spec.named_axes():
-            if name in first:
-                pairs.append((name, *first[name], field, axis))
-            else:
-                first[name] = (field, axis)
-    return pairs
 
 
 def _plain_number(value: Any) -> Any:
@@ -105,16 +54,24 @@ _pack = msgspec.msgpack.Encoder(enc_hook=_plain_number).encode
 
 
 def make_encode(
-    names: Sequence[str], specs: dict[str, TensorSpec], view: type
+    names: Sequence[str],
+    specs: dict[str, TensorSpec],
+    view: type,
+    records: Sequence[tuple[int, Lower]] = (),
 ) -> tuple[Encode, NativePlan | None]:
-    """Return `encode(message) -> (meta, buffers)` for a type with this view class, and the native encoder's plan."""
+    """Return `encode(message) -> (meta, buffers)` for a type with this view class, and the native encoder's plan.
+
+    `records` are the positions of record fields with what encodes them.
+    """
     read = attrgetter(*names) if len(names) > 1 else None
     only = names[0]
     fields = tensor_fields(names, specs)
     # With each tensor field what was seen and checked before: (numpy dtype, shape) → descriptor.
-    plan: list[tuple[int, dict[Any, tuple[int, ...]], bool, TensorField]] = [
+    plan: list[tuple[int, dict[Any, tuple[int, ...]], bool, Any]] = [
         (f.position, {}, f.is_byte, f) for f in fields
     ]
+    plan += [(position, {}, False, lower) for position, lower in records]
+    plan.sort(key=lambda step: step[0])  # buffers stand in the order of fields
     shared = shared_axes(fields)
     validate: Callable[[bytes], Any] = msgspec.msgpack.Decoder(view).decode
     scalars = _plain_scalars(names, specs, view)
@@ -141,13 +98,16 @@ def make_encode(
             except (AttributeError, TypeError):
                 descriptor = None
             if descriptor is None:
+                if type(field) is not TensorField:
+                    values[position] = field(value, buffers)
+                    continue
                 if field.spec.is_list:
-                    values[position] = _describe_list(field, value, known, buffers)
+                    values[position] = describe_list(field, value, known, buffers)
                     continue
                 if value is None and field.spec.optional:
                     buffers.append(b"")
                     continue
-                descriptor, value = _describe(field, value, known)
+                descriptor, value = describe(field, value, known)
             values[position] = descriptor
             buffers.append(value)
         for pair in shared:
@@ -164,7 +124,7 @@ def make_encode(
             raise _too_large(meta)
         return meta, buffers
 
-    known = {f.name: seen for _, seen, _, f in plan}
+    known = {f.name: seen for _, seen, _, f in plan if type(f) is TensorField}
     return encode, native_plan(names, view, fields, known, [name for name, *_ in shared])
 
 
@@ -239,121 +199,6 @@ def _hold(scalars: list[tuple[int, Any]], values: list[Any]) -> bool:
         elif kind in _LENGTHS and len(value) > limits.STRING_BYTES_MAX:
             return False
     return True
-
-
-def _recall(
-    field: TensorField, value: Any, known: dict[Any, tuple[int, ...]]
-) -> tuple[int, ...] | None:
-    """Return the descriptor of an array like one that was checked before, else None."""
-    try:
-        found = known.get((value.dtype, value.shape)) if value.flags.c_contiguous else None
-        # Equal dtypes may differ in their metadata, where an fp8 array says what it is.
-        return None if found is not None and field.is_byte and value.dtype.metadata else found
-    except (AttributeError, TypeError):  # not a numpy array
-        return None
-
-
-def _describe_list(
-    field: TensorField, values: Any, known: dict[Any, tuple[int, ...]], buffers: list[Any]
-) -> list[tuple[int, ...]]:
-    """Check every tensor of a list field; appends its buffers, returns its descriptors."""
-    if not isinstance(values, (list, tuple)):
-        raise TypeMismatchError(
-            f"field {field.name!r} is {type(values).__name__}, declared {field.spec!r}: give a list",
-            field=field.name,
-        )
-    if len(values) > limits.TENSORS_PER_MESSAGE_MAX:
-        raise CapacityError(
-            f"field {field.name!r} has {len(values)} tensors, TENSORS_PER_MESSAGE_MAX is "
-            f"{limits.TENSORS_PER_MESSAGE_MAX}; stack them or send several messages",
-            limit="TENSORS_PER_MESSAGE_MAX",
-            value=len(values),
-        )
-    found = []
-    for index, value in enumerate(values):
-        descriptor = _recall(field, value, known)
-        if descriptor is None:
-            named = field._replace(name=f"{field.name}[{index}]")
-            descriptor, value = _describe(named, value, known)
-        found.append(descriptor)
-        buffers.append(value)
-    return found
-
-
-def _describe(
-    field: TensorField, value: Any, known: dict[Any, tuple[int, ...]]
-) -> tuple[tuple[int, ...], Any]:
-    """Check a tensor, and remember the check for its dtype and shape; returns (descriptor, contiguous array)."""
-    code, value = _coerce(field, value)
-    check_tensor(field, code, value.shape)
-    if len(known) >= _DESCRIPTORS_MAX:
-        known.clear()
-    plain = numpy_codes().get(value.dtype)
-    if (field.bytes_as if plain == DTYPE_CODES["u8"] else plain) == code:
-        known[value.dtype, value.shape] = (code, *value.shape)
-    return (code, *value.shape), value
-
-
-def _coerce(field: TensorField, value: Any) -> tuple[int, Any]:
-    """Slow path: other libraries, other layouts, other byte orders."""
-    import numpy
-
-    try:
-        code, array = to_array(value)
-    except TypeMismatchError as error:
-        raise TypeMismatchError(
-            f"field {field.name!r}: {error.message}", field=field.name
-        ) from error
-    if code == DTYPE_CODES["u8"]:
-        code = field.bytes_as
-        if code == 0:
-            raise TypeMismatchError(
-                f"field {field.name!r}: uint8 may be either of {field.spec!r}; say which with fabric.as_fp8",
-                field=field.name,
-            )
-    # ascontiguousarray turns rank 0 into rank 1, so shape is restored.
-    return code, array if array.flags.c_contiguous else numpy.ascontiguousarray(array).reshape(
-        array.shape
-    )
-
-
-def check_tensor(field: TensorField, code: int, shape: tuple[int, ...]) -> None:
-    """Raise `TypeMismatchError` naming the field unless dtype, rank, fixed sizes and total size hold."""
-    if code not in field.codes:
-        raise TypeMismatchError(
-            f"field {field.name!r} is {DTYPES[code][0]}, declared {field.spec!r}",
-            field=field.name,
-            dtype=DTYPES[code][0],
-        )
-    field.spec.check_shape(field.name, shape)
-    if len(shape) > limits.TENSOR_RANK_MAX:
-        raise TypeMismatchError(
-            f"field {field.name!r} has rank {len(shape)}, TENSOR_RANK_MAX is {limits.TENSOR_RANK_MAX}"
-        )
-    size = math.prod(shape) * DTYPES[code][2]
-    if size > limits.MESSAGE_BYTES_MAX:
-        raise CapacityError(
-            f"field {field.name!r} takes {size} bytes, MESSAGE_BYTES_MAX is {limits.MESSAGE_BYTES_MAX}",
-            limit="MESSAGE_BYTES_MAX",
-            value=size,
-        )
-
-
-def check_shared(
-    values: list[Any], name: str, a: TensorField, a_axis: int, b: TensorField, b_axis: int
-) -> None:
-    """Raise unless one named dimension has the same size in both places (descriptors stand in `values`)."""
-    left, right = values[a.position], values[b.position]
-    if left is None or right is None:
-        return
-    ours = left[a_axis + 1 if a_axis >= 0 else a_axis]
-    theirs = right[b_axis + 1 if b_axis >= 0 else b_axis]
-    if ours != theirs:
-        raise TypeMismatchError(
-            f"dimension {name!r} is {ours} in field {a.name!r} and {theirs} in field {b.name!r}",
-            field=b.name,
-            dimension=name,
-        )
 
 
 def make_decode(type_: MessageType) -> Decode:

@@ -17,11 +17,13 @@ import msgspec
 
 from fabric import limits
 from fabric.errors import TypeMismatchError
-from fabric.messages import codec, loans, scalars
+from fabric.messages import codec, loans, records, scalars, tensor_check
+from fabric.messages.field import MISSING, declared_field, default_of, field, spec_of
 from fabric.messages.native_plan import DecodePlan, decode_plan
 from fabric.messages.schema import FieldSchema, Schema
-from fabric.messages.tensor import DTYPES, TensorSpec, numpy_codes
-from fabric.messages.view import ViewMethods, list_property, tensor_property
+from fabric.messages.show import message_text
+from fabric.messages.tensor import TensorSpec
+from fabric.messages.view_class import view_class
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -65,17 +67,37 @@ class MessageType:
     decode : callable
         ``decode(native_message, endpoint) -> view``.
     tensors : list of TensorField
+    parts : dict
+        Field → the enum or the message class that it is made of.
+    records : dict of RecordField
+    inner : type
+        What stands for a record of this type in a received message.
     """
 
-    def __init__(self, schema: Schema, specs: dict[str, TensorSpec], cls: type, view: type) -> None:
+    def __init__(
+        self,
+        schema: Schema,
+        specs: dict[str, TensorSpec],
+        cls: type,
+        options: dict[str, Any],
+        parts: dict[str, Any],
+    ) -> None:
         self.schema = schema
         self.cls = cls
-        self.view = view
+        self.parts = parts
+        self.records = records.record_fields(schema, parts)
+        self.view = view = view_class(cls, schema, specs, self.records, options)
         names = [field.name for field in schema.fields]
-        self.tensors = codec.tensor_fields(names, specs)
+        self.tensors = tensor_check.tensor_fields(names, specs)
         self.names = names
         self.scalar_names = [name for name in names if name not in specs]
-        self.encode, self.native_plan = codec.make_encode(names, specs, view)
+        lowered = [(r.position, records.lower_field(r)) for r in self.records.values()]
+        self.encode, self.native_plan = codec.make_encode(names, specs, view, lowered)
+        self.inner = (
+            view_class(cls, schema, specs, self.records, options, is_inner=True)
+            if records.has_tensors(self)
+            else cls
+        )
         self.unpack: codec.Unpack = msgspec.msgpack.Decoder(view).decode
         self.decode = codec.make_decode(self)
         self.native_decode: DecodePlan | None = decode_plan(names, view, self.tensors)
@@ -99,33 +121,29 @@ class MessageType:
     def defaults(self) -> dict[str, Any]:
         """Return fresh default values of the fields that have one."""
         found = {}
-        for field in msgspec.structs.fields(self.cls):
-            if field.default is not msgspec.NODEFAULT:
-                found[field.name] = field.default
-            elif field.default_factory is not msgspec.NODEFAULT:
-                found[field.name] = field.default_factory()
+        for each in msgspec.structs.fields(self.cls):
+            if each.default is not msgspec.NODEFAULT:
+                found[each.name] = each.default
+            elif each.default_factory is not msgspec.NODEFAULT:
+                found[each.name] = each.default_factory()
         return found
 
     def tensors_of(self, view: Any) -> list[Any]:
         """Return the tensors of a received message as buffers, in the order of the message."""
-        found: list[Any] = []
-        for field in self.tensors:
-            value = getattr(view, field.name)
-            found += value if field.spec.is_list else [b"" if value is None else value]
-        return found
+        return records.tensors_in(self, view)
 
-    def read_natively(self, field: type) -> None:
-        """Let tensors of received messages be read by `field`, which is `fabric._native.TensorField`. Idempotent.
+    def read_natively(self, reader: type) -> None:
+        """Let tensors of received messages be read by `reader`, which is `fabric._native.TensorField`. Idempotent.
 
         It is given and not imported: a message type needs no native module.
         """
         slots = vars(self.view)
         for tensor in self.tensors:
             found, slot = slots[tensor.name], vars(self.cls)[tensor.name]
-            if isinstance(found, property) and all(
-                not before.spec.is_list for before in self.tensors[: tensor.ordinal + 1]
-            ):
-                native = field(found, slot, slots["_native"], tensor.ordinal)
+            varying = [f.position for f in self.tensors if f.spec.is_list]
+            varying += [r.position for r in self.records.values() if r.has_tensors]
+            if isinstance(found, property) and tensor.position < min(varying, default=1 << 30):
+                native = reader(found, slot, slots["_native"], tensor.ordinal)
                 setattr(self.view, tensor.name, native)
 
     def plan_loan(self, shapes: dict[str, Any]) -> list[tuple[int, tuple[int, ...], int]]:
@@ -133,7 +151,7 @@ class MessageType:
         return loans.plan_loan(self, shapes)
 
 
-@dataclass_transform()
+@dataclass_transform(field_specifiers=(field,))
 def message(name: str, version: int = 1) -> Callable[[C], C]:
     """Declare a class as a message type.
 
@@ -142,7 +160,7 @@ def message(name: str, version: int = 1) -> Callable[[C], C]:
     name : str
         Cluster-wide name, e.g. ``"kv.layer"``.
     version : int
-        Version of the declaration; endpoints connect when name, version and fields are equal.
+        Version of the declaration; a newer one must read what the older one sends, see docs/messages.md.
 
     Returns
     -------
@@ -164,32 +182,32 @@ def message(name: str, version: int = 1) -> Callable[[C], C]:
 
     def declare(cls: C) -> C:
         hints = _hints(cls, sys._getframe(1))
-        fields, specs, defaults = [], {}, {}
-        for field, annotation in hints.items():
-            if field.startswith("_") or field in _RESERVED:
+        fields, specs, defaults, parts = [], {}, {}, {}
+        for each, annotation in hints.items():
+            if each.startswith("_") or each in _RESERVED:
                 raise TypeMismatchError(
-                    f"message type {name!r}: the field name {field!r} is reserved", field=field
+                    f"message type {name!r}: the field name {each!r} is reserved", field=each
                 )
-            spec = _tensor_spec(annotation)
-            if field in cls.__dict__:
-                defaults[field] = cls.__dict__[field]
-            if spec is None:
-                text = scalars.scalar_text(field, annotation)
-                fields.append(FieldSchema(field, text, has_default=field in defaults))
-            else:
-                specs[field] = spec
-                kind = "list[tensor]" if spec.is_list else "tensor"
-                kind = "tensor | None" if spec.optional else kind
-                fields.append(
-                    FieldSchema(field, kind, list(spec.dims), list(spec.dtypes), field in defaults)
-                )
-        return typing.cast(C, build(Schema(name, version, fields), specs, defaults, cls).cls)
+            found = declared_field(each, annotation, cls.__dict__.get(each, MISSING))
+            fields.append(found.schema)
+            if found.spec is not None:
+                specs[each] = found.spec
+            if found.part is not None:
+                parts[each] = found.part
+            if found.default is not MISSING:
+                defaults[each] = found.default
+        schema = Schema(name, version, fields)
+        return typing.cast(C, build(schema, specs, defaults, parts, cls).cls)
 
     return declare
 
 
 def build(
-    schema: Schema, specs: dict[str, TensorSpec], defaults: dict[str, Any], origin: type | None
+    schema: Schema,
+    specs: dict[str, TensorSpec],
+    defaults: dict[str, Any],
+    parts: dict[str, Any],
+    origin: type | None,
 ) -> MessageType:
     """Make the classes of a type; `origin` is the decorated class, or None for a type known by schema only."""
     namespace = (
@@ -209,19 +227,18 @@ def build(
         )
     class_name = origin.__name__ if origin else schema.name.replace(".", "_").replace("-", "_")
     module = origin.__module__ if origin else __name__
-    namespace.setdefault("__repr__", _repr)
+    namespace.setdefault("__repr__", message_text)
     options: dict[str, Any] = {"array_like": True, "eq": not specs, "module": module}
-    definition = [_struct_field(field, specs, defaults) for field in schema.fields]
+    definition = [_struct_field(each, specs, defaults, parts) for each in schema.fields]
     try:
         cls = msgspec.defstruct(class_name, definition, namespace=namespace, **options)
     except TypeError as error:
         raise TypeMismatchError(f"message type {schema.name!r}: {error}") from error
-    view = _view_class(cls, schema, specs, options)
-    type_ = MessageType(schema, specs, cls, view)
+    type_ = MessageType(schema, specs, cls, options, parts)
     if origin is not None:
         cls.__qualname__ = origin.__qualname__
         cls.__doc__ = origin.__doc__
-    for made in (cls, view):
+    for made in (cls, type_.view, type_.inner):
         made.__fabric_type__ = type_  # type: ignore[attr-defined]
     return type_
 
@@ -232,17 +249,20 @@ def class_from_schema(schema: Schema) -> type:
 
     if schema == BYTES.schema:
         return bytes
-    specs = {
-        field.name: TensorSpec(
-            tuple(field.dims),
-            tuple(field.dtypes or ()),
-            field.type.endswith("None"),
-            field.type.startswith("list"),
-        )
-        for field in schema.fields
-        if field.dims is not None
-    }
-    return build(schema, specs, {}, None).cls
+    specs: dict[str, TensorSpec] = {}
+    parts: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}
+    for each in schema.fields:
+        if (spec := spec_of(each)) is not None:
+            specs[each.name] = spec
+        if each.values:
+            parts[each.name] = typing.Literal[tuple(each.values)]
+        elif each.record is not None:
+            inner = each.record
+            parts[each.name] = class_from_schema(Schema(inner.name, inner.version, inner.fields))
+        if each.has_default:
+            defaults[each.name] = default_of(each, _wire(each, specs, parts))
+    return build(schema, specs, defaults, parts, None).cls
 
 
 def message_type(cls: Any) -> MessageType:
@@ -268,7 +288,7 @@ def message_type(cls: Any) -> MessageType:
 
 
 def schema_names(schema: Schema) -> set[str]:
-    return {field.name for field in schema.fields}
+    return {each.name for each in schema.fields}
 
 
 def _hints(cls: type, frame: FrameType) -> dict[str, Any]:
@@ -288,109 +308,27 @@ def _hints(cls: type, frame: FrameType) -> dict[str, Any]:
     }
 
 
-def _tensor_spec(annotation: Any) -> TensorSpec | None:
-    if isinstance(annotation, TensorSpec):
-        return annotation
-    arguments = typing.get_args(annotation)
-    if typing.get_origin(annotation) is list and isinstance(arguments[0], TensorSpec):
-        return arguments[0].as_list()
-    for argument in arguments:
-        if isinstance(argument, TensorSpec):
-            # Annotated[list[numpy.ndarray], Tensor[...]] is the spelling that any checker takes.
-            if typing.get_origin(arguments[0]) is list:
-                return argument.as_list()
-            return argument | None if type(None) in arguments else argument
-    return None
+def _wire(each: FieldSchema, specs: dict[str, TensorSpec], parts: dict[str, Any]) -> Any:
+    # A tensor stands for its descriptor on the wire: a tuple, so that it can be looked up as it is.
+    spec, part = specs.get(each.name), parts.get(each.name)
+    if spec is not None:
+        return _WIRE_LIST if spec.is_list else tuple[int, ...] | None
+    if each.record is not None and part is not None:
+        part = part.__fabric_type__.inner
+    return scalars.wire_type(each.type, part)
 
 
 def _struct_field(
-    field: FieldSchema, specs: dict[str, TensorSpec], defaults: dict[str, Any]
+    each: FieldSchema,
+    specs: dict[str, TensorSpec],
+    defaults: dict[str, Any],
+    parts: dict[str, Any],
 ) -> tuple[Any, ...]:
-    # A tensor stands for its descriptor on the wire: a tuple, so that it can be looked up as it is.
-    spec = specs.get(field.name)
-    if spec is None:
-        wire: Any = scalars.wire_type(field.type)
-    else:
-        wire = _WIRE_LIST if spec.is_list else tuple[int, ...] | None
-    if field.name not in defaults:
-        return field.name, wire
-    default = defaults[field.name]
-    if isinstance(default, (list, dict)):
-        return (
-            field.name,
-            wire,
-            msgspec.field(default_factory=functools.partial(copy.deepcopy, default)),
-        )
-    return field.name, wire, default
-
-
-def _view_class(
-    cls: type, schema: Schema, specs: dict[str, TensorSpec], options: dict[str, Any]
-) -> type:
-    namespace: dict[str, Any] = {}
-    positions: dict[str, Callable[[Any], int]] = {}
-    lists: list[Any] = []  # of the list fields before this one
-    for index, (name, spec) in enumerate(specs.items()):
-        positions[name] = _position(index, tuple(lists))
-        slot = cls.__dict__[name]
-        if spec.is_list:
-            namespace[name] = list_property(slot, positions[name], name, spec)
-            lists.append(slot.__get__)
-        else:
-            place = positions[name] if lists else index
-            namespace[name] = tensor_property(slot, place, name, spec)
-
-    def tensor_index(self: Any, field: str, item: int | None = None) -> int:
-        if field not in positions:
-            raise TypeMismatchError(f"{schema.label} has no tensor field {field!r}", field=field)
-        count = len(cls.__dict__[field].__get__(self)) if specs[field].is_list else None
-        if (item is None) != (count is None) or not 0 <= (item or 0) < (
-            1 if count is None else count
-        ):
-            has = "is one tensor" if count is None else f"has items 0 to {count - 1}"
-            raise TypeMismatchError(f"field {field!r} {has}, asked for item {item}", field=field)
-        return positions[field](self) + (item or 0)
-
-    namespace["tensor_index"] = tensor_index
-    for name, value in vars(ViewMethods).items():
-        if name != "tensor_index" and (
-            not name.startswith("__") or name in ("__enter__", "__exit__")
-        ):
-            namespace[name] = value
-    namespace["_raw"] = {name: cls.__dict__[name] for name in specs}
-    private = [("_native", Any, None), ("_source", Any, None)]
-    return msgspec.defstruct(
-        f"{cls.__name__}View", private, bases=(cls,), namespace=namespace, **options
-    )
-
-
-def _position(index: int, lists: tuple[Any, ...]) -> Callable[[Any], int]:
-    """Return what tells a field's first tensor among all: lists before it have as many as they have."""
-
-    def position(view: Any) -> int:
-        return index - len(lists) + sum(len(read(view)) for read in lists)
-
-    return position
-
-
-def _repr(self: Any) -> str:
-    type_ = self.__fabric_type__
-    raw = getattr(type(self), "_raw", {})
-    shown = []
-    for name in type_.names:
-        value = raw[name].__get__(self) if name in raw else getattr(self, name)
-        shown.append(f"{name}={_show(value, name in {t.name for t in type_.tensors})}")
-    return f"{type_.cls.__name__}({', '.join(shown)})"
-
-
-def _show(value: Any, is_tensor: bool) -> str:
-    if not is_tensor or value is None:
-        text = repr(value)
-        return text if len(text) <= 80 else text[:77] + "..."
-    if isinstance(value, list):
-        items = [_show(item, True) for item in value[:4]] + ["..."] * (len(value) > 4)
-        return f"[{', '.join(items)}]"
-    if isinstance(value, tuple):
-        return f"{DTYPES.get(value[0] if value else 0, ('?',))[0]}{list(value[1:])}"
-    code = numpy_codes().get(getattr(value, "dtype", None))
-    return f"{DTYPES[code][0] if code else getattr(value, 'dtype', '?')}{list(getattr(value, 'shape', ()))}"
+    wire = _wire(each, specs, parts)
+    if each.name not in defaults:
+        return each.name, wire
+    default = defaults[each.name]
+    if isinstance(default, (list, dict, msgspec.Struct)):
+        copied = functools.partial(copy.deepcopy, default)
+        return each.name, wire, msgspec.field(default_factory=copied)
+    return each.name, wire, default

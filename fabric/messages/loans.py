@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fabric import limits
 from fabric.errors import CapacityError, TypeMismatchError
-from fabric.messages import codec
+from fabric.messages import tensor_check
 from fabric.messages.tensor import DTYPE_CODES, DTYPES, FP8, fp8_name, numpy_codes
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ def plan_loan(type_: MessageType, shapes: dict[str, Any]) -> Plan:
         else:
             plan.append(_planned(field, shapes[field.name]))
             values[field.position] = (plan[-1][0], *plan[-1][1])
-    for pair in codec.shared_axes(type_.tensors):
-        codec.check_shared(values, *pair)
+    for pair in tensor_check.shared_axes(type_.tensors):
+        tensor_check.check_shared(values, *pair)
     if len(plan) > limits.TENSORS_PER_MESSAGE_MAX:
         raise CapacityError(
             f"a loan of {len(plan)} tensors, TENSORS_PER_MESSAGE_MAX is {limits.TENSORS_PER_MESSAGE_MAX}",
@@ -61,13 +61,18 @@ def plan_loan(type_: MessageType, shapes: dict[str, Any]) -> Plan:
     return plan
 
 
-def _planned(field: codec.TensorField, given: Any) -> tuple[int, tuple[int, ...], int]:
+def _planned(field: tensor_check.TensorField, given: Any) -> tuple[int, tuple[int, ...], int]:
+    if field.spec.devices and "cpu" not in field.spec.devices:
+        raise TypeMismatchError(
+            f"loan: {field.name!r} is {field.spec!r}, a loan lies on the host: send() it",
+            field=field.name,
+        )
     code, shape = _shape_of(field, given)
-    codec.check_tensor(field, code, shape)
+    tensor_check.check_tensor(field, code, shape)
     return code, shape, math.prod(shape) * DTYPES[code][2]
 
 
-def _items(field: codec.TensorField, given: Any) -> list[Any]:
+def _items(field: tensor_check.TensorField, given: Any) -> list[Any]:
     if not isinstance(given, list):
         raise TypeMismatchError(
             f"loan: {field.name!r} is {field.spec!r}: give a list of shapes", field=field.name
@@ -75,7 +80,7 @@ def _items(field: codec.TensorField, given: Any) -> list[Any]:
     return given
 
 
-def _shape_of(field: codec.TensorField, given: Any) -> tuple[int, tuple[int, ...]]:
+def _shape_of(field: tensor_check.TensorField, given: Any) -> tuple[int, tuple[int, ...]]:
     if hasattr(given, "shape") and hasattr(given, "dtype"):
         code = _code_of(field, given)
         shape: Any = given.shape
@@ -96,7 +101,7 @@ def _shape_of(field: codec.TensorField, given: Any) -> tuple[int, tuple[int, ...
     return code, shape
 
 
-def _code_of(field: codec.TensorField, given: Any) -> int:
+def _code_of(field: tensor_check.TensorField, given: Any) -> int:
     """Return the dtype code of an array-like: numpy's, or torch's by its name; 0 for one that does not travel."""
     fp8 = fp8_name(given)
     if fp8 is not None:

@@ -11,7 +11,14 @@ from collections.abc import Callable
 from mypy.plugin import AnalyzeTypeContext, Plugin
 from mypy.types import AnyType, Type, TypeOfAny
 
-_NAMES = frozenset({"fabric.Tensor", "fabric.messages.Tensor", "fabric.messages.tensor.Tensor"})
+_NAMES = frozenset(
+    {
+        "fabric.Tensor",
+        "fabric.messages.Tensor",
+        "fabric.messages.tensor.Tensor",
+        "fabric.messages.tensor_spec.Tensor",
+    }
+)
 
 
 class TensorPlugin(Plugin):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 
 if TYPE_CHECKING:
-    from fabric.messages.codec import TensorField
+    from fabric.messages.tensor_check import TensorField
 
 AXES_MAX: Final = 32  # bind/plain_encoder.hpp kAxesMax
 _KINDS: Final[dict[Any, str]] = {int: "i", float: "f", bool: "b", str: "s", bytes: "y"}

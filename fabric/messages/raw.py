@@ -29,6 +29,7 @@ class BytesType(MessageType):
         self.names: list[str] = []
         self.scalar_names: list[str] = []
         self.tensors = []
+        self.parts, self.records = {}, {}
         self.encode = _encode
         self.decode = _decode
         self.native_encode = self.native_unpack = self.native_plan = self.native_decode = None

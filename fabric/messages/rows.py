@@ -14,8 +14,8 @@ from fabric.messages.tensor import to_array
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fabric.messages.codec import TensorField
     from fabric.messages.declare import MessageType
+    from fabric.messages.tensor_check import TensorField
 
 ROWS: Final = "rows"
 

@@ -1,7 +1,7 @@
-"""The canonical schema of a message type: one text per type, its fingerprint, and what differs between two.
+"""The canonical schema of a message type: one text per type, and its fingerprint.
 
-Pure values. The daemon keeps and compares the text; it never needs the class. Two types connect when their
-fingerprints are equal; otherwise `explain_difference` names the field.
+Pure values. The daemon keeps and compares the text; it never needs the class. Which types may meet on a channel:
+`fabric.messages.evolution`.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import re
 from functools import cached_property
+from typing import Any
 
 import msgspec
 
 from fabric import limits
 from fabric.errors import TypeMismatchError
-from fabric.messages.tensor import DTYPE_CODES
+from fabric.messages.scalars import leaf_name, type_tree
+from fabric.messages.tensor_spec import DTYPE_CODES, parse_dims
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\Z")
 _FIELD = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
@@ -23,7 +25,9 @@ _FIELD = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
 class FieldSchema(msgspec.Struct, frozen=True, omit_defaults=True):
     """One field: a scalar `type` such as ``str``, ``list[int]``, ``float | None``, or a tensor's dims and dtypes.
 
-    `type` of a tensor field is ``tensor``, ``tensor | None`` or ``list[tensor]``.
+    `type` of a tensor field is ``tensor``, ``tensor | None`` or ``list[tensor]``; ``enum`` and ``record`` in a type
+    stand for `values` and `record`. `default` is the default as JSON has it, left out for None. `alias` are names that
+    the field has had. `redacted`: its values are not shown.
     """
 
     name: str
@@ -31,23 +35,41 @@ class FieldSchema(msgspec.Struct, frozen=True, omit_defaults=True):
     dims: list[str | int] | None = None
     dtypes: list[str] | None = None
     has_default: bool = False
+    default: Any = None
+    alias: list[str] | None = None
+    values: list[str | int] | None = None
+    record: RecordSchema | None = None
+    devices: list[str] | None = None
+    layout: str = ""
+    redacted: bool = False
 
     def __str__(self) -> str:
         text = self.type
         if self.dims is not None:
             words = " ".join(str(dim) for dim in self.dims)
-            text = text.replace("tensor", f'Tensor["{words}", "{" | ".join(self.dtypes or [])}"]')
-        return text + (" with a default" if self.has_default else "")
+            place = " ".join(filter(None, (" | ".join(self.devices or ()), self.layout)))
+            place = f', "{place}"' if place else ""
+            dtypes = " | ".join(self.dtypes or ())
+            text = text.replace("tensor", f'Tensor["{words}", "{dtypes}"{place}]')
+        if self.values is not None:
+            text = text.replace("enum", f"enum[{', '.join(map(str, self.values))}]")
+        if self.record is not None:
+            text = text.replace("record", f"{self.record.name}@{self.record.version}")
+        text += " with a default" if self.has_default else ""
+        text += f", once {' or '.join(self.alias)}" if self.alias else ""
+        return text + (", redacted" if self.redacted else "")
 
 
-class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class RecordSchema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A message type inside another one, and what a canonical text holds."""
+
     name: str
     version: int
     fields: list[FieldSchema]
 
 
 _encode = msgspec.json.Encoder(order="sorted").encode
-_decode = msgspec.json.Decoder(_Body).decode
+_decode = msgspec.json.Decoder(RecordSchema).decode
 
 
 class Schema:
@@ -84,7 +106,7 @@ class Schema:
 
     @cached_property
     def text(self) -> str:
-        return _encode(_Body(self.name, self.version, self.fields)).decode()
+        return _encode(RecordSchema(self.name, self.version, self.fields)).decode()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -109,48 +131,6 @@ class Schema:
         return f"<Schema {self.label} {self.fingerprint[:12]}>"
 
 
-def explain_difference(declared: Schema, offered: Schema) -> str | None:
-    """Return one sentence naming the first difference, or None when the types are equal.
-
-    Parameters
-    ----------
-    declared, offered : Schema
-        The channel's type, and the one an endpoint brings.
-    """
-    if declared.text == offered.text:
-        return None
-    if declared.name != offered.name:
-        return f"the channel carries {declared.label}, this endpoint uses {offered.label}"
-    if declared.version != offered.version:
-        return f"type {declared.name!r}: the channel carries version {declared.version}, not {offered.version}"
-    ours = {field.name: field for field in declared.fields}
-    theirs = {field.name: field for field in offered.fields}
-    for name, field in ours.items():
-        if name not in theirs:
-            return f"type {declared.label}: field {name!r} ({field}) is missing in this endpoint's type"
-        if str(field) != str(theirs[name]):
-            return f"type {declared.label}: field {name!r} is {field} in the channel, {theirs[name]} here"
-    for name, field in theirs.items():
-        if name not in ours:
-            return f"type {declared.label}: field {name!r} ({field}) is not in the channel's type"
-    moved = next(
-        a.name for a, b in zip(declared.fields, offered.fields, strict=True) if a.name != b.name
-    )
-    return f"type {declared.label}: field {moved!r} stands at another place"
-
-
-def require_equal(channel: str, declared: Schema, offered: Schema) -> None:
-    """Raise `TypeMismatchError` naming channel and field unless the types are equal."""
-    difference = explain_difference(declared, offered)
-    if difference is not None:
-        raise TypeMismatchError(
-            f"channel {channel!r}: {difference}; use the same declaration on both sides",
-            channel=channel,
-            declared=declared.fingerprint,
-            offered=offered.fingerprint,
-        )
-
-
 def _check(schema: Schema) -> None:
     if not _NAME.match(schema.name) or len(schema.name) > limits.NAME_BYTES_MAX:
         raise TypeMismatchError(
@@ -160,13 +140,16 @@ def _check(schema: Schema) -> None:
         raise TypeMismatchError(
             f"message type {schema.name!r}: version {schema.version!r} is no small natural number"
         )
-    if not 1 <= len(schema.fields) <= limits.FIELDS_PER_TYPE_MAX:
+    count = _count_fields(schema.name, schema.fields, 0)
+    if not 1 <= count <= limits.FIELDS_PER_TYPE_MAX or not schema.fields:
         raise TypeMismatchError(
-            f"message type {schema.name!r} has {len(schema.fields)} fields, allowed 1 to {limits.FIELDS_PER_TYPE_MAX}"
+            f"message type {schema.name!r} has {count} fields, allowed 1 to {limits.FIELDS_PER_TYPE_MAX}"
         )
-    names = [field.name for field in schema.fields]
+    names = [name for field in schema.fields for name in (field.name, *(field.alias or ()))]
     if len(set(names)) != len(names):
-        raise TypeMismatchError(f"message type {schema.name!r} names a field twice")
+        raise TypeMismatchError(
+            f"message type {schema.name!r} names a field twice (a former name is a name, too)"
+        )
     tensors = [field for field in schema.fields if field.dims is not None]
     if len(tensors) > limits.TENSORS_PER_MESSAGE_MAX:
         raise TypeMismatchError(
@@ -175,21 +158,56 @@ def _check(schema: Schema) -> None:
         )
     for field in schema.fields:
         _check_field(schema, field)
+    _check_sizes(schema.name, tensors)
+
+
+def _count_fields(name: str, fields: list[FieldSchema], depth: int) -> int:
+    """Return how many fields there are, those of inner records included."""
+    if depth > limits.RECORD_DEPTH_MAX:
+        raise TypeMismatchError(
+            f"message type {name!r}: records lie deeper than RECORD_DEPTH_MAX ({limits.RECORD_DEPTH_MAX})"
+        )
+    inner = (_count_fields(name, f.record.fields, depth + 1) for f in fields if f.record)
+    return len(fields) + sum(inner)
 
 
 def _check_field(schema: Schema, field: FieldSchema) -> None:
-    if not _FIELD.match(field.name) or len(field.name) > limits.NAME_BYTES_MAX:
-        raise TypeMismatchError(
-            f"message type {schema.name!r}: field name {field.name[:200]!r} is not allowed",
-            field=field.name,
-        )
+    for name in (field.name, *(field.alias or ())):
+        if not _FIELD.match(name) or len(name) > limits.NAME_BYTES_MAX:
+            raise TypeMismatchError(
+                f"message type {schema.name!r}: field name {name[:200]!r} is not allowed",
+                field=name,
+            )
     is_tensor = field.type in ("tensor", "tensor | None", "list[tensor]")
     if is_tensor != (field.dims is not None) or is_tensor != bool(field.dtypes):
         raise TypeMismatchError(
             f"message type {schema.name!r}: field {field.name!r} is half a tensor", field=field.name
         )
+    parse_dims(" ".join(str(dim) for dim in field.dims or ()))
     if any(name not in DTYPE_CODES for name in field.dtypes or ()):
         raise TypeMismatchError(
             f"message type {schema.name!r}: field {field.name!r} has an unknown dtype",
             field=field.name,
         )
+    leaf = leaf_name(type_tree(field.type)) if field.type != "raw" else ""
+    if (leaf == "enum") != bool(field.values) or (leaf == "record") != (field.record is not None):
+        raise TypeMismatchError(
+            f"message type {schema.name!r}: field {field.name!r} is half an enum or record",
+            field=field.name,
+        )
+    if field.record is not None:
+        Schema(field.record.name, field.record.version, field.record.fields)
+
+
+def _check_sizes(name: str, tensors: list[FieldSchema]) -> None:
+    """Refuse one dimension with two sizes: no message could hold it."""
+    sizes: dict[str, str] = {}
+    for field in tensors:
+        for dim in field.dims or ():
+            word, _, size = str(dim).partition("=")
+            if size and sizes.setdefault(word, size) != size:
+                raise TypeMismatchError(
+                    f"message type {name!r}: field {field.name!r}: dimension {word!r} is {size} here and "
+                    f"{sizes[word]} before; one name has one size within a message",
+                    field=field.name,
+                )

@@ -1,4 +1,4 @@
-"""Tensor fields: `Tensor["tokens heads dim", "bf16 | f32"]`, and how values become buffers and arrays.
+"""Tensor fields: how values become buffers, and buffers arrays.
 
 Numpy is imported at first use; torch never is: its tensors are recognised by module name. bf16 and the fp8 types have
 no numpy dtype, so they travel and arrive as bit patterns (uint16, uint8); an fp8 array carries its type in its dtype's
@@ -7,44 +7,28 @@ metadata, so that it can be sent on. `as_torch` gives the real thing.
 
 from __future__ import annotations
 
-import re
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from fabric import limits
 from fabric.errors import TypeMismatchError
+from fabric.messages.tensor_spec import DTYPE_CODES, DTYPES, FP8, Tensor, TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
 
-#: dtype name → wire code. Codes are on the wire: never reuse one.
-DTYPE_CODES: Final = {
-    "f32": 1,
-    "f16": 2,
-    "bf16": 3,
-    "i8": 4,
-    "u8": 5,
-    "i32": 6,
-    "i64": 7,
-    "bool": 8,
-    "f8_e4m3": 9,
-    "f8_e5m2": 10,
-}
-#: wire code → (dtype name, numpy name, bytes per element)
-DTYPES: Final = {
-    1: ("f32", "float32", 4),
-    2: ("f16", "float16", 2),
-    3: ("bf16", "uint16", 2),
-    4: ("i8", "int8", 1),
-    5: ("u8", "uint8", 1),
-    6: ("i32", "int32", 4),
-    7: ("i64", "int64", 8),
-    8: ("bool", "bool", 1),
-    9: ("f8_e4m3", "uint8", 1),
-    10: ("f8_e5m2", "uint8", 1),
-}
-#: fp8 dtype name → names of the same in ml_dtypes and torch
-FP8: Final = {"f8_e4m3": "float8_e4m3fn", "f8_e5m2": "float8_e5m2"}
+__all__ = [
+    "DTYPES",
+    "DTYPE_CODES",
+    "FP8",
+    "Tensor",
+    "TensorSpec",
+    "as_fp8",
+    "as_torch",
+    "device_of",
+    "fp8_name",
+    "numpy_codes",
+    "to_array",
+]
 _FP8_CODES: Final = {name: DTYPE_CODES[short] for short, name in FP8.items()}
 _TAG: Final = "fabric"  # key of the dtype metadata that says which fp8 type uint8 stands for
 _CODE_OF_NUMPY: Final = {
@@ -58,146 +42,16 @@ _CODE_OF_NUMPY: Final = {
     "int64": 7,
     "bool": 8,
 }
-_DIM: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _codes: dict[Any, int] = {}  # np.dtype → code, filled at first use
 
 
-class TensorSpec:
-    """Declared shape and dtypes of one tensor field; made by `Tensor[...]`, immutable.
-
-    `is_list`: the field holds a list of such tensors, each checked by itself.
-    """
-
-    __slots__ = ("dims", "dtypes", "is_list", "optional")
-
-    def __init__(
-        self,
-        dims: tuple[str | int, ...],
-        dtypes: tuple[str, ...],
-        optional: bool = False,
-        is_list: bool = False,
-    ) -> None:
-        self.dims = dims
-        self.dtypes = dtypes
-        self.optional = optional
-        self.is_list = is_list
-
-    def as_list(self) -> TensorSpec:
-        """Return the declaration of a list of these; a list has no absent items."""
-        if self.optional or self.is_list:
-            raise TypeMismatchError(
-                f"list[{self!r}]: the items of a list of tensors cannot be absent or lists"
-            )
-        return TensorSpec(self.dims, self.dtypes, is_list=True)
-
-    def __or__(self, other: Any) -> TensorSpec:
-        if other is None or other is type(None):
-            return TensorSpec(self.dims, self.dtypes, optional=True)
-        return NotImplemented
-
-    __ror__ = __or__
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, TensorSpec) and str(self) == str(other)
-
-    def __hash__(self) -> int:
-        return hash(str(self))
-
-    def __repr__(self) -> str:
-        dims = " ".join(str(dim) for dim in self.dims)
-        text = f'Tensor["{dims}", "{" | ".join(self.dtypes)}"]'
-        return f"list[{text}]" if self.is_list else text + (" | None" if self.optional else "")
-
-    def __call__(self) -> None:  # typing accepts only callables in Optional[...] and Annotated[...]
-        raise TypeError("a tensor field's declaration is not callable")
-
-    def check_shape(self, field: str, shape: tuple[int, ...]) -> None:
-        """Raise `TypeMismatchError` naming `field` unless rank and fixed sizes hold."""
-        dims = self.dims
-        if "..." not in dims:
-            if len(shape) != len(dims):
-                raise TypeMismatchError(
-                    f"field {field!r} has rank {len(shape)} (shape {list(shape)}), declared {self!r}",
-                    field=field,
-                    shape=list(shape),
-                )
-            pairs = zip(dims, shape, strict=True)
-        else:
-            at = dims.index("...")
-            after = len(dims) - at - 1
-            if not len(dims) - 1 <= len(shape) <= limits.TENSOR_RANK_MAX:
-                raise TypeMismatchError(
-                    f"field {field!r} has rank {len(shape)} (shape {list(shape)}), declared {self!r}",
-                    field=field,
-                    shape=list(shape),
-                )
-            tail = shape[len(shape) - after :]
-            pairs = zip(dims[:at] + dims[at + 1 :], shape[:at] + tail, strict=True)
-        for dim, size in pairs:
-            if type(dim) is int and dim != size:
-                raise TypeMismatchError(
-                    f"field {field!r} has shape {list(shape)}, declared {self!r}: {size} where {dim} must be",
-                    field=field,
-                    shape=list(shape),
-                )
-
-    def named_axes(self) -> list[tuple[str, int]]:
-        """Return (name, axis) of every named dimension; axes after `...` count from the end.
-
-        None for a list: its tensors may differ, also where a dimension has a name.
-        """
-        if self.is_list:
-            return []
-        at = self.dims.index("...") if "..." in self.dims else len(self.dims)
-        return [
-            (dim, axis if axis < at else axis - len(self.dims))
-            for axis, dim in enumerate(self.dims)
-            if isinstance(dim, str) and dim not in ("...", "_")
-        ]
-
-
-class Tensor:
-    """Annotation of a tensor field of a message type.
-
-    ``Tensor["tokens heads dim", "bf16 | f32"]``: dimensions by name (equal within one message where the name is
-    the same; ``_`` is never compared), by size, or ``...`` for any rank; then the dtypes allowed, default all:
-    f32, f16, bf16, i8, u8, i32, i64, bool, f8_e4m3, f8_e5m2. ``| None`` makes the field optional;
-    ``list[Tensor[...]]`` is a list of tensors, together at most `limits.TENSORS_PER_MESSAGE_MAX` a message.
-    """
-
-    def __class_getitem__(cls, item: Any) -> TensorSpec:
-        dims, dtypes = (
-            item if isinstance(item, tuple) and len(item) == 2 else (item, " | ".join(DTYPE_CODES))
-        )
-        if not isinstance(dims, str) or not isinstance(dtypes, str):
-            raise TypeMismatchError(
-                f'write Tensor["tokens dim", "f32 | bf16"], not Tensor[{item!r}]'
-            )
-        return TensorSpec(_parse_dims(dims), _parse_dtypes(dtypes))
-
-
-def _parse_dims(text: str) -> tuple[str | int, ...]:
-    dims = tuple(int(word) if word.isdecimal() else word for word in text.split())
-    for dim in dims:
-        if isinstance(dim, str) and dim != "..." and not _DIM.match(dim):
-            raise TypeMismatchError(
-                f"dimension {dim!r} in {text!r} is neither a name, a size nor ..."
-            )
-    if dims.count("...") > 1:
-        raise TypeMismatchError(f"more than one ... in the dimensions {text!r}")
-    if len(dims) > limits.TENSOR_RANK_MAX:
-        raise TypeMismatchError(
-            f"{len(dims)} dimensions, TENSOR_RANK_MAX is {limits.TENSOR_RANK_MAX}"
-        )
-    return dims
-
-
-def _parse_dtypes(text: str) -> tuple[str, ...]:
-    names = tuple(word.strip() for word in text.split("|"))
-    for name in names:
-        if name not in DTYPE_CODES:
-            raise TypeMismatchError(f"dtype {name!r} is unknown; use {', '.join(DTYPE_CODES)}")
-    return tuple(sorted(set(names), key=names.index))
+def device_of(value: Any) -> str:
+    """Return where a tensor lies: ``cpu``, or the word of its library such as ``cuda``."""
+    device = getattr(value, "device", "cpu")
+    kind = getattr(device, "type", device)
+    if type(value).__module__.partition(".")[0] == "cupy":
+        return "cuda"
+    return kind if isinstance(kind, str) else "cpu"
 
 
 def numpy_codes() -> dict[Any, int]:

@@ -43,11 +43,16 @@ class RegistryClient:
         return msgspec.convert(answer["channel"], ChannelRecord)
 
     async def settle(
-        self, name: str, schema: str, reply_schema: str, is_last: bool
+        self, name: str, schema: str, reply_schema: str, is_last: bool, role: str = ""
     ) -> ChannelRecord:
         """Confirm the types an endpoint brings to a declared channel."""
         answer = await self.call(
-            "settle", name=name, schema=schema, reply_schema=reply_schema, is_last=is_last
+            "settle",
+            name=name,
+            schema=schema,
+            reply_schema=reply_schema,
+            is_last=is_last,
+            role=role,
         )
         return msgspec.convert(answer["channel"], ChannelRecord)
 
@@ -98,7 +103,11 @@ def serve_registry(registry: Registry, op: str, fields: dict[str, Any]) -> dict[
         }
     if op == "settle":
         settled = registry.settle(
-            fields["name"], fields["schema"], fields["reply_schema"], fields["is_last"]
+            fields["name"],
+            fields["schema"],
+            fields["reply_schema"],
+            fields["is_last"],
+            fields.get("role", ""),
         )
         return {"channel": msgspec.to_builtins(settled)}
     if op == "change":

@@ -17,7 +17,7 @@ import msgspec
 
 from fabric import limits
 from fabric.errors import BusyError, CapacityError, ConfigError, StaleHandleError, StorageError
-from fabric.registry.declare import conflict, schema_conflict, type_conflict, unknown_channel
+from fabric.registry.declare import conflict, type_conflict, unknown_channel
 from fabric.registry.planbook import PlanBook
 from fabric.registry.records import (
     ArchivedCounts,
@@ -201,11 +201,17 @@ class Registry:
         return record
 
     def settle(
-        self, name: str, schema: str, reply_schema: str = "", is_last: bool = False
+        self,
+        name: str,
+        schema: str,
+        reply_schema: str = "",
+        is_last: bool = False,
+        role: str = "",
     ) -> ChannelRecord:
         """Confirm the types an endpoint brings; the first one gives a channel of fabric.yaml its schema.
 
-        `is_last`: a receiver, whose type is what the last transform produces when that differs.
+        `is_last`: a receiver, whose type is what the last transform produces when that differs. `role`: of the end that
+        is about to be opened.
 
         Raises
         ------
@@ -220,24 +226,20 @@ class Registry:
             if error is not None:
                 raise error
             return known
-        return self._settle(known, schema, reply_schema)
+        return self._settle(known, schema, reply_schema, role)
 
-    def _settle(self, known: ChannelRecord, schema: str, reply_schema: str) -> ChannelRecord:
-        from fabric.messages.schema import Schema
+    def _settle(
+        self, known: ChannelRecord, schema: str, reply_schema: str, role: str = ""
+    ) -> ChannelRecord:
+        if not schema and not reply_schema:
+            return known
+        from fabric.registry.versions import admitted
 
-        record = known
-        for which, text in (("schema", schema), ("reply_schema", reply_schema)):
-            before = getattr(record, which)
-            error = schema_conflict(known.name, before, text) if before else None
-            if text and not before:
-                error = type_conflict(known, text) if which == "schema" else None
-                record = msgspec.structs.replace(record, **{which: text})
-            if error is not None:
-                raise error
+        error = type_conflict(known, schema) if schema and not known.schema else None
+        if error is not None:
+            raise error
+        record = admitted(known, schema, reply_schema, role, self._endpoints.values())
         if record != known:
-            record = msgspec.structs.replace(
-                record, type=Schema.parse(record.schema).type_id if record.schema else 0
-            )
             self._put_channel(record)
         return record
 

@@ -78,6 +78,8 @@ class ChannelRecord(msgspec.Struct, frozen=True, kw_only=True):
     schema: str = ""
     type: int = 0
     reply_schema: str = ""
+    schemas: tuple[str, ...] = ()  #: older versions of `schema` that ends use
+    reply_schemas: tuple[str, ...] = ()
     pattern: str = "stream"
     delivery: str = "at_most_once"
     overflow: str = "block"
@@ -124,6 +126,8 @@ class EndpointRecord(msgspec.Struct, frozen=True, kw_only=True):
     generation: int = 0
     messages: int = 0
     bytes: int = 0
+    type: int = 0  #: id of the schema that it uses, and of that of its replies
+    reply_type: int = 0
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,7 +21,7 @@ from typing import Any
 
 from fabric import _native, errors, limits
 from fabric.dataplane.framing import FrameSocket, close_fds
-from fabric.messages import Schema, require_equal
+from fabric.messages import Schema, require_compatible
 from fabric.registry.declare import unknown_channel
 from fabric.testing.local_wiring import (
     LocalChannel,
@@ -276,7 +276,7 @@ class LocalFabric(LocalWiring):
     def _same_type(self, channel: LocalChannel, fields: dict[str, Any]) -> None:
         for key in ("schema", "reply_schema"):
             if fields.get(key):
-                require_equal(
+                require_compatible(
                     channel.name, Schema.parse(channel.fields[key]), Schema.parse(fields[key])
                 )
 

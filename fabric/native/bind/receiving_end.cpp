@@ -21,19 +21,21 @@ struct ReceivingEnd {
     nb::object native;                ///< keeps `core` for messages that outlive this end
     nb::object unpack;                ///< meta → view; none: messages are plain bytes
     PlainDecoder plain;               ///< does the same for most messages
+    unsigned type = 0;                ///< of the messages that those two read
     Limits limits{};
   } held;
 };
 
 PyObject *native_name = nullptr, *source_name = nullptr;
 
-// A typed message as its view. What cannot be read here goes to `decode`, which maps segments and says what is wrong.
+// A typed message as its view. What cannot be read here goes to `decode`, which maps segments, knows the type's other
+// versions and says what is wrong.
 PyObject* typed_view(PyObject* object, ReceivingEnd::Held& end, MessageCore* core) {
   nb::object native = nb::steal(make_message(end.native.ptr(), *end.core, core));
   if (!native.is_valid()) throw nb::python_error();
   const u8* data = nullptr;
   u64 bytes = 0;
-  if (end.core->meta(*core, data, bytes).ok()) {
+  if (core->header.type == end.type && end.core->meta(*core, data, bytes).ok()) {
     const bool is_private = (core->header.flags & kFlagMetaInSegment) == 0;  // the sender may write in its segment
     PyObject* plain = is_private ? end.plain.decode({data, bytes}, native.ptr(), object) : nullptr;
     if (plain != nullptr) return plain;
@@ -214,19 +216,22 @@ PyObject* receive_many_bytes(PyObject* object, PyObject* const* args, Py_ssize_t
   });
 }
 
-// Before anything else, by the class that is made of this base: the native receiver, `unpack` and its plan or None, times.
+// Before anything else, by the class that is made of this base: the native receiver, `unpack` and its plan or None,
+// times, and the type of the messages that `unpack` reads.
 PyObject* bind(PyObject* object, PyObject* args) {
   auto& end = reinterpret_cast<ReceivingEnd*>(object)->held;
   PyObject *native = nullptr, *unpack = nullptr, *plan = nullptr;
   unsigned long long default_ns = 0;
   double seconds_max = 0;
-  if (!PyArg_ParseTuple(args, "OOOKd", &native, &unpack, &plan, &default_ns, &seconds_max)) return nullptr;
+  unsigned int type = 0;
+  if (!PyArg_ParseTuple(args, "OOOKd|I", &native, &unpack, &plan, &default_ns, &seconds_max, &type)) return nullptr;
   return guarded([&]() -> PyObject* {
     end.core = nb::cast<PyReceiver&>(nb::handle(native)).core;
     end.native = nb::borrow(native);
     if (unpack != Py_None) end.unpack = nb::borrow(unpack);
     end.plain.attach(plan);
     end.limits = {default_ns, seconds_max};
+    end.type = type;
     Py_RETURN_NONE;
   });
 }

@@ -23,7 +23,7 @@ class All:
 
 @message("bad.all", version=2)
 class Newer:
-    text: str
+    text: int
 
 
 @message("bad.twin")
@@ -196,7 +196,9 @@ def test_unknown_channel_names_the_nearest(ports, alls):
 
 def test_other_type_at_open_names_the_field(ports, alls):
     left, _ = ports
-    with pytest.raises(errors.TypeMismatchError, match="version 1, not 2"):
+    with pytest.raises(
+        errors.TypeMismatchError, match=r"bad\.all@2 does not read bad\.all@1: field 'text'"
+    ):
         left.sender("alls", Newer)
     with pytest.raises(errors.TypeMismatchError, match="no message type"):
         left.sender("alls", dict)
