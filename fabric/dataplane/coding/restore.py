@@ -88,7 +88,8 @@ class Restorer:
         for place, coded in zip(places, envelope.tensors, strict=True):
             arrays.append(self._tensor(native, source, index, place, coded))
             index += len(coded.sizes) if coded is not None else 1
-        _fill(type_, view, arrays)
+        # Views of their own: who counts the references to a view's arrays must not find ours.
+        _fill(type_, view, [None if array is None else array.view() for array in arrays])
         view._native = RestoredMessage(native, envelope.meta, arrays)
         view._source = source
         return view

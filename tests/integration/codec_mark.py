@@ -1,0 +1,12 @@
+"""A tap for the codec tests: it sees decoded tensors, whatever travelled."""
+
+import fabric
+
+
+@fabric.transform("codec_mark", on_error="fail")
+class Mark:
+    def apply(self, batch, ctx):
+        for message in batch:
+            if message.k.dtype.name != "uint16" or message.k.shape != (64, 128):
+                raise ValueError(f"{message.k.dtype}{message.k.shape}")
+        return batch
