@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fabric.dataplane.responder import Request, Responder
     from fabric.dataplane.scatter import Scatterer
     from fabric.dataplane.sender import Sender
-    from fabric.messages import Tensor, as_fp8, as_torch, message
+    from fabric.messages import Redacted, Tensor, as_fp8, as_torch, field, message
     from fabric.messages.lease import Lease
     from fabric.worker.module import Call, In, Module, Out, Serve
 
@@ -43,6 +43,8 @@ _HOME = {
     "content_key": "fabric.dataplane.cache",
     "message": "fabric.messages",
     "Tensor": "fabric.messages",
+    "field": "fabric.messages",
+    "Redacted": "fabric.messages",
     "as_fp8": "fabric.messages",
     "as_torch": "fabric.messages",
     "join": "fabric.abc.join",
@@ -81,6 +83,7 @@ __all__ = [
     "Out",
     "Port",
     "Receiver",
+    "Redacted",
     "Request",
     "Requester",
     "Responder",
@@ -94,6 +97,7 @@ __all__ = [
     "attach",
     "content_key",
     "errors",
+    "field",
     "join",
     "limits",
     "message",

@@ -295,12 +295,20 @@ class LocalFabric(LocalWiring):
         )  # fmt: skip
         with self._lock:
             self.endpoints[endpoint.endpoint] = endpoint
+            for key in ("schema", "reply_schema"):
+                if fields.get(key):
+                    channel.schemas[Schema.parse(fields[key]).type_id] = fields[key]
         answer = {
             "endpoint": endpoint.endpoint, "channel": channel.number, "type": Schema.parse(declared["schema"]).type_id,
             "pattern": declared["pattern"], "delivery": declared["delivery"], "klass": declared["klass"],
             "route": declared.get("route"), "schema": declared["schema"], "overflow": declared["overflow"],
         }  # fmt: skip
         return {**answer, "reply_endpoint": endpoint.reply} if is_request else answer
+
+    def _ask_schema(
+        self, port: LocalPort, fields: dict[str, Any], fds: list[int]
+    ) -> dict[str, Any]:
+        return {"schema": self.channels[fields["channel"]].schemas[fields["type"]]}
 
     def _ask_close(self, port: LocalPort, fields: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         endpoint = self.endpoints.pop(fields["endpoint"], None)

@@ -46,6 +46,7 @@ class LocalChannel:
     name: str
     number: int
     fields: dict[str, Any]
+    schemas: dict[int, str] = field(default_factory=dict)  # that its ends brought, by type id
 
 
 @dataclass(eq=False)
