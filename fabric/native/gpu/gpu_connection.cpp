@@ -154,7 +154,7 @@ void GpuConnection::take(const wire::FrameHeader& header, std::span<const u8> bo
   if (header.flags & kOwnFrame) return take_told(header, body);
   if (held_.empty()) return deliver(header, body.data(), header.body_len);
   held_bytes_ += wire::kFrameHeaderBytes + body.size();
-  held_.push_back({header, {body.begin(), body.end()}, kNoSlot, header.body_len, 0});
+  held_.push_back({header, {body.begin(), body.end()}, kNoSlot, header.body_len, 0, true});
 }
 
 void GpuConnection::take_own(const wire::FrameHeader& header, std::span<const u8> body) {
@@ -167,7 +167,7 @@ void GpuConnection::take_own(const wire::FrameHeader& header, std::span<const u8
 
 void GpuConnection::take_told(wire::FrameHeader header, std::span<const u8> body) {
   Told told{};
-  if (body.size() != sizeof told || !is_ready_) return fail("peer protocol: told of a body that cannot be");
+  if (body.size() != sizeof told || !is_met_) return fail("peer protocol: told of a body that cannot be");
   std::memcpy(&told, body.data(), sizeof told);
   const bool is_sound = told.slot < kSlots && told.length > kSmallBytesMax && told.length <= wire::kChunkBytesMax &&
                         !theirs_[told.slot].is_used && told.generation == theirs_[told.slot].generation + 1;
@@ -175,8 +175,18 @@ void GpuConnection::take_told(wire::FrameHeader header, std::span<const u8> body
   theirs_[told.slot] = {told.generation, true};
   header.flags &= u8(~kOwnFrame);
   header.body_len = told.length;
-  held_.push_back({header, {}, told.slot, told.length, told.generation});
-  if (std::string why = path_->fetch(told.slot, told.generation, told.length); !why.empty()) fail(std::move(why));
+  held_.push_back({header, {}, told.slot, told.length, told.generation, false});
+  fetch_held();
+}
+
+/// Both sides become ready by themselves: a peer may tell of a body before this one is.
+void GpuConnection::fetch_held() {
+  if (!is_ready_) return;
+  for (Held& held : held_) {
+    if (held.is_begun || is_failed()) continue;
+    held.is_begun = true;
+    if (std::string why = path_->fetch(held.slot, held.generation, held.length); !why.empty()) fail(std::move(why));
+  }
 }
 
 void GpuConnection::take_back(std::span<const u8> body) {
@@ -194,6 +204,7 @@ bool GpuConnection::deliver_held() {
   for (; !held_.empty() && budget_ > 0 && !is_failed(); any = true) {
     Held& front = held_.front();
     const u8* body = front.body.data();
+    if (!front.is_begun) return any;
     if (front.slot != kNoSlot) {
       bool is_done = false;
       std::string why = path_->fetched(front.slot, is_done);
@@ -252,8 +263,8 @@ bool GpuConnection::work(bool may_read) {
   }
   if (!is_failed()) stage_waiting();
   send_waiting();
-  if (!is_failed())
-    if (std::string why = socket_.write(counters_, [this](u64 cookie) { sink_->sent(cookie); }); !why.empty()) fail(std::move(why));
+  // Also what was to be said before a failure: the peer may find its reason in it.
+  if (std::string why = socket_.write(counters_, [this](u64 cookie) { sink_->sent(cookie); }); !why.empty()) fail(std::move(why));
   counters_.acked = counters_.bytes_out;
   if (is_ended_) fail("closed by peer");
   if (is_failed()) return false;
@@ -265,6 +276,7 @@ void GpuConnection::make_ready() {
   if (is_ready_ || is_failed()) return;
   if (is_met_)
     if (std::string why = path_->ready(is_ready_); !why.empty()) return fail(std::move(why));
+  fetch_held();
   if (!is_ready_ && monotonic_ns() > began_ns_ + deadline_ns_)
     fail(std::string(path_->name()) + ": the peer's GPU was not joined within " + std::to_string(deadline_ns_ / 1'000'000) + " ms");
 }

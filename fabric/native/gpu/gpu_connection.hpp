@@ -32,7 +32,7 @@ class GpuConnection {
 
  private:
   struct Outgoing { OutFrame frame; u64 size; u32 slot; bool is_large; };
-  struct Held { wire::FrameHeader header; std::vector<u8> body; u32 slot, length; u64 generation; };
+  struct Held { wire::FrameHeader header; std::vector<u8> body; u32 slot, length; u64 generation; bool is_begun; };
   struct Told { u32 slot, length; u64 generation; };
   struct Slot { u64 generation = 0; bool is_used = false; };
   static constexpr u32 kNoSlot = ~0u;
@@ -49,6 +49,7 @@ class GpuConnection {
   void take_own(const wire::FrameHeader& header, std::span<const u8> body);
   void take_told(wire::FrameHeader header, std::span<const u8> body);
   void take_back(std::span<const u8> body);
+  void fetch_held();
   bool deliver_held();
   void deliver(const wire::FrameHeader& header, const u8* body, u32 length);
   void watch();
