@@ -62,7 +62,7 @@ class Policies:
             raise
         finally:
             self._lock.release()
-        about = {"per": export.per, "reads": list(getattr(policy, "reads", None) or export.reads)}
+        about = {"per": export.per, "reads": list(_reads(policy, export))}
         return {"flow": flows[0], "flows": flows, "us": took_us, **about}
 
     def _policy(self, export: RouteExport, text: str, channel: str) -> Policy:
@@ -84,6 +84,11 @@ class Policies:
             at = targets.index(chosen)
             targets[at] = dataclasses.replace(chosen, outstanding=chosen.outstanding + 1)
         return flows
+
+
+def _reads(policy: Policy, export: RouteExport) -> tuple[str, ...]:
+    """Return the fields that an answer depends on: those the policy was given with its parameters, else as declared."""
+    return tuple(getattr(getattr(policy, "__self__", None), "reads", export.reads))
 
 
 def _made(export: RouteExport, parameters: Mapping[str, Any]) -> Policy:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fabric.abc.route import Header, Target, route
 
 
-@route("round_robin")
+@route("round_robin", per="batch")
 class RoundRobin:
     """Give each asker the endpoint after the last one given, per channel."""
 
