@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bench.cases.transforms_codecs import CODECS
+from bench.cases.transforms_fusion import FUSION
 from bench.cases.transforms_pays import PAYS
 from bench.rows import Row
 
-TRANSFORMS: tuple[Row, ...] = (*PAYS,)
+TRANSFORMS: tuple[Row, ...] = (*CODECS, *PAYS, *FUSION)

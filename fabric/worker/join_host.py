@@ -142,13 +142,14 @@ class JoinModule(Module):
         """Take what has come, wait for it at most until something is due, and carry out what is decided."""
         due_ns = self._matcher.next_ns()
         left_s = LOOK_S if due_ns is None else (due_ns - time.monotonic_ns()) / 1e9
-        part = self._next(min(left_s, LOOK_S))
-        for _ in range(BATCH):
+        wait_s = min(left_s, LOOK_S)
+        for _ in range(BATCH):  # what is due is not kept waiting by what goes on coming
+            part = self._next(wait_s)
             if part is None:
                 break
+            wait_s = 0.0
             for decision in self._matcher.add(part, time.monotonic_ns()):
                 self._carry_out(decision)
-            part = self._next(0.0)
         while decisions := self._matcher.tick(time.monotonic_ns()):
             for decision in decisions:
                 self._carry_out(decision)
@@ -313,7 +314,7 @@ def join_of(found: Any) -> JoinExport | None:
 def module_of(cls: type, export: JoinExport) -> type[Module]:
     """Return the module that runs a join: its inputs and `output` are its channel fields."""
     for name in export.inputs:
-        if hasattr(JoinModule, name):
+        if name.startswith("_") or hasattr(JoinModule, name) or name in Module.__annotations__:
             raise ContractError(
                 f"join {export.name!r} cannot call an input {name!r}: use another name"
             )

@@ -202,7 +202,7 @@ def test_a_cycle_through_a_join_is_refused(node):
     text = text.replace("type: join.pair", "type: join.picture")
     text = text.replace("picture: pictures,", "picture: short.pairs,")
     text = text.replace("picture: short.pictures,", "picture: pairs,")
-    with pytest.raises(errors.ConfigError, match="a cycle of credit.*long.output.*short.output"):
+    with pytest.raises(errors.ConfigError, match=r"a cycle of credit.*long\.output.*short\.output"):
         node.call("apply", text)
 
 
