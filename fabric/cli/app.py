@@ -18,15 +18,17 @@ from fabric.cli import (
     doctor,
     events,
     listing,
+    message_types,
     metrics,
     node,
     path,
     plan,
-    plugin_life,
+    plugin_author,
     schema,
     simulate,
     spec,
     topology,
+    transform,
     workers,
 )
 
@@ -73,12 +75,14 @@ app.add_typer(
     channel_io.channel_app, name="channel", help="List and show channels; send and echo messages."
 )
 app.add_typer(
-    plugin_life.plugin_app,
+    plugin_author.plugin_app,
     name="plugin",
     help="Write, test, load, try, replace and take away plugins.",
 )
 app.add_typer(cache.cache_app, name="cache")
+app.add_typer(message_types.type_app, name="type")
 app.add_typer(path.path_app, name="path")
+app.add_typer(transform.transform_app, name="transform")
 app.add_typer(simulate.simulate_app, name="simulate")
 app.add_typer(bench.bench_app, name="bench")
 

@@ -18,12 +18,13 @@ VERBS = [
     "history",
 ]
 VERBS += ["validate", "audit", "events", "metrics"]
-GROUPS = ["node", "module", "channel", "plugin", "path", "bench"]
+GROUPS = ["node", "module", "channel", "plugin", "type", "path", "bench"]
 SUBVERBS = [
     (kind, verb)
     for kind, verbs in {
         "node": "ls show", "module": "ls show logs stop drain scale add",
         "channel": "ls show send echo", "plugin": "ls show load logs reload canary promote rollback unload debug", "bench": "edge path",
+        "type": "ls show diff compat export",
         "path": "ls show why probe pin unpin",
     }.items()
     for verb in verbs.split()
