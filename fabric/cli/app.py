@@ -71,6 +71,7 @@ app.add_typer(listing.kind_app("node"), name="node")
 app.add_typer(
     workers.module_app, name="module", help="List, show and stop modules; read their logs."
 )
+app.add_typer(message_types.type_app, name="type")
 app.add_typer(
     channel_io.channel_app, name="channel", help="List and show channels; send and echo messages."
 )
@@ -80,7 +81,6 @@ app.add_typer(
     help="Write, test, load, try, replace and take away plugins.",
 )
 app.add_typer(cache.cache_app, name="cache")
-app.add_typer(message_types.type_app, name="type")
 app.add_typer(path.path_app, name="path")
 app.add_typer(transform.transform_app, name="transform")
 app.add_typer(simulate.simulate_app, name="simulate")

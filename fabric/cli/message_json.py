@@ -2,18 +2,22 @@
 
 Out: scalars as they are, a tensor as ``{"dtype": "f32", "shape": [2, 3]}``. In: a tensor is a nested
 list, or ``{"shape": [2, 3], "dtype": "f32", "fill": 0}`` for one of a constant.
+A record is an object, an enum its value; what is redacted comes out as ``"[redacted]"``.
 Plain bytes are ``{"data": BASE64}`` both ways; ``{"text": "…"}`` is taken, too.
 """
 
 from __future__ import annotations
 
 import binascii
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from fabric import errors, limits
-from fabric.messages import Schema, class_from_schema, message_type
+from fabric.messages import MessageType, Schema, class_from_schema, message_type
+from fabric.messages.scalars import map_leaves
+from fabric.messages.show import REDACTED
 from fabric.messages.tensor import DTYPES, FP8, as_fp8, fp8_name, numpy_codes
 
 _NUMPY_OF = {name: numpy_name for name, numpy_name, _ in DTYPES.values()}
@@ -29,12 +33,24 @@ def to_line(view: Any) -> str:
     type_ = message_type(view)
     if type_ is message_type(bytes):
         return msgspec.json.encode({"data": bytes(view)}).decode()
+    return msgspec.json.encode(_row(type_, view), enc_hook=str).decode()
+
+
+def _row(type_: MessageType, view: Any) -> dict[str, Any]:
+    """Return a message as an object; inner records are objects, too."""
     tensors = {field.name for field in type_.tensors}
-    row = {
-        name: _summary(getattr(view, name)) if name in tensors else getattr(view, name)
-        for name in type_.names
-    }
-    return msgspec.json.encode(row, enc_hook=str).decode()
+    row: dict[str, Any] = {}
+    for field in type_.schema.fields:
+        value = None if field.redacted else getattr(view, field.name)
+        record = type_.records.get(field.name)
+        if field.redacted:
+            value = REDACTED
+        elif field.name in tensors:
+            value = _summary(value)
+        elif record is not None:
+            value = map_leaves(record.tree, value, partial(_row, record.type))
+        row[field.name] = value
+    return row
 
 
 def _summary(array: Any) -> Any:
@@ -73,19 +89,30 @@ def from_line(cls: type, line: str, place: str) -> Any:
     missing = [
         field.name
         for field in type_.schema.fields
-        if field.name not in row and not _has_absence(field.type)
+        if field.name not in row and not field.has_default and not _has_absence(field.type)
     ]
     if unknown or missing:
         words = [f"unknown: {', '.join(sorted(unknown))}"] if unknown else []
         words += [f"missing: {', '.join(missing)}"] if missing else []
         raise errors.TypeMismatchError(f"{place}: {type_.schema.label}: {'; '.join(words)}")
+    return _message(type_, row, place)
+
+
+def _message(type_: MessageType, row: Any, place: str) -> Any:
+    """Return the message of an object whose fields are known; inner records are made of objects."""
     tensors = {field.name: field for field in type_.tensors}
-    values = {
-        name: _tensor(name, tensors[name].spec, row[name], place) if name in tensors else row[name]
-        for name in type_.names
-        if name in row
-    }
-    return cls(**{name: values.get(name) for name in type_.names})
+    values = {f.name: None for f in type_.schema.fields if not f.has_default}
+    try:
+        for name, value in row.items():
+            record = type_.records.get(name)
+            if name in tensors:
+                value = _tensor(name, tensors[name].spec, value, place)
+            elif record is not None:
+                value = map_leaves(record.tree, value, partial(_message, record.type, place=place))
+            values[name] = value
+        return type_.cls(**values)
+    except (TypeError, AttributeError) as error:
+        raise errors.TypeMismatchError(f"{place}: {type_.schema.label}: {error}") from error
 
 
 def _plain_bytes(row: dict[str, Any], place: str) -> bytes:

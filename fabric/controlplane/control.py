@@ -42,6 +42,7 @@ from fabric.controlplane.path_calls import PathCalls
 from fabric.controlplane.plugin_life import PluginLife
 from fabric.controlplane.rail_probe import Wish
 from fabric.registry.declare import unknown_channel
+from fabric.controlplane.type_rows import type_rows
 from fabric.worker.probe_plan import Budget
 
 if TYPE_CHECKING:
@@ -132,17 +133,19 @@ class Control:
         }
 
     async def ls(self, kind: str) -> list[dict[str, Any]]:
-        """List nodes, modules, channels or plugins of the cluster."""
+        """List nodes, modules, channels, plugins or types of the cluster."""
         view = self._daemon.registry.view
         if kind == "node":
             return node_rows(view, self._daemon.context.number)
         if kind not in ("module", "channel", "plugin"):
             raise errors.ConfigError(
-                f"unknown kind {kind!r}; use node, module, channel or plugin", kind=kind
+                f"unknown kind {kind!r}; use node, module, channel, plugin or type", kind=kind
             )
         parts = await self._summaries()
         if kind == "channel":
             archived = await self._daemon.registry.archived()
+        if kind == "type":
+            return type_rows(view.channels, (p for part in parts.values() for p in part["plugins"]))
             return channel_rows(view, list(parts.values()), archived)
         return [row for part in parts.values() for row in part[f"{kind}s"]]
 
