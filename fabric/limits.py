@@ -187,6 +187,8 @@ TRANSFORM_PARAMETERS_MAX: Final = 32  # of one entry of a channel's `transforms`
 CHAIN_EXPANSION_MAX: Final = 256  # what a message may grow by along a chain
 CODEC_PARTS_MAX: Final = 8  # buffers that one encoded tensor may have
 CODEC_INFO_BYTES_MAX: Final = 4096  # what a codec says beside them, as MessagePack
+CODEC_BENCH_S: Final = 20.0  # for measuring codecs on what was copied
+CODEC_SAMPLE_BYTES: Final = 16 << 20  # copied of a channel's traffic for that
 CODEC_DECISIONS_KEPT: Final = 32  # of a sender, with their terms, for `fabricctl why`
 STAGE_DRAIN_S: Final = 3.0  # a stopped chain finishes what it holds at most this long
 

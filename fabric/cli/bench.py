@@ -111,6 +111,36 @@ def path(
     emit(answer, output, lambda: path_tables.measured(answer))
 
 
+@bench_app.command("codec")
+def codec(
+    channel: Annotated[str, typer.Argument(metavar="CHANNEL", help="As `channel ls` has it.")],
+    codecs: Annotated[
+        str,
+        typer.Option(
+            "--codec", help="Names, such as compress,quantize; left out: all that are installed."
+        ),
+    ] = "",
+    seconds: Annotated[
+        float, typer.Option("--seconds", help="Wait for messages at most this long.", min=0.1)
+    ] = 5.0,
+    socket: Socket = None,
+    output: Output = Format.table,
+) -> None:
+    """Measure codecs on copies of what a channel's senders send: rates, ratio, error, and what `when: pays` would do.
+
+    Each sender's process copies its next messages (8, or 16 MiB) and measures beside its traffic; nothing that is sent
+    changes.
+    """
+    from fabric.cli import transform
+
+    names = [name for name in codecs.replace(",", " ").split() if name]
+    deadline_s = seconds + limits.CODEC_BENCH_S + limits.CONTROL_CALL_S
+    what = f"cannot measure codecs on {channel}"
+    with failing(what), connect(socket, deadline_s=deadline_s) as client:
+        rows = client.codec_bench(channel, names, seconds)
+    emit(rows, output, lambda: transform.measured(rows))
+
+
 def _size(what: str, option: str, text: str) -> int:
     try:
         return units.parse_bytes(text)

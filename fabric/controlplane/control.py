@@ -24,6 +24,7 @@ from fabric.controlplane.apply import (
     problems_of,
 )
 from fabric.controlplane.auditor import Auditor
+from fabric.controlplane.codec_calls import CodecCalls
 from fabric.controlplane.describer import module_problems, refuse
 from fabric.controlplane.edge_bench import EdgeBench
 from fabric.controlplane.listing import (
@@ -41,8 +42,8 @@ from fabric.controlplane.path_bench import PathBench
 from fabric.controlplane.path_calls import PathCalls
 from fabric.controlplane.plugin_life import PluginLife
 from fabric.controlplane.rail_probe import Wish
-from fabric.registry.declare import unknown_channel
 from fabric.controlplane.type_rows import type_rows
+from fabric.registry.declare import unknown_channel
 from fabric.worker.probe_plan import Budget
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Control:
         self._edge_bench = EdgeBench(daemon)
         self.plugin_life = PluginLife(daemon)
         self.paths = PathCalls(daemon)
+        self.codecs = CodecCalls(daemon)
         self._path_bench = PathBench(daemon, self.paths, self._edge_bench)
 
     async def status(self) -> dict[str, Any]:
@@ -137,15 +139,15 @@ class Control:
         view = self._daemon.registry.view
         if kind == "node":
             return node_rows(view, self._daemon.context.number)
-        if kind not in ("module", "channel", "plugin"):
+        if kind not in ("module", "channel", "plugin", "type"):
             raise errors.ConfigError(
                 f"unknown kind {kind!r}; use node, module, channel, plugin or type", kind=kind
             )
         parts = await self._summaries()
-        if kind == "channel":
-            archived = await self._daemon.registry.archived()
         if kind == "type":
             return type_rows(view.channels, (p for part in parts.values() for p in part["plugins"]))
+        if kind == "channel":
+            archived = await self._daemon.registry.archived()
             return channel_rows(view, list(parts.values()), archived)
         return [row for part in parts.values() for row in part[f"{kind}s"]]
 
@@ -296,6 +298,16 @@ class Control:
     ) -> dict[str, Any]:
         """Say where a message would go, and why; nothing is sent."""
         return await self.paths.why(source, target, size_bytes, klass)
+
+    async def codec_why(self, channel: str) -> list[dict[str, Any]]:
+        """Say what the codec of a channel decided of late, by sender."""
+        return await self.codecs.why(channel)
+
+    async def codec_bench(
+        self, channel: str, codecs: Sequence[str], seconds: float
+    ) -> list[dict[str, Any]]:
+        """Measure codecs on copies of what a channel carries."""
+        return await self.codecs.bench(channel, codecs, seconds)
 
     async def path_probe(
         self, peer: str, rail: int | None, wish: Wish, source: str = ""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from fabric import errors, limits
-from fabric.controlplane import path_calls, plan_node, probes
+from fabric.controlplane import codec_calls, path_calls, plan_node, probes
 from fabric.controlplane.calls import Answer, ControlConnection
 from fabric.controlplane.observed_events import own_events
 from fabric.registry.client import REGISTRY_CALLS, serve_registry
@@ -80,6 +80,8 @@ class NodeCalls:
             return await daemon.probes.serve(op, fields)
         if op in path_calls.CALLS:
             return await daemon.control.paths.serve(op, fields)
+        if op in codec_calls.CALLS:
+            return await daemon.control.codecs.serve(op, fields)
         if op == "events":
             return own_events(daemon, fields)
         if op == "describe":

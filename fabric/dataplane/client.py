@@ -142,6 +142,7 @@ class Port(ChannelCalls):
         self.leases = Leases(self)
         self._cache: Cache | None = None
         self._pushes = Pushes(name, self.native, self.connection, self._tell)
+        self.on_push("codec_bench", self._bench_codecs)
         self.connection.start()
 
     # ---- memory of one's own that others read
@@ -366,6 +367,16 @@ class Port(ChannelCalls):
         for each in found:
             if hasattr(each, call):
                 getattr(each, call)(*args)
+
+    def _bench_codecs(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Measure codecs on copies of what one sender sends."""
+        from fabric.dataplane.coding.measure import measure
+
+        with self._lock:
+            sender = self._endpoints.get(fields["endpoint"])
+        if sender is None or not hasattr(sender, "set_sample"):
+            return {"rows": []}
+        return {"rows": measure(sender, fields["codecs"], float(fields["seconds"]))}
 
     def _on_tick(self) -> None:
         self.segments.give_back_idle()

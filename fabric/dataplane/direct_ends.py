@@ -47,6 +47,11 @@ class DirectSender(_native.SendingEnd, Sender[M]):
         Sender.set_codecs(self, codecs)
         self._look_whether_direct()
 
+    def set_sample(self, sample: Any) -> None:
+        """Copy what is sent from now on, or no more."""
+        Sender.set_sample(self, sample)
+        self._look_whether_direct()
+
     def look_at_flows(self) -> None:
         """Send natively again while no receiver is where a codec acts."""
         self._look_whether_direct()
@@ -54,7 +59,8 @@ class DirectSender(_native.SendingEnd, Sender[M]):
     def _look_whether_direct(self) -> None:
         self._set_asks(self.has_policy)
         is_plain = not self._reads and self.deadline_s is None
-        self._set_direct(is_plain and (self._coder is None or self._coder.is_idle()))
+        is_coded = self._coder is not None and not self._coder.is_idle()
+        self._set_direct(is_plain and not is_coded and self._sample is None)
 
     # ---- for the native base
 

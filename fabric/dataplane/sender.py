@@ -149,7 +149,7 @@ class Sender(RoutedCalls, CodecCalls, Generic[M]):
         if key is not None:
             key = as_key(key)
         flow = self.choose(message, key, meta, tensors) if self._pins is not None else 0
-        if self._coder is not None:
+        if self.has_codec:
             meta, tensors = self.coded(meta, tensors, expires_ns)
         try:
             if not flow and not expires_ns:
@@ -313,7 +313,7 @@ class Sender(RoutedCalls, CodecCalls, Generic[M]):
     ) -> tuple[list[tuple[bytes, list[Any]]], list[bytes | None]]:
         """Encode all messages and keys before any is sent; raises like `send_many`."""
         encoded = [self._encode(message) for message in messages]
-        if self._coder is not None:
+        if self.has_codec:
             encoded = [self.coded(meta, tensors) for meta, tensors in encoded]
         named: list[bytes | None] = [None] * len(encoded)
         if keys is not None:

@@ -118,6 +118,25 @@ PATH_SHOWN = {
         {"age_ms": 2.5, "pending": 8 << 20, "bytes": 0, "rail": None, "why": "no_rail", "finish_ns": [0, 0]},
     ],
 }  # fmt: skip
+_TERMS = {
+    "reason": "it pays", "size": 589824, "queued": 1179648, "path_bytes_per_s": 118e6, "encode_bytes_per_s": 650e6,
+    "decode_bytes_per_s": 1500e6, "ratio": 0.66, "raw_s": 0.005, "coded_s": 0.0033, "coded": True,
+}  # fmt: skip
+CODEC_WHY: list[dict[str, Any]] = [
+    {
+        "node": "a", "sender": "prefill", "endpoint": 1, "codec": "compress", "when": "pays", "where": "remote",
+        "is_idle": False, "paths": {"2": 118e6},
+        "counts": {"coded": 7, "raw": 1, "raw_bytes": 4718592, "wire_bytes": 3342336, "probes": 1},
+        "decisions": [{**_TERMS, "at_ns": 1, "chosen": "compress", "message_bytes": 589824, "wire_bytes": 389283}],
+    }
+]  # fmt: skip
+CODEC_BENCH: list[dict[str, Any]] = [
+    {
+        "node": "a", "sender": "prefill", "codec": "compress", "lossless": True, "messages": 8, "raw_bytes": 4718592,
+        "ratio": 0.66, "encode_bytes_per_s": 650e6, "decode_bytes_per_s": 1500e6, "error": 0.0, "failed": "",
+        "pays": [{"node": 2, **_TERMS}],
+    }
+]  # fmt: skip
 PATH_WHY = {
     "path": "tcp", "path_preferred": "tcp", "path_reason": "wanted", "is_downgrade": False, "way": "chunks",
     "by": "scheduler", "pinned": [], "end_ns": 569_200_000, "fastest": 0,
@@ -287,6 +306,16 @@ class FakeControl:
         self._note("path_why", source, target, size_bytes, klass)
         about = {"source": source, "target": target, "size_bytes": size_bytes, "class": klass}
         return {**PATH_WHY, **about}
+
+    async def codec_why(self, channel: str) -> list[dict[str, Any]]:
+        self._note("codec_why", channel)
+        return CODEC_WHY
+
+    async def codec_bench(
+        self, channel: str, codecs: Sequence[str], seconds: float
+    ) -> list[dict[str, Any]]:
+        self._note("codec_bench", channel, list(codecs), seconds)
+        return CODEC_BENCH
 
     async def path_probe(
         self, peer: str, rail: int | None, wish: Wish, source: str

@@ -53,6 +53,34 @@ class PathClient(abc.ABC):
         )
         return self._call("PathWhy", request)
 
+    def codec_why(self, channel: str) -> list[dict[str, Any]]:
+        """Return a row for each sender of a channel with a codec: counts, paths, what was decided of late and why.
+
+        Raises
+        ------
+        ConfigError
+            There is no such channel.
+        """
+        return list(self._call("Codec", pb.CodecRequest(channel=channel))["rows"])
+
+    def codec_bench(
+        self, channel: str, codecs: Sequence[str] = (), seconds: float = 5.0
+    ) -> list[dict[str, Any]]:
+        """Measure codecs on copies of what a channel's senders send; a row a sender and codec.
+
+        Raises
+        ------
+        ConfigError
+            There is no such channel.
+        DeadlineExceeded
+            Nothing with a tensor was sent within `seconds`.
+        """
+        request = pb.CodecRequest(
+            channel=channel, is_measured=True, codecs=list(codecs), seconds=seconds
+        )
+        deadline_s = seconds + limits.CODEC_BENCH_S + limits.CONTROL_CALL_S
+        return list(self._call("Codec", request, deadline_s)["rows"])
+
     def path_probe(
         self,
         peer: str,

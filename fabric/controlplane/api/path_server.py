@@ -21,6 +21,10 @@ class PathsLike(Protocol):
         self, peer: str, rail: int | None, size_bytes: int, source: str
     ) -> Answer: ...
     async def path_why(self, source: str, target: str, size_bytes: int, klass: str) -> Answer: ...
+    async def codec_why(self, channel: str) -> list[dict[str, Any]]: ...
+    async def codec_bench(
+        self, channel: str, codecs: Sequence[str], seconds: float
+    ) -> list[dict[str, Any]]: ...
     async def path_probe(self, peer: str, rail: int | None, wish: Wish, source: str) -> Answer: ...
     async def path_pin(self, peer: str, rails: Sequence[int]) -> Answer: ...
     async def bench_path(self, peer: str, budget: Budget) -> Answer: ...
@@ -52,6 +56,17 @@ class PathServicer:
             )
 
         return await answer(context, pb.PathReply, why)
+
+    async def Codec(self, request: pb.CodecRequest, context: Any) -> Message:
+        async def rows() -> Answer:
+            if not request.is_measured:
+                return {"rows": await self._paths.codec_why(request.channel)}
+            measured = self._paths.codec_bench(
+                request.channel, list(request.codecs), request.seconds
+            )
+            return {"rows": await measured}
+
+        return await answer(context, pb.ListReply, rows)
 
     async def PathProbe(self, request: pb.PathProbeRequest, context: Any) -> Message:
         async def probe() -> Answer:

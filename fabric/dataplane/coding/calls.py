@@ -10,6 +10,7 @@ from fabric.dataplane.deadlines import left_s
 
 if TYPE_CHECKING:
     from fabric.dataplane.client import Port
+    from fabric.dataplane.coding.measure import Sample
     from fabric.dataplane.coding.sending import SenderCoder
 
 
@@ -19,6 +20,7 @@ class CodecCalls:
     endpoint: int
     _port: Port
     _coder: SenderCoder | None = None  #: of a channel with a codec at its ends
+    _sample: Sample | None = None  #: copies what is sent, while somebody measures
     path_rates: dict[int, float] = {}
 
     def set_codecs(self, codecs: Sequence[dict[str, Any]] | None) -> None:
@@ -32,7 +34,9 @@ class CodecCalls:
         self, meta: bytes, tensors: list[Any], expires_ns: int = 0
     ) -> tuple[bytes, list[Any]]:
         """Return what travels of an encoded message: an envelope, or the message itself where no codec acts."""
-        coder = self._coder
+        coder, sample = self._coder, self._sample
+        if sample is not None:
+            sample.take(meta, tensors)
         if coder is None:
             return meta, tensors
         left = left_s(expires_ns) if expires_ns else math.inf
@@ -40,8 +44,12 @@ class CodecCalls:
 
     @property
     def has_codec(self) -> bool:
-        """Whether a codec may change what travels."""
-        return self._coder is not None
+        """Whether a codec may change what travels, or what travels is being copied."""
+        return self._coder is not None or self._sample is not None
+
+    def set_sample(self, sample: Sample | None) -> None:
+        """Copy what is sent from now on, or no more."""
+        self._sample = sample
 
     def explain_codec(self, rows: list[dict[str, Any]]) -> None:
         """Add what the codec decided of late, and why."""

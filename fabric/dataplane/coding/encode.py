@@ -59,7 +59,7 @@ class CodecUse:
 class Target(NamedTuple):
     """What one tensor of a message is: its place among the buffers, and what the codec is told."""
 
-    index: int
+    place: int
     array: Any
     context: TensorContext
     field: str
@@ -216,7 +216,7 @@ class Coder:
         self, meta: bytes, buffers: list[Any], targets: list[Target], terms: Terms
     ) -> tuple[bytes, list[Any]] | None:
         is_always = self.use.when == "always"
-        by_index = {t.index: t for t in targets if is_always or self.economics.shrinks(t.field)}
+        by_index = {t.place: t for t in targets if is_always or self.economics.shrinks(t.field)}
         tensors: list[CodedTensor | None] = []
         out: list[Any] = []
         for index, buffer in enumerate(buffers):
@@ -231,9 +231,8 @@ class Coder:
         if not any(tensors):
             return None
         if len(out) > limits.TENSORS_PER_MESSAGE_MAX:
-            return self._failed(
-                CapacityError(f"{len(out)} parts of tensors in one message"), "the message"
-            )
+            self._failed(CapacityError(f"{len(out)} parts of tensors in one message"), "it")
+            return None
         return pack(self._type.schema.type_id, meta, tuple(tensors)), out
 
     def _encode(self, target: Target) -> tuple[CodedTensor, list[Any]] | None:
@@ -248,7 +247,8 @@ class Coder:
             size = sum(coded.sizes)
             self._check(target, encoded, size)
         except Exception as error:
-            return self._failed(error, f"field {target.context.field!r}")
+            self._failed(error, f"field {target.context.field!r}")
+            return None
         self.economics.encoded(target.field, target.array.nbytes, size, self._now() - began)
         if self.use.when == "pays" and size >= SHRUNK * target.array.nbytes:
             return None

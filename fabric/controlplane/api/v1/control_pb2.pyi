@@ -397,6 +397,18 @@ class PathWhyRequest(_message.Message):
     klass: str
     def __init__(self, source: _Optional[str] = ..., target: _Optional[str] = ..., size_bytes: _Optional[int] = ..., klass: _Optional[str] = ...) -> None: ...
 
+class CodecRequest(_message.Message):
+    __slots__ = ("channel", "is_measured", "codecs", "seconds")
+    CHANNEL_FIELD_NUMBER: _ClassVar[int]
+    IS_MEASURED_FIELD_NUMBER: _ClassVar[int]
+    CODECS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    channel: str
+    is_measured: bool
+    codecs: _containers.RepeatedScalarFieldContainer[str]
+    seconds: float
+    def __init__(self, channel: _Optional[str] = ..., is_measured: _Optional[bool] = ..., codecs: _Optional[_Iterable[str]] = ..., seconds: _Optional[float] = ...) -> None: ...
+
 class PathProbeRequest(_message.Message):
     __slots__ = ("peer", "rail", "trips", "size_bytes", "seconds", "source")
     PEER_FIELD_NUMBER: _ClassVar[int]

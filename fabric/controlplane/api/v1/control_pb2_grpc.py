@@ -154,6 +154,11 @@ class ControlStub:
                 request_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PathWhyRequest.SerializeToString,
                 response_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PathReply.FromString,
                 _registered_method=True)
+        self.Codec = channel.unary_unary(
+                '/fabric.v1.Control/Codec',
+                request_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.CodecRequest.SerializeToString,
+                response_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.ListReply.FromString,
+                _registered_method=True)
         self.PathProbe = channel.unary_unary(
                 '/fabric.v1.Control/PathProbe',
                 request_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PathProbeRequest.SerializeToString,
@@ -328,6 +333,12 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Codec(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PathProbe(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -480,6 +491,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.PathWhy,
                     request_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PathWhyRequest.FromString,
                     response_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PathReply.SerializeToString,
+            ),
+            'Codec': grpc.unary_unary_rpc_method_handler(
+                    servicer.Codec,
+                    request_deserializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.CodecRequest.FromString,
+                    response_serializer=fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.ListReply.SerializeToString,
             ),
             'PathProbe': grpc.unary_unary_rpc_method_handler(
                     servicer.PathProbe,
@@ -1155,6 +1171,33 @@ class Control:
             '/fabric.v1.Control/PathWhy',
             fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PathWhyRequest.SerializeToString,
             fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.PathReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Codec(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.v1.Control/Codec',
+            fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.CodecRequest.SerializeToString,
+            fabric_dot_controlplane_dot_api_dot_v1_dot_control__pb2.ListReply.FromString,
             options,
             channel_credentials,
             insecure,
