@@ -59,7 +59,7 @@ class Quantize:
         self,
         code: Literal["i8", "f8_e4m3", "f8_e5m2"] = "i8",
         scales: Literal["kv", "channel", "token", "group"] = "kv",
-        group: int = 128,
+        group: int = 64,
         channel_fields: str = "k,key,keys",
         bound: float = 0.0,
     ) -> None:

@@ -188,7 +188,7 @@ def outliers() -> np.ndarray:
     return bits_of(values, "bf16")
 
 
-@pytest.mark.parametrize(("code", "limit"), [("i8", 0.008), ("f8_e4m3", 0.027)])
+@pytest.mark.parametrize(("code", "limit"), [("i8", 0.008), ("f8_e4m3", 0.026)])
 def test_a_row_of_outliers_leaves_the_others_their_accuracy(code, limit):
     x = outliers()
     back = there_and_back(Quantize(code, "group"), x, "bf16", "hidden")
@@ -201,7 +201,7 @@ def test_a_row_of_outliers_leaves_the_others_their_accuracy(code, limit):
 def test_scales_of_channels_that_would_drown_rows_give_way_to_groups():
     x = outliers()
     encoded = Quantize("i8", "channel").encode(x, context(x, "bf16"))
-    assert encoded is not None and encoded.info["group"] == 128
+    assert encoded is not None and encoded.info["group"] == 64
 
 
 def test_values_that_are_not_finite_travel_raw():
