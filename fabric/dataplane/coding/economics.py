@@ -33,7 +33,8 @@ PROBE_PAUSE_S: Final = (
     0.25,
     10.0,
 )  #: between probes: while it pays or is unknown; while it keeps losing
-MEMORY_S: Final = 0.25  #: time constant of the averages, in seconds of work observed
+MEMORY_S: Final = 0.25  #: of work observed, over which speeds are averaged
+PROBE_WEIGHT: Final = 0.5  #: of the last probe in them: it is of now, the one before was long ago
 RATE_FELL: Final = 0.7  #: a path this much slower than at the last probe is worth a new one at once
 
 
@@ -44,11 +45,11 @@ class Speed:
     bytes_per_s: float = 0.0
     seen_s: float = 0.0
 
-    def add(self, size: int, took_s: float) -> None:
-        """Take an observation of `size` bytes in `took_s` seconds; one of no time says nothing."""
+    def add(self, size: int, took_s: float, least: float = 0.0) -> None:
+        """Take an observation of `size` bytes in `took_s` seconds, with a weight of at least `least`."""
         if size <= 0 or not took_s > 0:
             return
-        weight = 1.0 if not self.seen_s else 1.0 - math.exp(-took_s / MEMORY_S)
+        weight = max(least, took_s / (self.seen_s + took_s))
         # Averaged as time per byte: bytes over time of the whole, not the mean of rates.
         old = 1.0 / self.bytes_per_s if self.bytes_per_s else 0.0
         self.bytes_per_s = 1.0 / (old + weight * (took_s / size - old))
@@ -191,10 +192,10 @@ class Economics:
         total = sum(size for size, _ in known)
         return sum(size * ratio for size, ratio in known) / total if total else math.nan
 
-    def encoded(self, field: str, raw: int, coded: int, took_s: float) -> None:
-        """Learn from one encoded tensor (or slice of one)."""
+    def encoded(self, field: str, raw: int, coded: int, took_s: float, least: float = 0.0) -> None:
+        """Learn from one encoded tensor, or with a weight of at least `least` from a slice of one."""
         if raw:
-            self.encode.add(raw, took_s)
+            self.encode.add(raw, took_s, least)
             self.ratios.setdefault(field, Ratio()).add(raw, coded)
 
     def wants_probe(self, now_s: float, path_bytes_per_s: float) -> bool:

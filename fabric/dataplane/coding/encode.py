@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 import time
@@ -20,6 +21,7 @@ from fabric.abc.tensor_codec import Encoded, TensorContext
 from fabric.abc.transform import TransformExport
 from fabric.dataplane.coding.economics import (
     PROBE_BYTES,
+    PROBE_WEIGHT,
     SHRUNK,
     SMALL_BYTES,
     Economics,
@@ -35,6 +37,7 @@ from fabric.messages.tensor import DTYPES
 log = logging.getLogger("fabric.codecs")
 _unpack: Final = msgspec.msgpack.Decoder(list[Any]).decode
 _pack_info: Final = msgspec.msgpack.Encoder().encode
+WARM_BYTES: Final = 16 << 10  #: of the first tensor of all, encoded before any is measured
 TENSOR_BYTES_MIN: Final = (
     1024  #: smaller tensors of a message travel raw, unless the codec always runs
 )
@@ -301,22 +304,22 @@ class Coder:
         self.economics.probed(self._now(), cost_s, around.path_bytes_per_s, is_losing)
 
     def _probe_one(self, target: Target) -> None:
-        array, context = _slice(_shaped(target.array, target.context), target.context)
+        economics, whole = self.economics, _shaped(target.array, target.context)
+        if not economics.encode.seen_s:  # what is imported or built at first use says nothing
+            self._codec.encode(*_slice(whole, target.context, WARM_BYTES))
+        array, context = _slice(whole, target.context, PROBE_BYTES)
         began = self._now()
         encoded = self._codec.encode(array, context)
-        encode_s = self._now() - began
+        took_s = self._now() - began
         if encoded is None:
-            self.economics.encoded(target.field, array.nbytes, array.nbytes, encode_s)
+            economics.encoded(target.field, array.nbytes, array.nbytes, took_s, PROBE_WEIGHT)
             return
         parts = [_as_bytes(part) for part in encoded.parts]
         size = sum(part.nbytes for part in parts)
-        self.economics.encoded(target.field, array.nbytes, size, encode_s)
-        told = TensorContext(
-            context.channel, context.field, context.dtype, context.shape, context.axes, encoded.info
-        )
+        economics.encoded(target.field, array.nbytes, size, took_s, PROBE_WEIGHT)
         began = self._now()
-        self._codec.decode(parts, told)
-        self.economics.decode.add(array.nbytes, self._now() - began)
+        self._codec.decode(parts, dataclasses.replace(context, info=encoded.info))
+        economics.decode.add(array.nbytes, self._now() - began, PROBE_WEIGHT)
 
 
 def _shaped(buffer: Any, context: TensorContext) -> Any:
@@ -326,15 +329,12 @@ def _shaped(buffer: Any, context: TensorContext) -> Any:
     return array if array.shape == context.shape else array.reshape(context.shape)
 
 
-def _slice(array: Any, context: TensorContext) -> tuple[Any, TensorContext]:
-    """Return the first rows of an array, up to about `PROBE_BYTES`, and what a codec is told of them."""
-    if not array.ndim or array.nbytes <= PROBE_BYTES:
+def _slice(array: Any, context: TensorContext, most: int) -> tuple[Any, TensorContext]:
+    """Return the first rows of an array, up to about `most` bytes, and what a codec is told of them."""
+    if not array.ndim or array.nbytes <= most:
         return array, context
-    rows = max(1, len(array) * PROBE_BYTES // array.nbytes)
-    part = array[:rows]
-    return part, TensorContext(
-        context.channel, context.field, context.dtype, part.shape, context.axes
-    )
+    part = array[: max(1, len(array) * most // array.nbytes)]
+    return part, dataclasses.replace(context, shape=part.shape)
 
 
 def _as_bytes(part: Any) -> Any:
