@@ -16,12 +16,12 @@ from typing import Any, Final, NamedTuple
 from fabric.abc.link import LinkCapabilities
 from fabric.errors import PathBrokenError
 from fabric.links.tcp import TcpBackend
+from fabric.messages.device import cuda_library
 
 CUDA_IPC: Final = "cuda_ipc"  #: between processes of one machine, by handles of CUDA
 NCCL: Final = "nccl"  #: between two GPUs, by a communicator each way
 KINDS: Final = (CUDA_IPC, NCCL)
-#: Environment variables that name other libraries than the system's.
-CUDA_LIBRARY: Final = "FABRIC_CUDA_LIBRARY"
+#: Environment variable that names another library than the package's.
 NCCL_LIBRARY: Final = "FABRIC_NCCL_LIBRARY"
 DEADLINE_S: Final = (
     5.0  #: for the peer's GPU to be joined, and for each copy; then the connection is broken
@@ -46,10 +46,7 @@ class Driver(NamedTuple):
 
 def libraries() -> Libraries:
     """Return the libraries that are opened: those that the environment names, else the system's and the package's."""
-    return Libraries(
-        os.environ.get(CUDA_LIBRARY, "libcuda.so.1"),
-        os.environ.get(NCCL_LIBRARY) or _packaged_nccl(),
-    )
+    return Libraries(cuda_library(), os.environ.get(NCCL_LIBRARY) or _packaged_nccl())
 
 
 def _packaged_nccl() -> str:

@@ -132,6 +132,10 @@ def _foreign_array(value: Any) -> Any:
 
     if type(value).__module__.partition(".")[0] == "torch":
         return _torch_array(value)
+    if hasattr(value, "__cuda_array_interface__"):
+        from fabric.messages.device import to_host
+
+        return to_host(value)
     if hasattr(value, "__dlpack__"):
         try:
             return numpy.from_dlpack(value)

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from fabric.links import gpu
+from fabric.links.gpu import NCCL_LIBRARY
+from fabric.messages.device import CUDA_LIBRARY
 
 HERE = Path(__file__).parent
 FOLDER = HERE.parent.parent / "build" / "fakes"
@@ -86,7 +87,7 @@ class FakeCuda:
 def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
     """Two GPUs that are none."""
     path = library("fake_cuda")
-    monkeypatch.setenv(gpu.CUDA_LIBRARY, str(path))
+    monkeypatch.setenv(CUDA_LIBRARY, str(path))
     fake = FakeCuda(path)
     yield fake
     fake.reset()
@@ -96,8 +97,8 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
 def fake_nccl(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
     """The same with NCCL, in one library."""
     path = library("fake_nccl")
-    monkeypatch.setenv(gpu.CUDA_LIBRARY, str(path))
-    monkeypatch.setenv(gpu.NCCL_LIBRARY, str(path))
+    monkeypatch.setenv(CUDA_LIBRARY, str(path))
+    monkeypatch.setenv(NCCL_LIBRARY, str(path))
     fake = FakeCuda(path)
     yield fake
     fake.reset()

@@ -21,6 +21,7 @@ class DeviceMemory {
   std::string allocate(const Device& device, u64 bytes);
   std::string handle(CuIpcHandle& out) const;  ///< for other processes; the one that made it cannot open it
   void reset();
+  void forget() { pointer_ = 0; }              ///< without freeing
   CuPointer at(u64 offset = 0) const { return pointer_ + offset; }
   explicit operator bool() const { return pointer_ != 0; }
 

@@ -4,6 +4,8 @@
 #include <nanobind/stl/string.h>
 
 #include "bind/gil.hpp"
+#include "core/clock.hpp"
+#include "gpu/device_copy.hpp"
 #include "gpu/gpu_link.hpp"
 #include "gpu/nccl_api.hpp"
 #include "links/link_capsule.hpp"
@@ -54,6 +56,33 @@ nb::object devices(const std::string& cuda) {
   return nb::make_tuple(count, version, why);
 }
 
+nb::object read_device(const std::string& cuda, u64 to, u64 from, u64 bytes, u64 after, double deadline_s) {
+  std::string why;
+  Copied copied = Copied::failed;
+  {
+    bind::ReleasedGil released;
+    const u64 deadline_ns = monotonic_ns() + u64(deadline_s * 1e9);
+    if (const CudaDriver* driver = CudaDriver::load(cuda, why); driver != nullptr)
+      copied = copy_to_host(*driver, reinterpret_cast<u8*>(to), from, bytes, after, deadline_ns, why);
+  }
+  return nb::make_tuple(int(copied), why);
+}
+
+nb::object fill_device(const std::string& cuda, int device, u64 from, u64 bytes, double deadline_s) {
+  std::string why;
+  Copied copied = Copied::failed;
+  auto made = std::make_unique<DeviceCopy>();
+  {
+    bind::ReleasedGil released;
+    const u64 deadline_ns = monotonic_ns() + u64(deadline_s * 1e9);
+    if (const CudaDriver* driver = CudaDriver::load(cuda, why); driver != nullptr)
+      copied = made->open(*driver, device, reinterpret_cast<const u8*>(from), bytes, deadline_ns, why);
+    if (copied != Copied::all) made.reset();
+  }
+  nb::object memory = made == nullptr ? nb::none() : nb::cast(made.release(), nb::rv_policy::take_ownership);
+  return nb::make_tuple(memory, int(copied), why);
+}
+
 nb::object nccl(const std::string& library) {
   std::string why;
   int number = 0;
@@ -75,5 +104,13 @@ NB_MODULE(_gpu, module) {
              "`cuda` and `nccl` name the libraries. PathBrokenError: one of them, or the GPU, is not there.");
   module.def("devices", &devices, "cuda"_a, "(number of GPUs, version of the driver's API, why there is none) by that library.");
   module.def("nccl", &nccl, "nccl"_a, "(version such as 22903, why there is none) by that library.");
+  nb::class_<DeviceCopy>(module, "DeviceCopy", "Memory of a GPU; freed with this.")
+      .def_prop_ro("pointer", &DeviceCopy::pointer)
+      .def_prop_ro("device", &DeviceCopy::ordinal);
+  module.def("read_device", &read_device, "cuda"_a, "to"_a, "source"_a, "bytes"_a, "after"_a, "deadline_s"_a,
+             "Copy a GPU's memory to host address `to`, after the work of stream `after` (0: none). Returns (0 done, 1 too late,\n"
+             "2 failed; why).");
+  module.def("fill_device", &fill_device, "cuda"_a, "device"_a, "source"_a, "bytes"_a, "deadline_s"_a,
+             "Memory of a GPU with the bytes of host address `source`. Returns (DeviceCopy or None, as read_device, why).");
   module.def("remains", &remains, "Closed connections whose memory is kept for a peer that has not let go of it.");
 }
