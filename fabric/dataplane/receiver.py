@@ -50,9 +50,8 @@ class Receiver(Generic[M]):
         self.endpoint: int = answer["endpoint"]
         self.delivery: str = answer.get("delivery", "at_most_once")
         known = answer.get("schemas", ())
-        self._decode = (
-            type_.decode if type_ is BYTES else Versions(port, channel, type_, known).decode
-        )
+        self._versions = Versions(port, channel, type_, known)
+        self._decode = type_.decode if type_ is BYTES else self._versions.decode
         self._native_receive = native.receive
         self._hands_back = answer["delivery"] == "at_least_once"
         self.need_segment: type[Exception] = port.need_segment
@@ -171,7 +170,7 @@ class Receiver(Generic[M]):
         if self._restorer is None:
             from fabric.dataplane.coding.restore import Restorer
 
-            self._restorer = Restorer(self.channel)
+            self._restorer = Restorer(self.channel, schema_of=self._versions.schema_of)
         try:
             return self._restorer.restore(native, self)
         except FabricError:

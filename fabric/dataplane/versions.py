@@ -42,7 +42,7 @@ class Versions:
 
     def _learn(self, type_id: int) -> Decode:
         try:
-            decoder = make_convert(self._schemas.get(type_id) or self._ask(type_id), self._type)
+            decoder = make_convert(self.schema_of(type_id), self._type)
         except (TypeMismatchError, ConfigError) as error:
             raise PeerProtocolError(
                 f"channel {self._channel!r}: a message came that is no {self._type.schema.label}: {error.message}",
@@ -50,6 +50,10 @@ class Versions:
             ) from error
         self._decoders[type_id] = decoder
         return decoder
+
+    def schema_of(self, type_id: int) -> Schema:
+        """Return the type of this channel with a fingerprint; `ConfigError` where there is none."""
+        return self._schemas.get(type_id) or self._ask(type_id)
 
     def _ask(self, type_id: int) -> Schema:
         answer, _ = self._port.request("schema", {"channel": self._channel, "type": type_id})

@@ -9,12 +9,19 @@ from typing import Any
 from fabric.abc.tensor_codec import TensorContext
 from fabric.abc.transform_checks import make
 from fabric.dataplane.coding.installed import edge_codec
-from fabric.errors import CapacityError, FabricError, PeerProtocolError
+from fabric.errors import CapacityError, FabricError, PeerProtocolError, TypeMismatchError
+from fabric.messages import Schema, class_from_schema, message_type
 from fabric.messages.envelope import CodedTensor, unpack
 from fabric.messages.tensor import DTYPES, FP8, as_fp8
 from fabric.messages.view import check_descriptor
 
 FindCodec = Callable[[str], Any]
+SchemaOf = Callable[[int], Schema]
+
+
+def no_schema(type_id: int) -> Schema:
+    """Know no other version."""
+    raise TypeMismatchError("it has another fingerprint")
 
 
 class RestoredMessage:
@@ -23,16 +30,26 @@ class RestoredMessage:
     Everything but those is the received message's (header, acknowledgement).
     """
 
-    __slots__ = ("_native", "_tensors", "meta", "payload_bytes")
+    __slots__ = ("_native", "_tensors", "meta", "payload_bytes", "type")
 
-    def __init__(self, native: Any, meta: bytes, tensors: list[Any]) -> None:
+    def __init__(self, native: Any, meta: bytes, tensors: list[Any], type_id: int) -> None:
         self._native = native
+        self.type = type_id
         self._tensors = tensors
         self.meta = meta
         self.payload_bytes = len(meta) + sum(t.nbytes for t in tensors if t is not None)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._native, name)
+
+    def tensor(self, index: int, dtype: str, shape: tuple[int, ...]) -> Any:
+        """Return tensor `index`, decoded; for a reader of another version of the type."""
+        array = self._tensors[index]
+        if array is None or (array.dtype.name, array.shape) != (dtype, shape):
+            raise PeerProtocolError(
+                f"tensor {index} of an encoded message is no {dtype}{list(shape)}"
+            )
+        return array.view()
 
     def copy_into(self, index: int, target: Any) -> int:
         """Copy tensor `index` into a writable buffer; returns its bytes."""
@@ -55,10 +72,16 @@ class Restorer:
     channel : str
     find : callable
         Name → instance with ``decode``; default: installed codecs, made without parameters.
+    schema_of : callable
+        Fingerprint → schema of another version of the type.
     """
 
-    def __init__(self, channel: str, find: FindCodec | None = None) -> None:
+    def __init__(
+        self, channel: str, find: FindCodec | None = None, schema_of: SchemaOf = no_schema
+    ) -> None:
         self._channel = channel
+        self._schema_of = schema_of
+        self._others: dict[int, Any] = {}
         self._find = find or (lambda name: make(edge_codec(name)))
         self._codecs: dict[str, Any] = {}
 
@@ -72,12 +95,9 @@ class Restorer:
         PluginError
             Its codec is not installed here.
         """
-        type_ = source.type
-        envelope = unpack(native.meta, type_.schema.label)
-        if envelope.type_id != type_.schema.type_id:
-            raise PeerProtocolError(
-                f"channel {self._channel!r}: an encoded message of another type than {type_.schema.label}"
-            )
+        own = source.type
+        envelope = unpack(native.meta, own.schema.label)
+        type_ = own if envelope.type_id == own.schema.type_id else self._foreign(envelope.type_id)
         view = type_.unpack(envelope.meta)
         places = list(_places(type_, view))
         if len(places) != len(envelope.tensors):
@@ -90,9 +110,24 @@ class Restorer:
             index += len(coded.sizes) if coded is not None else 1
         # Views of their own: who counts the references to a view's arrays must not find ours.
         _fill(type_, view, [None if array is None else array.view() for array in arrays])
-        view._native = RestoredMessage(native, envelope.meta, arrays)
+        restored = RestoredMessage(native, envelope.meta, arrays, envelope.type_id)
+        if type_ is not own:
+            return source.decode(restored)  # of another version: read as what it is, then converted
+        view._native = restored
         view._source = source
         return view
+
+    def _foreign(self, type_id: int) -> Any:
+        """Return another version of the channel's type."""
+        if type_id not in self._others:
+            try:
+                schema = self._schema_of(type_id)
+            except FabricError as error:
+                raise PeerProtocolError(
+                    f"channel {self._channel!r}: an encoded message of another type: {error.message}"
+                ) from error
+            self._others[type_id] = message_type(class_from_schema(schema))
+        return self._others[type_id]
 
     def _tensor(
         self, native: Any, source: Any, index: int, place: Any, coded: CodedTensor | None

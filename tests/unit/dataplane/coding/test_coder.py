@@ -178,3 +178,26 @@ def test_parts_that_decode_to_other_sizes_are_refused_naming_the_field(bench):
 def test_hostile_bytes_are_refused_typed(data):
     with pytest.raises(PeerProtocolError):
         unpack(b"\xc1" + data, "test@1")
+
+
+def test_an_encoded_message_of_an_older_version_is_read_as_ones_own(bench):
+    import fabric
+    from fabric.dataplane.versions import Versions
+
+    @fabric.message("coding.kv", version=2)
+    class Newer:
+        number: int
+        k: fabric.Tensor["tokens dim", "bf16 | f32"]
+        extra: fabric.Tensor["n", "i64"] | None = None
+        parts: list[fabric.Tensor["...", "f32 | f8_e4m3"]] = []
+        note: str = "none"
+
+    old = message_type(bench.KV)
+    coder = bench.coder()
+    coded = coder.code(*old.encode(bench.KV(7, even(8, 4), np.arange(3))), math.inf)
+    end = End(Newer)
+    versions = Versions(None, "kv", end.type, [old.schema.text])
+    end.decode = lambda native: versions.decode(native, end)
+    got = Restorer("kv", lambda _: coder._codec, versions.schema_of).restore(Received(*coded), end)
+    assert isinstance(got, Newer) and (got.number, got.note) == (7, "none")
+    assert np.array_equal(got.k, even(8, 4)) and list(got.extra) == [0, 1, 2]
