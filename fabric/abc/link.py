@@ -17,6 +17,9 @@ GROUP_CONTROL = 255  #: node to node control, not the engine's
 GROUP_PROBE = 254  #: a measurement of one rail, between the two daemons
 PLAIN_CHUNKS = 1  #: a feature of a data connection: payload travels without checksums of ours
 UCX_FRAMES = 2  #: a feature of a data connection: frames go over UCX, beside the socket
+GPU_FRAMES = (
+    4  #: a feature of a data connection: large bodies go from GPU to GPU, beside the socket
+)
 
 
 @dataclass(frozen=True, slots=True)

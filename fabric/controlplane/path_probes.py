@@ -16,7 +16,7 @@ from fabric import errors, limits
 from fabric.controlplane import rail_probe
 from fabric.controlplane.rail_probe import Wish
 from fabric.links import congestion
-from fabric.links.rail_link import is_ucx
+from fabric.links.rail_link import is_gpu, is_ucx
 
 if TYPE_CHECKING:
     import socket
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fabric.registry.records import NodeRecord
 
 Rows = Sequence[dict[str, Any]]
-_NO_PROBE = "a probe measures a socket, and this rail's bytes go over UCX: see its rate in fabricctl path ls"
+_NO_PROBE = "a probe measures a socket, and this rail's bytes go beside one: see its rate in fabricctl path ls"
 
 
 class PathProbes:
@@ -61,7 +61,7 @@ class PathProbes:
     async def one(self, node: NodeRecord, row: dict[str, Any], wish: Wish) -> dict[str, Any]:
         """Measure one rail; returns its row with the figures, or with ``failed``."""
         about = {key: row.get(key) for key in ("rail", "interface", "local", "remote", "state")}
-        if is_ucx(str(row.get("link", ""))):
+        if is_ucx(link := str(row.get("link", ""))) or is_gpu(link):
             return {**about, "failed": _NO_PROBE}
         try:
             if self._daemon.membership.links.dials(node.number):

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from fabric import errors, limits, steps
-from fabric.abc.link import GROUP_PROBE, PLAIN_CHUNKS, UCX_FRAMES
+from fabric.abc.link import GPU_FRAMES, GROUP_PROBE, PLAIN_CHUNKS, UCX_FRAMES
 from fabric.controlplane.calls import ControlConnection
+from fabric.controlplane.gpu_rails import GpuRails
 from fabric.controlplane.incarnations import next_incarnation
 from fabric.controlplane.options import read_secret
 from fabric.controlplane.rail_dial import attempt_s, handshake_s, pause_s
@@ -26,7 +27,7 @@ from fabric.controlplane.rails import Rails, ends_of, groups_of, rail_of
 from fabric.controlplane.ucx_rails import UcxRails, offer_accepting, offer_dialling
 from fabric.dataplane.framing import FrameStream
 from fabric.links.dial import dial, give_up_after
-from fabric.links.rail_link import TCP, is_ucx
+from fabric.links.rail_link import TCP, is_gpu, is_ucx
 from fabric.registry.records import RailRecord, View
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class PeerLinks:
         self.rails = Rails(daemon)
         self.watch = RailWatch(daemon, self)
         self._ucx = UcxRails()
+        self._gpu = GpuRails()
         # Of this daemon and its engine: new after each restart.
         self._incarnation = next_incarnation(daemon.context.state_dir)
         self._secret = b""
@@ -321,6 +323,9 @@ class PeerLinks:
         if is_ucx(link) and not info.features & UCX_FRAMES:
             sock.close()
             raise errors.PathBrokenError(f"node {info.node!r} has no UCX for its rail now")
+        if is_gpu(link) and not info.features & GPU_FRAMES:
+            sock.close()
+            raise errors.PathBrokenError(f"node {info.node!r} has no {link} for its rail now")
         return sock, info
 
     def dial_other_rail(self, number: int) -> bool:
@@ -429,6 +434,9 @@ class PeerLinks:
             link = await self._ucx.make(
                 sock, info.session, self._link_of(number, info.group), ends.local
             )
+            self._daemon.gateway.add_link(number, info.session, link, info.group)
+        elif info.features & GPU_FRAMES:
+            link = await self._gpu.make(sock, info.session, self._link_of(number, info.group))
             self._daemon.gateway.add_link(number, info.session, link, info.group)
         else:
             wanted = self._daemon.options.tcp_congestion

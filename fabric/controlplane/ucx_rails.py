@@ -13,24 +13,28 @@ from pathlib import Path
 from typing import Any
 
 from fabric import errors
-from fabric.abc.link import UCX_FRAMES
+from fabric.abc.link import GPU_FRAMES, UCX_FRAMES
 from fabric.links import addresses
-from fabric.links.rail_link import is_ucx, transports_of
+from fabric.links.rail_link import is_gpu, is_ucx, transports_of
 
 _WITHIN_MACHINE = frozenset({"shm", "posix", "sysv", "cma", "self"})
 
 
 def offer_dialling(link: str, features: int) -> int:
-    """Return the features to offer for a connection of a rail: one of UCX keeps its checksums.
+    """Return the features to offer for a connection of a rail: one of UCX or over GPUs keeps its checksums.
 
     Its peer may still read what this side has given up (docs/decisions/0009): then it must not take it for the payload.
     """
+    if is_gpu(link):
+        return GPU_FRAMES
     return UCX_FRAMES if is_ucx(link) else features
 
 
 def offer_accepting(links: Iterable[str], features: int) -> int:
     """Return the features to offer to who connects, before it says to which rail."""
-    return features | UCX_FRAMES if any(map(is_ucx, links)) else features
+    for link in links:
+        features |= UCX_FRAMES if is_ucx(link) else GPU_FRAMES if is_gpu(link) else 0
+    return features
 
 
 class UcxRails:
