@@ -46,7 +46,7 @@ def _plain_number(value: Any) -> Any:
     """Let numpy scalars pass as the Python numbers they are; anything else is refused by msgspec."""
     if hasattr(value, "item") and getattr(value, "shape", None) == ():
         return value.item()
-    raise NotImplementedError
+    raise TypeError(f"{type(value).__name__} is no value of a scalar field")
 
 
 _UNPACKABLE = (msgspec.MsgspecError, TypeError, OverflowError, RecursionError, UnicodeError)
