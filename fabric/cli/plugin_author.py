@@ -19,12 +19,12 @@ from fabric.cli.plugin_life import plugin_app as plugin_app
 class Kind(StrEnum):
     """What `plugin new` writes."""
 
-    message = "message"
-    route = "route"
-    transform = "transform"
-    codec = "codec"
-    join = "join"
-    module = "module"
+    MESSAGE = "message"
+    ROUTE = "route"
+    TRANSFORM = "transform"
+    CODEC = "codec"
+    JOIN = "join"
+    MODULE = "module"
 
 
 @plugin_app.command("new")

@@ -284,10 +284,24 @@ class StageTable:
         try:
             answer = await self._push(process, "stage_load", fields, LOAD_S)
             plugin.exports, plugin.error = answer["exports"], ""
+            self._tell_deaths(plugin, answer.get("guard") or {})
             await self._run_all(plugin, process)
         except errors.FabricError as error:
             plugin.error = str(error)
             self._context.events.add("plugin not healed", plugin=plugin.name, reason=str(error))
+
+    def _tell_deaths(self, plugin: Plugin, guard: dict[str, Any]) -> None:
+        """Say how often the hosts of a plugin have died one after the other, and why, where that is known."""
+        if not guard.get("deaths"):
+            return
+        reason = guard.get("reason") or "its process was killed, or ended itself"
+        rest_s = float(guard.get("rest_s") or 0.0)
+        rests = f"; left out for {rest_s:g} s, its messages go by on_error" if rest_s else ""
+        plugin.error = f"{guard['deaths']} of its stage hosts ended: {reason}{rests}"
+        self._context.events.add(
+            "plugin ended its host", severity="warning", plugin=plugin.name,
+            reason=f"{reason}{rests}", deaths=guard["deaths"],
+        )  # fmt: skip
 
     # ---------------------------------------------------------------- host
     async def _ready_host(self, name: str) -> Process:

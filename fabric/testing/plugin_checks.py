@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,9 @@ def run(target: str, seed: int, say: Say) -> None:
         return
     say(row(plugin.name, "loads", HELD))
     for name, cls in plugin.messages.items():
-        _do(say, f"message {name}", "round trip", lambda cls=cls: _message(cls, seed))
+        _do(say, f"message {name}", "round trip", partial(_message, cls, seed))
     for name, route in plugin.routes.items():
-        _do(say, f"route {name}", "chooses a target, the same each time", lambda r=route: _route(r))
+        _do(say, f"route {name}", "chooses a target, the same each time", partial(_route, route))
     for export in plugin.transforms.values():
         _transform(export, seed, say)
 
@@ -90,7 +91,7 @@ def _message(cls: type, seed: int) -> None:
 
 def _route(export: RouteExport) -> None:
     targets = [
-        Target(flow=n + 1, endpoint=n + 10, node=1, module=f"m-{n}", outstanding=n)
+        Target(flow=n + 1, endpoint=n + 10, node="a", module=f"m-{n}", outstanding=n)
         for n in range(3)
     ]
     for key in (None, b"", b"7", b"1234"):

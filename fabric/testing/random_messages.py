@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import random
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
@@ -123,7 +124,7 @@ class RandomMessages:
                 self._of(key, field): self._of(value, field)
                 for _ in range(self._random.randrange(3))
             }
-        makers = {
+        makers: dict[str, Callable[[], Any]] = {
             "str": lambda: "".join(self._random.choices("abcæ🙂 ", k=self._random.randrange(12))),
             "int": lambda: self._random.randrange(-(2**40), 2**40),
             "float": lambda: self._random.uniform(-1e6, 1e6),

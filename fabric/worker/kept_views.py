@@ -6,9 +6,9 @@ to its arrays are counted where its message ends; a slice or a torch tensor refe
 
 from __future__ import annotations
 
-import functools
 import gc
 import sys
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -17,11 +17,18 @@ from fabric.errors import ContractError
 from fabric.messages import message_type
 
 Slot = Callable[[Any], Any]
+_slots: weakref.WeakKeyDictionary[type, tuple[Slot, ...]] = weakref.WeakKeyDictionary()
 
 
-@functools.lru_cache(64)
 def tensor_slots(cls: type) -> tuple[Slot, ...]:
     """Return what reads the tensor fields of a view of class `cls` as they are, without making arrays."""
+    known = _slots.get(cls)
+    if known is None:
+        known = _slots[cls] = _tensor_slots(cls)
+    return known
+
+
+def _tensor_slots(cls: type) -> tuple[Slot, ...]:
     type_ = message_type(cls)
     return tuple(vars(type_.cls)[tensor.name].__get__ for tensor in type_.tensors)
 
@@ -71,10 +78,7 @@ class KeptViews:
 
 
 def _keeps_arrays(view: Any) -> bool:
-    for read in tensor_slots(type(view)):
-        if _is_kept(view, read):
-            return True
-    return False
+    return any(_is_kept(view, read) for read in tensor_slots(type(view)))
 
 
 def _is_kept(view: Any, read: Slot) -> bool:

@@ -145,13 +145,18 @@ class BoundedOutput(io.TextIOBase):
             if now - self._since >= 1.0:
                 self._since, self._left = now, self._budget
                 if self._kept_back:
-                    self._stream.write(f"\n[{self._kept_back} bytes more were printed, not kept]\n")
+                    self._stream.write(f"[{self._kept_back} bytes were not kept]\n")
                     self._kept_back = 0
             passed = text[: max(0, self._left)]
             self._left -= len(passed)
-            self._kept_back += len(text) - len(passed)
             if passed:
                 self._stream.write(passed)
+            if len(passed) < len(text):
+                if not self._kept_back:
+                    self._stream.write(
+                        f"\n[more than {self._budget} bytes a second are not kept]\n"
+                    )
+                self._kept_back += len(text) - len(passed)
         return len(text)
 
     def flush(self) -> None:

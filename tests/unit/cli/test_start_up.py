@@ -23,7 +23,8 @@ SUBVERBS = [
     (kind, verb)
     for kind, verbs in {
         "node": "ls show", "module": "ls show logs stop drain scale add",
-        "channel": "ls show send echo", "plugin": "ls show load logs reload canary promote rollback unload debug", "bench": "edge path",
+        "channel": "ls show send echo", "plugin": "ls show load logs reload canary promote rollback unload debug",
+        "bench": "edge path",
         "type": "ls show diff compat export",
         "path": "ls show why probe pin unpin",
     }.items()
