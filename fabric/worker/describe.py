@@ -65,7 +65,7 @@ def digest_of(file: str) -> str:
 
 def main(class_paths: Sequence[str]) -> int:
     """Print the descriptions; what the classes print themselves goes to stderr."""
-    end_with_parent()
+    _end_with_parent()
     resource.setrlimit(resource.RLIMIT_FSIZE, (_OUTPUT_BYTES_MAX, _OUTPUT_BYTES_MAX))
     real, sys.stdout = sys.stdout, sys.stderr
     found = {path: describe(path) for path in class_paths}
@@ -131,7 +131,7 @@ def _all_unknown(class_paths: Sequence[str], why: str) -> dict[str, Any]:
     return {path: {"error": why} for path in class_paths}
 
 
-def end_with_parent() -> None:
+def _end_with_parent() -> None:
     """Ask the kernel to end this process with the one that started it."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
