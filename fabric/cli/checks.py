@@ -262,7 +262,7 @@ def gpu(device: str = "/dev/nvidiactl") -> Check:
             "gpu",
             "note",
             f"none: {device} is absent",
-            "host memory serves; cuda tensors are refused",
+            "host memory serves",
         )
     if library is None:
         return Check(
@@ -283,6 +283,23 @@ def ucx() -> Check:
     usable = [name for name in link.TRANSPORTS if name != "all" and not link.check(name)]
     found = f"UCX {link.version()}, transports {', '.join(usable) or 'none of tcp and shm'}"
     return Check("ucx", "ok", f"{found}; a rail of it is --listen ucx:HOST:PORT")
+
+
+def gpu_links() -> Check:
+    """The links over GPU memory: what CUDA's driver shows, and NCCL."""
+    from fabric.links import gpu as link
+
+    found = link.driver()
+    if found.why:
+        return Check(
+            "gpu links", "note", found.why, "host memory serves; --listen cuda_ipc: is left out"
+        )
+    version = f"{found.version // 1000}.{found.version % 1000 // 10}"
+    nccl = link.nccl_version() or f"none ({link.unavailable(link.NCCL)})"
+    what = f"{found.gpus} GPUs, CUDA {version}, NCCL {nccl}"
+    if kept := link.remains():
+        what += f"; {kept} closed connections keep memory"
+    return Check("gpu links", "ok", f"{what}; a rail is --listen cuda_ipc:HOST:PORT")
 
 
 def run_all(path: str) -> Iterator[Check]:
@@ -306,3 +323,4 @@ def run_all(path: str) -> Iterator[Check]:
     yield paths(path)
     yield gpu()
     yield ucx()
+    yield gpu_links()

@@ -25,6 +25,7 @@ def test_doctor_lists_every_check_with_state_and_advice(fabricctl, socket_path):
         "packages",
         "gpu",
         "ucx",
+        "gpu links",
     } <= set(rows)
     assert all(row["advice"] for row in rows.values() if row["state"] in ("warn", "fail"))
 
@@ -100,3 +101,15 @@ def test_absent_shared_memory_folder_is_noted_with_the_mount_command(tmp_path):
     check = checks.shared_memory(str(tmp_path / "none"))
     assert check.state == "note"
     assert "mount -t tmpfs" in check.advice
+
+
+def test_links_over_gpus_are_told_with_driver_and_nccl(fake_nccl):
+    found = checks.gpu_links()
+    assert found.state == "ok"
+    assert "2 GPUs, CUDA 12.4, NCCL 2.29.3; a rail is --listen cuda_ipc:HOST:PORT" in found.found
+
+
+def test_no_cuda_driver_is_a_note_with_the_reason(monkeypatch):
+    monkeypatch.setenv("FABRIC_CUDA_LIBRARY", "libno-such-driver.so.1")
+    found = checks.gpu_links()
+    assert found.state == "note" and "libno-such-driver.so.1" in found.found
