@@ -7,4 +7,4 @@ from bench.cases.transforms_fusion import FUSION
 from bench.cases.transforms_pays import PAYS
 from bench.rows import Row
 
-TRANSFORMS: tuple[Row, ...] = (*CODECS, *PAYS, *FUSION)
+TRANSFORMS: tuple[Row, ...] = (*CODECS, *PAYS, *FUSION, *ROUTES)

@@ -1,9 +1,9 @@
 """A join under an open-loop load: prompts meet their embeddings, some late, some never; every request ends once.
 
 Subject ``bench.ours.fusion``; the near half runs the node, sends and receives, the far one only answers. One workload,
-``{"run": "fusion", "seconds": s, "rate": requests a second, "late": share, "missing": share}``: two parts a request, sent
-at its moment whatever else is slow. Of those that are late or missing half lack the prompt (dropped), half the embedding
-(partial). ``figures``:
+``{"run": "fusion", "seconds": s, "rate": requests a second, "late": share, "missing": share}``: two parts a request,
+sent at its moment whatever else is slow. Of those that are late or missing half lack the prompt (dropped), half the
+embedding (partial). ``figures``:
 
 - ``astray``: requests that did not end exactly once, outputs too many or too few, and 1 for an audit out of balance;
 - ``growth``: memory of the node and of shared memory in the last third, over that of the second third (medians);

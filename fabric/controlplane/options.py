@@ -105,6 +105,20 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="of tcp links; auto: the system's, but one without pacing to a node on this machine",
     )
+    _add_memory(parser)
+    parser.add_argument(
+        "--log-level", default="info", choices=("debug", "info", "warning", "error")
+    )
+    parser.add_argument(
+        "--metrics",
+        metavar="HOST:PORT|off",
+        default=f"{METRICS_DEFAULT[0]}:{METRICS_DEFAULT[1]}",
+        help="where Prometheus reads /metrics, on loopback; port 0 takes a free one (fabricctl status says which)",
+    )
+    return parser
+
+
+def _add_memory(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--arena-bytes",
         metavar="SIZE",
@@ -117,16 +131,6 @@ def _parser() -> argparse.ArgumentParser:
         default=str(limits.CACHE_BYTES),
         help="memory for the cache of encoder outputs of one user; taken as it fills",
     )
-    parser.add_argument(
-        "--log-level", default="info", choices=("debug", "info", "warning", "error")
-    )
-    parser.add_argument(
-        "--metrics",
-        metavar="HOST:PORT|off",
-        default=f"{METRICS_DEFAULT[0]}:{METRICS_DEFAULT[1]}",
-        help="where Prometheus reads /metrics, on loopback; port 0 takes a free one (fabricctl status says which)",
-    )
-    return parser
 
 
 def parse(argv: list[str] | None = None) -> Options:

@@ -108,7 +108,7 @@ def collect(receiver, count):
     return found
 
 
-@pytest.mark.promise("P1 conservation")
+@pytest.mark.promise("P1")
 @pytest.mark.parametrize(
     "step", ["join.fused", "join.noted", "join.accepted", "join.remembered", "join.acknowledged"]
 )

@@ -230,7 +230,7 @@ while True:
 """
 
 
-@pytest.mark.promise("P9 leave nothing behind")
+@pytest.mark.promise("P9", "P2")
 def test_kill_of_writers_leaves_no_torn_entry(cache, fd):
     """Writers are killed at arbitrary points of their puts; whatever is found then is whole, and puts go on."""
     found = 0

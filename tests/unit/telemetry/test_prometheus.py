@@ -46,6 +46,9 @@ def readings(channel="kv", counts=None):
         ],
         rail_changes={("b", 1, "suspect"): 2},
         archived={(1, 1): 6}, limits={"NAME_BYTES_MAX": 2}, events={"view held": 1}, events_lost=8, downgrades=1,
+        joins={"pair": {"waiting": 1, "waiting_bytes": 2, "fused": 3, "dropped_incomplete": 4, "late": 5}},
+        caches={1000: {"entries": 1, "bytes": 2, "capacity_bytes": 3, "hits": 4, "misses": 5, "puts": 6, "refused": 7,
+                       "evictions": 8, "torn": 9}},
     )  # fmt: skip
 
 
@@ -120,7 +123,8 @@ def test_no_label_is_a_process_or_a_message():
         for key in sample.labels
     }
     assert labels <= {
-        "channel", "class", "direction", "end", "event", "group", "kind", "limit", "name", "node", "peer", "rail",
+        "channel", "class", "direction", "end", "event", "group", "join", "kind", "limit", "name", "node", "outcome",
+        "peer", "rail", "what",
         "reason",
         "state", "tenant", "version",
     }  # fmt: skip
