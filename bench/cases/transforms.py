@@ -5,6 +5,7 @@ from __future__ import annotations
 from bench.cases.transforms_codecs import CODECS
 from bench.cases.transforms_fusion import FUSION
 from bench.cases.transforms_pays import PAYS
+from bench.cases.transforms_routes import ROUTES
 from bench.rows import Row
 
 TRANSFORMS: tuple[Row, ...] = (*CODECS, *PAYS, *FUSION, *ROUTES)

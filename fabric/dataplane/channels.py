@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast, overload
 
 from fabric import errors, limits
+from fabric.config.routes import text_of
 from fabric.dataplane.receiver import Receiver
 from fabric.dataplane.requester import Requester
 from fabric.dataplane.responder import Responder
@@ -87,7 +88,7 @@ class ChannelCalls:
 
     def declare(
         self, channel: str, type: Any, *, reply: Any = None, pattern: str = "stream", delivery: str = "at_most_once",
-        overflow: str = "block", klass: str = "token", route: str | None = None,
+        overflow: str = "block", klass: str = "token", route: str | Mapping[str, Any] | None = None,
         transforms: Sequence[str | dict[str, Any]] = (),
         idempotent: bool = False, deadline: float | None = None, weight: int = 1,
     ) -> None:  # fmt: skip
@@ -107,8 +108,8 @@ class ChannelCalls:
             What happens where a receiver has no room; see docs/messages.md for the pairs that are allowed.
         klass : {"control", "token", "embedding", "bulk"}
             Traffic class.
-        route : str, optional
-            Routing policy; default by pattern.
+        route : str or mapping, optional
+            Routing policy, or ``{"name": …}`` with its parameters; default by pattern.
         transforms : sequence of str or dict
             In-flight transforms, in order. An installed codec is given as ``{"name": "quantize", "when": "pays",
             "where": "remote", …}`` with its parameters.
@@ -128,7 +129,7 @@ class ChannelCalls:
             "channel": channel, "schema": message_type(type).schema.text,
             "pattern": "request" if reply is not None and pattern != "scatter" else pattern,
             "delivery": delivery, "overflow": overflow,
-            "klass": klass, "route": route, "transforms": list(transforms), "idempotent": idempotent,
+            "klass": klass, "route": _route_text(route), "transforms": list(transforms), "idempotent": idempotent,
             "deadline_s": deadline, "weight": weight,
         }  # fmt: skip
         if reply is not None:
@@ -311,3 +312,10 @@ class ChannelCalls:
         with self._lock:
             self._endpoints[answer["endpoint"]] = endpoint
         return endpoint
+
+
+def _route_text(route: str | Mapping[str, Any] | None) -> str | None:
+    try:
+        return text_of(route)
+    except ValueError as error:
+        raise errors.ConfigError(f"route {route!r:.100}: {error}") from error

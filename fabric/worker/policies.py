@@ -30,7 +30,7 @@ class Policies:
     def __init__(self, exports: Mapping[str, RouteExport]) -> None:
         self._exports = dict(exports)
         self._made: dict[tuple[str, str], Policy] = {}
-        self._lock = threading.Lock()
+        self._locks = {name: threading.Lock() for name in self._exports}
         for export in self._exports.values():
             _made(export, {})  # what cannot be made at all is refused when it is loaded
 
@@ -49,7 +49,8 @@ class Policies:
             raise PluginError(f"no policy {text!r} here: load the plugin that declares it")
         headers = [header_from(h) for h in fields.get("batch") or [fields["header"]]]
         targets = [target_from(target) for target in fields["targets"]]
-        if not self._lock.acquire(timeout=limits.ROUTE_DECIDE_S / 2):
+        lock = self._locks[export.name]  # one that hangs holds up no other
+        if not lock.acquire(timeout=limits.ROUTE_DECIDE_S / 2):
             raise DeadlineExceeded(f"route {export.name!r} is still busy with an earlier decision")
         try:
             policy = self._policy(export, text, headers[0].channel)
@@ -61,7 +62,7 @@ class Policies:
             print(f"{where}:\n{traceback.format_exc()}", file=sys.stderr)
             raise
         finally:
-            self._lock.release()
+            lock.release()
         about = {"per": export.per, "reads": list(_reads(policy, export))}
         return {"flow": flows[0], "flows": flows, "us": took_us, **about}
 

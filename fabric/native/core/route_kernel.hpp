@@ -59,6 +59,10 @@ class RouteKernel {
   RouteKind kind() const { return kind_; }
   /// A target without room is waited for: no other takes its place.
   bool is_strict() const { return kind_ == RouteKind::failover; }
+  /// What has ended lately matters to it.
+  bool looks_at_load() const {
+    return kind_ == RouteKind::least_outstanding || kind_ == RouteKind::hash_key || kind_ == RouteKind::locality || measures();
+  }
   bool measures() const { return kind_ == RouteKind::deadline; }
   /// Index of the chosen one; `targets` is not empty. Without a key `key_hash` is 0.
   std::size_t choose(std::span<RouteTarget* const> targets, u64 key_hash);

@@ -342,6 +342,7 @@ Status SenderCore::send_many(std::span<const SendRequest> requests, u64 deadline
                              u64* last_number) {
   Operation operation(port_, may_wait);
   if (!operation.ok()) return operation.status();
+  if (route_.looks_at_load()) port_.progress_locked();  // ends wait in the rings until somebody reads them
   Batch batch;
   Status status;
   for (const SendRequest& request : requests) {

@@ -81,13 +81,14 @@ Full SenderCore::choose_stream(bool has_key, u64 key_hash, FlowOut*& out) {
 // The flow of a key that has none: what the policy says, else by hash. Those that are suspect get no new key.
 Full SenderCore::choose_new(bool has_key, u64 key_hash, FlowOut*& out) {
   candidates_.clear();
+  const u64 now = route_.measures() ? monotonic_ns() : 0;
   bool any = false;
   for (FlowOut* flow : flows_) {
     if (flow->closed) continue;
     if (!any) out = flow;
     any = true;
     if (flow->suspect) continue;
-    look_again(*flow);
+    look_again(*flow, now);
     candidates_.push_back(flow);
   }
   if (candidates_.empty()) return any ? Full::suspect : Full::consumer;
@@ -103,6 +104,7 @@ FlowOut* SenderCore::pick(u64 key_hash) {
 // A built-in policy, for every message of a queue: among the targets with room, or the one that it insists on.
 Full SenderCore::choose_routed(u64 key_hash, u64 bytes, FlowOut*& out) {
   candidates_.clear();
+  const u64 now = route_.measures() ? monotonic_ns() : 0;
   Full why = Full::consumer;
   for (FlowOut* flow : flows_) {
     if (flow->closed) continue;
@@ -112,7 +114,7 @@ Full SenderCore::choose_routed(u64 key_hash, u64 bytes, FlowOut*& out) {
       out = flow;
       if (!route_.is_strict() || full == Full::broken || full == Full::suspect) continue;
     }
-    look_again(*flow);
+    look_again(*flow, now);
     candidates_.push_back(flow);
   }
   if (candidates_.empty()) return why;
@@ -121,11 +123,10 @@ Full SenderCore::choose_routed(u64 key_hash, u64 bytes, FlowOut*& out) {
 }
 
 // An estimate that nothing confirmed for a while gives way to a new one.
-void SenderCore::look_again(FlowOut& flow) {
-  if (!route_.measures()) return;
-  const u64 now = monotonic_ns();
-  if (flow.outstanding == 0) flow.service.begin(now);
-  if (!flow.service.is_stale(now) || flow.outstanding != 0) return;
+void SenderCore::look_again(FlowOut& flow, u64 now_ns) {
+  if (!route_.measures() || flow.outstanding != 0) return;
+  flow.service.begin(now_ns);
+  if (!flow.service.is_stale(now_ns)) return;
   flow.service.forget();
   flow.service_ns = 0;
 }
