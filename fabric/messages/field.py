@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import types
 import typing
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Final, NamedTuple, TypeVar
@@ -169,6 +170,10 @@ def _as_json(value: Any) -> Any:
 
 def _unmarked(annotation: Any) -> tuple[Any, bool]:
     """Return an annotation without its mark of redaction, and whether it had one."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        rest = [each for each in typing.get_args(annotation) if each is not type(None)]
+        inner, is_marked = _unmarked(rest[0])
+        return (inner | None, True) if is_marked and len(rest) == 1 else (annotation, is_marked)
     if typing.get_origin(annotation) is not Annotated:
         return annotation, False
     base, *marks = typing.get_args(annotation)
