@@ -107,6 +107,7 @@ class TransformExport:
     is_tensor_codec: bool = (
         False  #: has ``encode``/``decode`` of single tensors instead of ``apply``
     )
+    guards: bool = False  #: of a codec: it acts for what it does, not for bytes; see `transform`
     parameters: tuple[str, ...] = ()  #: what ``transforms: [{name: …, key: value}]`` may set
 
 
@@ -128,6 +129,7 @@ def transform(
     lossless: bool = True,
     error_bound: float | None = None,
     dtypes: Sequence[str] = (),
+    guards: bool = False,
 ) -> Callable[[C], C]:
     """Declare a class as an in-flight transform.
 
@@ -159,6 +161,9 @@ def transform(
         Of a lossy codec: largest ``norm(x - x') / norm(x)`` of a tensor (Frobenius), declared and checked by the kit.
     dtypes : sequence of str
         Of a tensor codec: names (``bf16``, ``f32``, …) of what it encodes; other tensors travel raw. Default: any.
+    guards : bool
+        Of a tensor codec: it is there for what it does and not to save bytes (encryption, a checksum), so that
+        ``when: pays`` means ``always``.
 
     Raises
     ------
@@ -189,6 +194,7 @@ def transform(
             lossless=lossless,
             error_bound=error_bound,
             dtypes=tuple(dtypes),
+            guards=guards,
             is_tensor_codec=callable(getattr(cls, "encode", None)),
             parameters=parameters_of(cls),
         )

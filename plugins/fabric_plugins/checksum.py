@@ -24,7 +24,7 @@ class ChecksumError(ValueError):
     """A tensor is not what its sender encoded."""
 
 
-@transform("checksum", kind="codec", tier="edge", time_budget_ms=10_000)
+@transform("checksum", kind="codec", tier="edge", guards=True, time_budget_ms=10_000)
 class Checksum:
     """Send each tensor as it is, with a checksum of its bytes, its dtype and its shape.
 

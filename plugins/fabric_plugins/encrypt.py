@@ -33,7 +33,7 @@ class TamperedError(ValueError):
     """A tensor was changed on its way, belongs elsewhere, or was encrypted with another key."""
 
 
-@transform("encrypt", kind="codec", tier="edge", pure=False, time_budget_ms=10_000)
+@transform("encrypt", kind="codec", tier="edge", guards=True, pure=False, time_budget_ms=10_000)
 class Encrypt:
     """Encrypt each tensor with AES-256-GCM. Scalars of a message are not tensors: they travel as they are.
 

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -106,7 +106,7 @@ class Coder:
         surroundings: Callable[[], Surroundings],
         now: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.use = use
+        self.use = replace(use, when="always") if export.guards and use.when == "pays" else use
         self.export = export
         self.economics = Economics()
         self.counts: Counter[str] = Counter()

@@ -201,3 +201,15 @@ def test_an_encoded_message_of_an_older_version_is_read_as_ones_own(bench):
     got = Restorer("kv", lambda _: coder._codec, versions.schema_of).restore(Received(*coded), end)
     assert isinstance(got, Newer) and (got.number, got.note) == (7, "none")
     assert np.array_equal(got.k, even(8, 4)) and list(got.extra) == [0, 1, 2]
+
+
+def test_a_codec_that_guards_acts_on_every_message_whatever_it_costs(bench):
+    """One that encrypts saves nothing: left to what pays, it would send everything as it is."""
+    meta, buffers = message_type(bench.KV).encode(bench.KV(1, even(1, 2)))
+    for guards, when, acts in (
+        (False, "pays", False),
+        (True, "pays", True),
+        (True, "never", False),
+    ):
+        coder = bench.coder(export=bench.export_of(guards=guards), when=when)
+        assert (coder.code(meta, buffers, math.inf) is not None) == acts
