@@ -1,4 +1,4 @@
-"""The package of docs/guides/fusion.md: installed as anybody's, found by its entry points only, and it does what is said."""
+"""The package of docs/guides/fusion.md, installed as anybody's, found by its entry points, does what it says."""
 
 import os
 import re
