@@ -66,12 +66,7 @@ def make_encode(
     read = attrgetter(*names) if len(names) > 1 else None
     only = names[0]
     fields = tensor_fields(names, specs)
-    # With each tensor field what was seen and checked before: (numpy dtype, shape) → descriptor.
-    plan: list[tuple[int, dict[Any, tuple[int, ...]], bool, Any]] = [
-        (f.position, {}, f.is_byte, f) for f in fields
-    ]
-    plan += [(position, {}, False, lower) for position, lower in records]
-    plan.sort(key=lambda step: step[0])  # buffers stand in the order of fields
+    plan = _steps(fields, records)
     shared = shared_axes(fields)
     validate: Callable[[bytes], Any] = msgspec.msgpack.Decoder(view).decode
     scalars = _plain_scalars(names, specs, view)
@@ -126,6 +121,18 @@ def make_encode(
 
     known = {f.name: seen for _, seen, _, f in plan if type(f) is TensorField}
     return encode, native_plan(names, view, fields, known, [name for name, *_ in shared])
+
+
+def _steps(
+    fields: Sequence[TensorField], records: Sequence[tuple[int, Lower]]
+) -> list[tuple[int, dict[Any, tuple[int, ...]], bool, Any]]:
+    """Return what is done with the fields that have tensors, in their order, in which buffers stand, too.
+
+    With each goes what was seen and checked before: (numpy dtype, shape) → descriptor.
+    """
+    plan: list[Any] = [(f.position, {}, f.is_byte, f) for f in fields]
+    plan += [(position, {}, False, lower) for position, lower in records]
+    return sorted(plan, key=lambda step: int(step[0]))
 
 
 def _too_large(meta: bytes) -> CapacityError:
