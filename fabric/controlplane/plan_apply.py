@@ -202,7 +202,7 @@ class PlanApplier:
         """Load what is new and run the chains of channels that exist, on every node."""
         view = self._daemon.registry.view
         chains = [
-            {"channel": r.name, "transforms": list(r.transforms)}
+            {"channel": r.name, "transforms": list(r.transforms), "settings": r.settings}
             for r in plan.records
             if r.transforms and view.channel(r.name) is not None
         ]

@@ -110,8 +110,9 @@ def _combined(answers: npt.NDArray[Any], shares: npt.NDArray[np.float64]) -> npt
     """Sum answers [rows · k, ...] by shares [rows, k], one expert after the other."""
     wide = np.float64 if answers.dtype == np.float64 else np.float32
     parts = answers.reshape(*shares.shape, *answers.shape[1:])
-    total = np.zeros((len(shares), *answers.shape[1:]), wide)
+    total: npt.NDArray[Any] = np.zeros((len(shares), *answers.shape[1:]), wide)
     for expert in range(shares.shape[1]):
-        share = shares[:, expert].astype(wide).reshape(-1, *[1] * (answers.ndim - 1))
-        total += parts[:, expert].astype(wide) * share
+        share: npt.NDArray[Any] = shares[:, expert].astype(wide)
+        part: npt.NDArray[Any] = parts[:, expert].astype(wide)
+        total += part * share.reshape(-1, *[1] * (answers.ndim - 1))
     return total
