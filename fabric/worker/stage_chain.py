@@ -235,24 +235,34 @@ class Chain:
 
     # ---- sending
     def _emit_all(self) -> int:
-        """Send everything in one crossing, where all is decided and one output each; 0 where it is not so simple."""
-        waiting = self._waiting
-        if len(waiting) < 2:
-            return 0
-        expires_ns = waiting[0].expires_ns
-        outputs: list[Outgoing] = []
-        for item in waiting:
-            if item.outputs is None or len(item.outputs) != 1 or item.expires_ns != expires_ns:
-                return 0
-            outputs.append(item.outputs[0])
-        accepted = self._outlet.send_many(outputs, expires_ns)
-        outputs.clear()  # they refer to views, which are given back now
-        for item in waiting[:accepted]:
-            item.outputs = None
-            item.source.ack()
-        del waiting[:accepted]
-        self.counts["sent"] += accepted
-        return accepted
+        """Send from the front in as few crossings as there are deadlines, as far as one output each is decided."""
+        total = 0
+        while len(self._waiting) > 1:
+            run = self._run_of_one_deadline()
+            if len(run) < 2:
+                break
+            accepted = self._outlet.send_many(run, self._waiting[0].expires_ns)
+            is_all = accepted == len(run)
+            run.clear()  # outputs refer to views, which are given back now
+            for item in self._waiting[:accepted]:
+                item.outputs = None
+                item.source.ack()
+            del self._waiting[:accepted]
+            total += accepted
+            if not is_all:
+                break
+        self.counts["sent"] += total
+        return total
+
+    def _run_of_one_deadline(self) -> list[Outgoing]:
+        expires_ns = self._waiting[0].expires_ns
+        run: list[Outgoing] = []
+        for item in self._waiting:
+            outputs = item.outputs
+            if outputs is None or len(outputs) != 1 or item.expires_ns != expires_ns:
+                break
+            run.append(outputs[0])
+        return run
 
     def _emit(self, has_ended: int) -> int:
         """Send what is decided and acknowledge it; wait a slice only when nothing at all could go."""
@@ -260,11 +270,12 @@ class Chain:
             return 0
         ended = self._send_all(0)
         if not ended and not has_ended and self._sendable() and not self._stopping.is_set():
-            ended = self._send_all(self._now_ns() + SEND_SLICE_NS)
+            ended = self._send_all(self._now_ns() + SEND_SLICE_NS, 1)
+            ended += self._emit_all()  # there is room again: not one by one
         return ended
 
-    def _send_all(self, deadline_ns: int) -> int:
-        """Send in order; a key whose consumer is full keeps back only itself."""
+    def _send_all(self, deadline_ns: int, most: int = limits.TRANSFORM_WAITING_MAX) -> int:
+        """Send in order, `most` at most; a key whose consumer is full keeps back only itself."""
         ended = 0
         full: set[bytes | None] = set()
         for item in list(self._in_order(lambda i: i.outputs is not None)):
@@ -276,6 +287,8 @@ class Chain:
                 item.source.ack()
                 self.counts["sent"] += 1
                 ended += 1
+                if ended == most:
+                    break
             else:
                 full.add(item.key)
                 deadline_ns = 0  # one wait a pass

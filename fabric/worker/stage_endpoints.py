@@ -156,7 +156,7 @@ class StageOutlet:
             return self.prepare(view, source)
         tensors = type_.tensors_of(view)
         meta, tensors = self._sender.coded(source.native.meta, tensors)
-        return Encoded(meta, tensors, source.header.payload_bytes, source, view)
+        return Encoded(meta, tensors, source.native.payload_bytes, source, view)
 
     def send_many(self, messages: Sequence[Encoded], expires_ns: int) -> int:
         """Send the first of `messages` with one doorbell, as many as go at once; returns how many.
