@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -158,6 +159,13 @@ def make(export: TransformExport, parameters: Mapping[str, Any] | None = None) -
         shown = ", ".join(f"{name}={value!r}" for name, value in given.items())
         fix = f"give other values than ({shown})" if shown else "repair its __init__"
         raise broken("transform", export.name, f"cannot be made: {error}", fix) from error
+
+
+def bound(export: TransformExport, parameters: Mapping[str, Any]) -> TransformExport:
+    """Return a declaration whose instances are made with what a channel gives them; see `make`."""
+    if not parameters:
+        return export
+    return dataclasses.replace(export, factory=lambda: make(export, parameters))
 
 
 def broken(what: str, name: str, found: str, fix: str) -> ContractError:

@@ -38,14 +38,19 @@ class CodecTelling:
         self.rate_to: RateTo = lambda node: 0.0
 
     def tell(self, view: View) -> None:
-        """Tell local senders of other codecs; one that was told nothing yet has what its `open` answered."""
+        """Tell local senders of other codecs.
+
+        One that was told nothing yet has what its `open` answered, which may be of the plan before; it is told where
+        that may matter, and takes no notice of what it has.
+        """
         codecs = {c.number: plain_codecs(c) for c in view.channels}
         told, self._told = self._told, {}
         for record in self._senders():
             if record.channel not in codecs:
                 continue
             wanted = self._told[record.endpoint] = codecs[record.channel]
-            if told.get(record.endpoint, wanted) != wanted:
+            is_new = record.endpoint not in told
+            if told.get(record.endpoint) != wanted and (not is_new or wanted or record.transform):
                 self._push(record.port, "codecs", {"endpoint": record.endpoint, "codecs": wanted})
         self._coded = {number for number, wanted in codecs.items() if wanted}
         if self._coded and (self._looking is None or self._looking.done()):

@@ -93,7 +93,10 @@ class PlanNode:
         ran = {}
         for chain in fields["chains"]:
             ran[chain["channel"]] = await self._daemon.stages.run_chain(
-                chain["channel"], tuple(chain["transforms"]), fields["generation"]
+                chain["channel"],
+                tuple(chain["transforms"]),
+                fields["generation"],
+                chain["settings"],
             )
         steps.at("plan.node_prepared")
         return {"ran": ran}
@@ -139,7 +142,7 @@ class PlanNode:
         for channel in self._daemon.registry.view.channels:
             if channel.transforms:
                 await self._daemon.stages.run_chain(
-                    channel.name, channel.transforms, channel.generation
+                    channel.name, channel.transforms, channel.generation, channel.settings
                 )
 
     async def _start(self, modules: list[ModuleSpec]) -> list[str]:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from fabric.worker.supervisor import State
 
 log = logging.getLogger("fabricd.stages")
 
+Settings = Mapping[str, Mapping[str, Any]]  #: transform → its parameters on a channel
 LOAD_S = 30.0  #: a plugin file may import what it needs
 
 
@@ -348,9 +350,8 @@ class StageTable:
             for index, name in enumerate(channel.transforms):
                 if name in plugin.exported("transform"):
                     try:
-                        await self._run(
-                            plugin, process, channel.name, name, index, channel.generation
-                        )
+                        graph = (channel.name, index, channel.generation)
+                        await self._run(plugin, process, name, graph, channel.settings)
                         delivers = delivered_type(plugin, channel, name)
                         if name == channel.transforms[-1] and delivers != channel.delivers:
                             await self._registry.change(channel.name, delivers=delivers)
@@ -360,8 +361,12 @@ class StageTable:
                             "transform does not run", transform=name, reason=str(error)
                         )
 
-    async def run_chain(self, channel: str, transforms: tuple[str, ...], generation: int) -> int:
+    async def run_chain(
+        self, channel: str, transforms: tuple[str, ...], generation: int, settings: Settings
+    ) -> int:
         """Run what plugins here have of a channel's graph of one generation; returns how many transforms that are.
+
+        `settings` are the parameters that the graph gives its transforms, by name.
 
         Raises
         ------
@@ -373,7 +378,7 @@ class StageTable:
             plugin = next((p for p in self.all() if name in p.exported("transform")), None)
             if plugin is not None:
                 process = await self._ready_host(plugin.name)
-                await self._run(plugin, process, channel, name, index, generation)
+                await self._run(plugin, process, name, (channel, index, generation), settings)
                 count += 1
         return count
 
@@ -381,11 +386,12 @@ class StageTable:
         self,
         plugin: Plugin,
         process: Process,
-        channel: str,
         transform: str,
-        stage: int,
-        generation: int,
+        graph: tuple[str, int, int],
+        settings: Settings,
     ) -> None:
+        """Run one transform in its host; `graph` is the channel, the hop and the generation."""
+        channel, stage, generation = graph
         chain = (channel, transform, generation)
         async with plugin.busy:
             if chain in plugin.running - plugin.unsure:
@@ -395,6 +401,7 @@ class StageTable:
                 "transform": transform,
                 "stage": stage,
                 "generation": generation,
+                "parameters": settings.get(transform, {}),
             }
             plugin.opening = generation
             await self._push(process, "stage_run", fields, limits.CONTROL_CALL_S)

@@ -290,6 +290,7 @@ class ChannelCalls:
             )
         if type is None:
             if not answer.get("schema"):
+                self.connection.post("close", {"endpoint": answer["endpoint"]})
                 raise errors.TypeMismatchError(
                     f"the type of channel {channel!r} is not known yet; give a message class"
                 )

@@ -19,6 +19,7 @@ from typing import Any
 
 from fabric import limits
 from fabric.abc.transform import AnyMessage, TransformExport
+from fabric.abc.transform_checks import bound
 from fabric.errors import (
     CapacityError,
     ClosedError,
@@ -58,6 +59,7 @@ class Running:
     sender: Any
     stopping: threading.Event
     thread: threading.Thread | None = None
+    parameters: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class StageHost:
@@ -153,7 +155,10 @@ class StageHost:
         return {}
 
     def run(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """Start ``{channel, transform, stage, generation}``: receive on hop `stage`, send on the next. Idempotent."""
+        """Start ``{channel, transform, stage, generation, parameters}``: receive on hop `stage`, send on the next.
+
+        Idempotent. `parameters` are what the channel gives the transform.
+        """
         channel, stage = fields["channel"], int(fields["stage"])
         plugin, export = self._export(fields["transform"])
         key = (channel, export.name, int(fields.get("generation") or 0))
@@ -165,7 +170,9 @@ class StageHost:
                     f"plugin {plugin.name!r} runs STAGES_PER_HOST_MAX ({limits.STAGES_PER_HOST_MAX}) stages",
                     limit="STAGES_PER_HOST_MAX",
                 )
-            running = self._open(plugin, export, channel, stage)
+            parameters = dict(fields.get("parameters") or {})
+            running = self._open(plugin, bound(export, parameters), channel, stage)
+            running.parameters = parameters
             self._running[key] = running
             if self._canary is not None:
                 self._canary.watch(running.chain.applier, running.inlet.type)
@@ -225,7 +232,7 @@ class StageHost:
                 + ": give the new one another name",
                 plugin=plugin.name,
             )
-        made = self._make(new.factory, new.name)
+        made = self._make(bound(new, running.parameters).factory, new.name)
         return running, dataclasses.replace(new, factory=lambda: made)
 
     def _make(self, factory: Any, name: str) -> Any:

@@ -164,6 +164,49 @@ def test_a_codec_that_cannot_be_is_refused_where_it_is_declared(
         port.declare("refused", KV, transforms=[codec])
 
 
+FILE = """version: 1
+plugins: ["{mark}"]
+channels:
+  planned: {{type: codec.kv, delivery: at_least_once, transforms: [{entries}]}}
+"""
+
+
+def test_a_file_gives_transforms_their_parameters_and_what_does_not_fit_is_refused(
+    ends: Ends,
+) -> None:
+    def text(entries: str) -> str:
+        return FILE.format(mark=MARK, entries=entries)
+
+    sender, receiver = ends.channel("planned", ends.far, {"name": "shuffled", "when": "never"})
+    sender.send(made(4))
+    take(receiver, 4)
+    with pytest.raises(
+        ConfigError, match="'codec_mark' has no parameter 'row'; did you mean 'rows'"
+    ):
+        ends.near.call("apply", text("{name: codec_mark, row: 32}"))
+    coded = "{name: shuffled, when: always, level: 2}"
+    with pytest.raises(ConfigError, match="'refusing' follows the codec 'shuffled'"):
+        ends.near.call("apply", text(f"{coded}, refusing"))
+    ends.near.call("apply", text(f"{{name: codec_mark, rows: 32}}, {coded}"))
+    half = KV(5, made(5).k[:32])
+    sender.send(half)
+    got = receiver.receive(20)
+    assert np.array_equal(got.k, half.k) and got.extra is None
+    got.ack()
+    rows = ends.far.call(
+        "codec_why", "planned"
+    )  # the stage is on the near node: its outlet encodes
+    assert sum(row["counts"].get("coded", 0) for row in rows) == 1
+    assert {row["when"] for row in rows} == {"always"}
+    sender.send(made(6))
+    wait_for("its refusal", lambda: "failed(transform_error)" in sender.stats())
+    ends.near.call(
+        "apply", "version: 1\nchannels:\n  planned: {type: codec.kv, delivery: at_least_once}\n"
+    )
+    sender.send(made(7))
+    take(receiver, 7)
+
+
 def test_nothing_is_lost_when_a_receiver_dies_with_encoded_messages(ends: Ends) -> None:
     codec = {"name": "shuffled", "when": "always"}
     source = ends.port(ends.near)

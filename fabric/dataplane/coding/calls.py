@@ -20,15 +20,18 @@ class CodecCalls:
     endpoint: int
     _port: Port
     _coder: SenderCoder | None = None  #: of a channel with a codec at its ends
+    _codecs: list[dict[str, Any]] = []
     _sample: Sample | None = None  #: copies what is sent, while somebody measures
     path_rates: dict[int, float] = {}
 
     def set_codecs(self, codecs: Sequence[dict[str, Any]] | None) -> None:
-        """Encode with another codec from the next message on; what is known of the one before is forgotten."""
-        if codecs or self._coder is not None:
+        """Encode with another codec from the next message on; the same one goes on with what it knows."""
+        wanted = list(codecs or ())
+        if wanted != self._codecs:
             from fabric.dataplane.coding.sending import coder_for
 
-            self._coder = coder_for(self, codecs or ())  # type: ignore[arg-type]  # it is a Sender
+            self._coder = coder_for(self, wanted)  # type: ignore[arg-type]  # it is a Sender
+            self._codecs = wanted
 
     def coded(
         self, meta: bytes, tensors: list[Any], expires_ns: int = 0

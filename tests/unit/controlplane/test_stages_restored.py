@@ -93,7 +93,7 @@ async def test_chain_that_the_last_daemon_may_have_been_ending_is_run_again():
     stages = table(host, [host.process])
     stages.restore(kept([NEW]))
     await until(lambda: host.pushed == [("stage_run", 2)])
-    await stages.run_chain("live", ("one",), 2)
+    await stages.run_chain("live", ("one",), 2, {})
     assert host.pushed == [("stage_run", 2)], "once is enough"
 
 
