@@ -19,6 +19,7 @@ from fabric.controlplane.modules import ModuleTable
 from fabric.controlplane.ports import Port
 from fabric.dataplane.cache_layout import CacheMemory, cache_bytes
 from fabric.worker.join_journal import HEAD_BYTES, journal_bytes, read_counters
+from fabric.worker.supervisor import State
 
 
 @dataclass(eq=False)
@@ -67,6 +68,7 @@ class SharedMemories:
                 raise errors.ConfigError(
                     f"{port.name!r} is not the host of join {name!r}", join=name
                 )
+            self._check_alone(name)
             found = self.open("join", name, port.tenant, journal_bytes())
         else:
             raise errors.ConfigError(f"there is no shared memory of kind {kind!r}", kind=kind)
@@ -78,7 +80,7 @@ class SharedMemories:
         known = self._known.get(wanted.key)
         if known is not None:
             return known
-        self._forget_joins()
+        self._make_room()
         (wanted.fd,) = descriptors.make(
             f"the {kind} of {name or tenant!r}", lambda: _memfd(f"fabric-{kind}", size_bytes)
         )
@@ -112,13 +114,32 @@ class SharedMemories:
             if key.startswith("shared/") and fd >= 0:
                 self._known[key] = Shared(**value, fd=fd)
 
-    def _forget_joins(self) -> None:
-        """Give back the journals of joins that are gone."""
+    def _check_alone(self, name: str) -> None:
+        """Refuse a second process of a join: each would see a part of its channels, and no request whole."""
+        own = self._modules.find("module", name)
+        for other in self._modules.all("module"):
+            is_twin = own is not None and other.about.get("name") == own.about.get("name")
+            if is_twin and other is not own and other.life.state is State.READY:
+                raise errors.ConfigError(
+                    f"join {name!r}: {other.name!r} runs it already, and a join is one process:"
+                    f" fabricctl module scale {other.about['name']} 1",
+                    join=name,
+                )
+
+    def _make_room(self) -> None:
+        """Give back the journals of joins that are gone, once there are many: a join that is changed comes back."""
+        if len(self.all("join")) < limits.JOINS_MAX:
+            return
         for shared in self.all("join"):
             if self._modules.find("module", shared.name) is None:
                 del self._known[shared.key]
                 self._context.keeper.drop(shared.key)
                 os.close(shared.fd)
+        if len(self.all("join")) >= limits.JOINS_MAX:
+            raise errors.CapacityError(
+                f"JOINS_MAX ({limits.JOINS_MAX}) joins run on this node: move some to another",
+                limit="JOINS_MAX",
+            )
 
 
 def _mapped(shared: Shared) -> mmap.mmap:

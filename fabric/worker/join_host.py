@@ -144,13 +144,13 @@ class JoinModule(Module):
         left_s = LOOK_S if due_ns is None else (due_ns - time.monotonic_ns()) / 1e9
         wait_s = min(left_s, LOOK_S)
         for _ in range(BATCH):  # what is due is not kept waiting by what goes on coming
-            part = self._next(wait_s)
+            part = None if self.stopping.is_set() else self._next(wait_s)
             if part is None:
                 break
             wait_s = 0.0
             for decision in self._matcher.add(part, time.monotonic_ns()):
                 self._carry_out(decision)
-        while decisions := self._matcher.tick(time.monotonic_ns()):
+        while not self.stopping.is_set() and (decisions := self._matcher.tick(time.monotonic_ns())):
             for decision in decisions:
                 self._carry_out(decision)
         self._journal.note_waiting(self._matcher.waiting, self._matcher.waiting_bytes)

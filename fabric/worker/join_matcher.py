@@ -179,8 +179,10 @@ class Matcher:
         return self._ended(fuse.key, tuple(fuse.parts.values()), reason)
 
     def drain(self) -> list[Part]:
-        """Forget every waiting request; returns its parts, which have not ended."""
+        """Forget every waiting request, and one that was not put out; returns their parts, which have not ended."""
         parts = [part for request in self._waiting.values() for part in request.parts.values()]
+        parts += self._going.parts.values() if self._going is not None else ()
+        self._going = None
         self._waiting.clear()
         self._due.clear()
         self.waiting_bytes = 0

@@ -178,6 +178,19 @@ def test_a_join_that_stops_hands_back_what_waits(node, ends):
     prompts.flush(20)
 
 
+def test_a_second_process_of_a_join_is_refused_and_the_first_goes_on(node, ends):
+    pictures, prompts, outputs = ends
+    node.call("module_scale", "long", 2)
+
+    def is_told():
+        return "a join is one process" in "".join(node.call("module_logs", "long-1"))
+
+    wait_for("the refusal in its log", is_told)
+    node.call("module_scale", "long", 1)
+    pictures.send(picture("first"), deadline=20), prompts.send(Prompt("first", "x"), deadline=20)
+    assert collect(outputs, 1) == {(b"first", "first"): 1}
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -184,6 +184,16 @@ def test_what_waits_at_the_end_is_not_ended_but_handed_back(port, running):
     assert port.ends["left"].views[0].ends == []
 
 
+def test_an_output_that_has_no_room_when_the_join_stops_is_left_to_the_next(port, running):
+    port.ends["output"].answers = [DeadlineExceeded("no credit")] * 1_000_000
+    for name, kind in (("left", Left), ("right", Right)):
+        port.ends[name].put([kind(n) for n in range(3)])
+    wait_for("a try", lambda: len(port.ends["output"].answers) < 1_000_000)
+    running.stop(2.0)
+    wait_for("the end", lambda: port.ends["left"].is_closed and port.ends["right"].is_closed)
+    assert not any(view.ends for view in port.ends["left"].views + port.ends["right"].views)
+
+
 def test_a_part_without_a_key_is_dropped(port, running):
     port.ends["left"].put([Left(1)])
     nameless = View(Left(2), None, 0)
