@@ -86,11 +86,17 @@ def _is_kept(view: Any, read: Slot) -> bool:
     if type(value) is tuple or value is None:
         return False  # never made into an array
     if type(value) is list:
-        return any(_is_kept_item(value, index) for index in range(len(value)))
-    return sys.getrefcount(value) > _OF_AN_ARRAY
+        return any(_is_referred(value, index) for index in range(len(value)))
+    while value is not None:
+        if sys.getrefcount(value) > _OF_AN_ARRAY:
+            return True
+        value = getattr(value, "base", None)  # what a slice of an array refers to is its last base
+        if not hasattr(value, "dtype"):
+            return False
+    return False
 
 
-def _is_kept_item(values: list[Any], index: int) -> bool:
+def _is_referred(values: list[Any], index: int) -> bool:
     value = values[index]
     return type(value) is not tuple and sys.getrefcount(value) > _OF_AN_ARRAY
 

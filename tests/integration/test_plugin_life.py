@@ -1,25 +1,36 @@
 """A plugin's life under steady load, as its author has it: written, tested, loaded, tried, replaced, removed."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import fabric
+from fabric.cli import main
 from fabric.errors import FabricError
 from tests.integration.kill_nodes import balanced, clusters, wait_for
 
 pytestmark = pytest.mark.promise("P7")
 
 cluster = pytest.fixture(clusters)
+EXAMPLE = Path(__file__).parents[2] / "examples/packages/acme_lines"
 
 
 @fabric.message("mine.line")
 class Line:
+    text: str
+    data: fabric.Tensor["n", "f32"]
+
+
+@fabric.message("acme.line")
+class AcmeLine:
     text: str
     data: fabric.Tensor["n", "f32"]
 
@@ -77,22 +88,36 @@ class Load:
         return [int(text.lstrip("aAB")) for text, _ in self.got]
 
 
-def fabricctl(node, *arguments, folder=None):
-    environment = {**os.environ, "FABRIC_SOCKET": node.socket}
-    command = [sys.executable, "-m", "fabric.cli.main", *map(str, arguments)]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=90,
-        env=environment,
-        cwd=folder,
-        check=False,
-    )
-    return done.returncode, done.stdout + done.stderr
+@pytest.fixture
+def fabricctl(monkeypatch, capfd):
+    """Run fabricctl in this process; return its exit status and what it printed."""
+
+    def run(node, *arguments):
+        monkeypatch.setenv("FABRIC_SOCKET", node.socket)
+        monkeypatch.setattr(sys, "argv", ["fabricctl", *map(str, arguments)])
+        capfd.readouterr()
+        status = main.run()
+        return status, "".join(capfd.readouterr())
+
+    return run
 
 
-def test_a_plugin_lives_under_load_and_nothing_is_lost_repeated_or_reordered(cluster, tmp_path):
+def install(package, folder):
+    """Put a package where an installer would, with the entry points of its pyproject.toml."""
+    project = tomllib.loads((package / "pyproject.toml").read_text())["project"]
+    shutil.copytree(package / package.name, folder / package.name)
+    about = folder / f"{package.name}-{project['version']}.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Name: {project['name']}\nVersion: {project['version']}\n")
+    lines = []
+    for group, points in project["entry-points"].items():
+        lines += [f"[{group}]", *(f"{name} = {value}" for name, value in points.items())]
+    (about / "entry_points.txt").write_text("\n".join(lines))
+
+
+def test_a_plugin_lives_under_load_and_nothing_is_lost_repeated_or_reordered(
+    cluster, tmp_path, fabricctl
+):
     node = cluster.node()
     assert fabricctl(node, "plugin", "new", "transform", "mine", "--in", tmp_path)[0] == 0
     file = tmp_path / "mine.py"
@@ -150,7 +175,7 @@ def test_a_plugin_lives_under_load_and_nothing_is_lost_repeated_or_reordered(clu
     balanced(node)
 
 
-def test_a_host_in_the_foreground_takes_over_and_gives_back(cluster, tmp_path):
+def test_a_host_in_the_foreground_takes_over_and_gives_back(cluster, tmp_path, fabricctl):
     node = cluster.node()
     assert fabricctl(node, "plugin", "new", "transform", "mine", "--in", tmp_path)[0] == 0
     load = Load(node, "live")
@@ -178,6 +203,34 @@ def test_a_host_in_the_foreground_takes_over_and_gives_back(cluster, tmp_path):
     finally:
         load.stop()
     assert sorted(set(load.numbers())) == list(range(load.sent))
+    balanced(node)
+
+
+def test_an_installed_package_is_used_through_its_entry_points_alone(
+    cluster, tmp_path, monkeypatch, fabricctl
+):
+    install(EXAMPLE, tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    node = cluster.node()
+    status, said = fabricctl(node, "plugin", "test", "acme_packed")
+    assert status == 0 and "held" in said, said
+    with (
+        fabric.attach("out", socket=node.socket) as out,
+        fabric.attach("in", socket=node.socket) as inn,
+    ):
+        out.declare("acme", AcmeLine, pattern="stream", delivery="at_least_once")
+        receiver, sender = inn.receiver("acme", AcmeLine), out.sender("acme", AcmeLine)
+        status, said = fabricctl(node, "plugin", "load", "acme_shout", "-c", "acme")
+        assert status == 0, said
+
+        def arrived():
+            sender.send(AcmeLine("quiet", np.ones(3, np.float32)), deadline=30)
+            with receiver.receive(timeout=30) as message:
+                message.ack()
+                return message.text
+
+        wait_for("a message through the installed transform", lambda: arrived() == "QUIET")
+        assert fabricctl(node, "plugin", "reload", "acme_shout")[0] == 0
     balanced(node)
 
 
