@@ -6,6 +6,7 @@ The message is decoded as what it is, then lifted field by field; its tensors st
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -51,27 +52,34 @@ def _lift_fields(written: list[FieldSchema], type_: MessageType) -> Lift:
     """Return what makes the values of a type's fields of a message of another version."""
     matched = sources(written, type_.schema.fields)
     readers = [
-        (field.name, source.name if source else None, _lift_value(source, field, type_))
+        _read(source, _lift_value(source, field, type_))
+        if (source := matched[field.name]) is not None
+        else _default(field.name, type_)
         for field in type_.schema.fields
-        for source in (matched[field.name],)
     ]
-    needs_defaults = any(source is None for _, source, _ in readers)
+    return lambda message: [read(message) for read in readers]
 
-    def lift(message: Any) -> list[Any]:
-        defaults = type_.defaults() if needs_defaults else {}
-        return [
-            defaults[name] if source is None else value(getattr(message, source))
-            for name, source, value in readers
-        ]
 
-    return lift
+def _read(source: FieldSchema, lift: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    get = attrgetter(source.name)
+    return get if lift is _same else lambda message: lift(get(message))
+
+
+def _default(name: str, type_: MessageType) -> Callable[[Any], Any]:
+    """Return what gives a field's default, a fresh one where it can be changed."""
+    field = next(f for f in msgspec.structs.fields(type_.cls) if f.name == name)
+    if field.default_factory is not msgspec.NODEFAULT:
+        make = field.default_factory
+        return lambda _: make()
+    value = field.default
+    return lambda _: value
 
 
 def _lift_value(
-    source: FieldSchema | None, field: FieldSchema, type_: MessageType
+    source: FieldSchema, field: FieldSchema, type_: MessageType
 ) -> Callable[[Any], Any]:
     part = type_.parts.get(field.name)
-    if source is None or part is None:
+    if part is None:
         return _same
     tree = type_tree_of(field)
     if source.record is None:
