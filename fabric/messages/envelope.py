@@ -86,7 +86,8 @@ def unpack(meta: bytes, label: str) -> Envelope:
     for tensor in found.tensors:
         if tensor is not None and not _is_possible(tensor):
             raise PeerProtocolError(
-                f"a tensor of an encoded {label} message, by codec {tensor.codec!r:.100}, with parts of {list(tensor.sizes)[:9]} bytes"
+                f"a tensor of an encoded {label} message, by codec {tensor.codec!r:.100},"
+                f" with parts of {list(tensor.sizes)[:9]} bytes"
             )
     return found
 

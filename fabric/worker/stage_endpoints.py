@@ -146,7 +146,8 @@ class StageOutlet:
         """Encode a message that the transform made."""
         meta, tensors = message_type(type(value)).encode(value)
         size = _size(meta, tensors)
-        return Encoded(*self._sender.coded(meta, tensors), size, source, value)
+        meta, tensors = self._sender.coded(meta, tensors)
+        return Encoded(meta, tensors, size, source, value)
 
     def forward(self, source: Any) -> Encoded:
         """Take a received message as it is: its own bytes, its tensors from the slot."""

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fabric.config import ChannelSpec, CreditSpec, ModuleSpec
-from fabric.controlplane.plan_diff import compare, content, differences, is_different, live_content
 from fabric.controlplane.chain_rules import negotiate
+from fabric.controlplane.plan_diff import compare, content, differences, is_different, live_content
 from fabric.controlplane.plan_rules import channel_record, records_of
 from fabric.errors import ConfigError, TypeMismatchError
 from fabric.registry.plans import Plan, PluginPlan
