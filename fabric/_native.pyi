@@ -431,8 +431,6 @@ def quantize(numbers: Buffer, codes: Buffer, scales: Buffer, number: int, code: 
 
 def dequantize(codes: Buffer, scales: Buffer, numbers: Buffer, code: int, number: int, rows: int, columns: int, group: int) -> None: ...
 
-def crc32c(data: Buffer, seed: int = 0) -> int: ...
-
 class StateSampler:
     """Looks at a living port from outside; the fd stays the caller's."""
 

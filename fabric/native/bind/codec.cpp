@@ -8,7 +8,6 @@
 #include "bind/gil.hpp"
 #include "codec/float_codec.hpp"
 #include "codec/quantize.hpp"
-#include "core/crc32c.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -105,12 +104,6 @@ void dequantize(nb::handle codes, nb::handle scales, nb::handle numbers, u32 cod
                     static_cast<codec::Number>(number), to.data());
 }
 
-u32 checksum(nb::handle data, u32 seed) {
-  const Held from(data, false);
-  const bind::ReleasedGil released;
-  return crc32c(from.data(), from.bytes(), seed);
-}
-
 }  // namespace
 
 void bind_codec(nb::module_& module) {
@@ -129,7 +122,6 @@ void bind_codec(nb::module_& module) {
              "group"_a,
              nb::sig("def dequantize(codes: Buffer, scales: Buffer, numbers: Buffer, code: int, number: int, rows: int, "
                      "columns: int, group: int) -> None"));
-  module.def("crc32c", checksum, "data"_a, "seed"_a = 0, nb::sig("def crc32c(data: Buffer, seed: int = 0) -> int"));
 }
 
 }  // namespace fabric
