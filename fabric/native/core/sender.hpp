@@ -137,7 +137,7 @@ class SenderCore {
   Full choose_routed(u64 key_hash, u64 bytes, FlowOut*& out);
   FlowOut* pick(u64 key_hash);
   Full decided(bool has_key, u64 key_hash, FlowOut*& out);
-  void look_again(FlowOut& flow, u64 now_ns);
+  void look_again(FlowOut& flow, u64& now_ns);
   Full room(FlowOut& flow, u64 bytes) const;
   bool is_behind(const SendRequest& request, u64 key_hash, const FlowOut& flow) const;
   FlowOut* find(u64 flow) const;

@@ -81,7 +81,7 @@ Full SenderCore::choose_stream(bool has_key, u64 key_hash, FlowOut*& out) {
 // The flow of a key that has none: what the policy says, else by hash. Those that are suspect get no new key.
 Full SenderCore::choose_new(bool has_key, u64 key_hash, FlowOut*& out) {
   candidates_.clear();
-  const u64 now = route_.measures() ? monotonic_ns() : 0;
+  u64 now = 0;                        // looked up where it matters
   bool any = false;
   for (FlowOut* flow : flows_) {
     if (flow->closed) continue;
@@ -104,7 +104,7 @@ FlowOut* SenderCore::pick(u64 key_hash) {
 // A built-in policy, for every message of a queue: among the targets with room, or the one that it insists on.
 Full SenderCore::choose_routed(u64 key_hash, u64 bytes, FlowOut*& out) {
   candidates_.clear();
-  const u64 now = route_.measures() ? monotonic_ns() : 0;
+  u64 now = 0;                        // looked up where it matters
   Full why = Full::consumer;
   for (FlowOut* flow : flows_) {
     if (flow->closed) continue;
@@ -123,8 +123,9 @@ Full SenderCore::choose_routed(u64 key_hash, u64 bytes, FlowOut*& out) {
 }
 
 // An estimate that nothing confirmed for a while gives way to a new one.
-void SenderCore::look_again(FlowOut& flow, u64 now_ns) {
+void SenderCore::look_again(FlowOut& flow, u64& now_ns) {
   if (!route_.measures() || flow.outstanding != 0) return;
+  if (now_ns == 0) now_ns = monotonic_ns();
   flow.service.begin(now_ns);
   if (!flow.service.is_stale(now_ns)) return;
   flow.service.forget();
