@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,6 +25,10 @@ def no_schema(type_id: int) -> Schema:
     raise TypeMismatchError("it has another fingerprint")
 
 
+def _nothing() -> None:
+    """Stand for a tensor that is absent."""
+
+
 class RestoredMessage:
     """What a restored view holds: the received message, beside the message's own fields and tensors.
 
@@ -35,7 +40,8 @@ class RestoredMessage:
     def __init__(self, native: Any, meta: bytes, tensors: list[Any], type_id: int) -> None:
         self._native = native
         self.type = type_id
-        self._tensors = tensors
+        # The view holds its tensors; who counts the references to them must not find ours.
+        self._tensors = [_nothing if t is None else weakref.ref(t) for t in tensors]
         self.meta = meta
         self.payload_bytes = len(meta) + sum(t.nbytes for t in tensors if t is not None)
 
@@ -44,7 +50,7 @@ class RestoredMessage:
 
     def tensor(self, index: int, dtype: str, shape: tuple[int, ...]) -> Any:
         """Return tensor `index`, decoded; for a reader of another version of the type."""
-        array = self._tensors[index]
+        array = self._tensors[index]()
         if array is None or (array.dtype.name, array.shape) != (dtype, shape):
             raise PeerProtocolError(
                 f"tensor {index} of an encoded message is no {dtype}{list(shape)}"
@@ -55,7 +61,7 @@ class RestoredMessage:
         """Copy tensor `index` into a writable buffer; returns its bytes."""
         import numpy
 
-        source = self._tensors[index]
+        source = self._tensors[index]()
         into = numpy.frombuffer(memoryview(target).cast("B"), numpy.uint8)
         if source is None or into.nbytes < source.nbytes:
             size = 0 if source is None else source.nbytes
@@ -108,11 +114,11 @@ class Restorer:
         for place, coded in zip(places, envelope.tensors, strict=True):
             arrays.append(self._tensor(native, source, index, place, coded))
             index += len(coded.sizes) if coded is not None else 1
-        # Views of their own: who counts the references to a view's arrays must not find ours.
-        _fill(type_, view, [None if array is None else array.view() for array in arrays])
+        _fill(type_, view, arrays)
         restored = RestoredMessage(native, envelope.meta, arrays, envelope.type_id)
         if type_ is not own:
-            return source.decode(restored)  # of another version: read as what it is, then converted
+            # Of another version: read as what it is, then converted; until then `arrays` holds its tensors.
+            return source.decode(restored)
         view._native = restored
         view._source = source
         return view
