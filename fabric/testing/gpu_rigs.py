@@ -19,9 +19,13 @@ class GpuRig(EngineRig):
     devices: ClassVar[tuple[int, int]] = (0, 0)  #: of the sender's and the receiver's engine
 
     def connect_group(self, group: int) -> None:
-        for engine, sock, device in zip(self.engines, connected_pair(), self.devices, strict=True):
-            link = gpu.make_link(sock.detach(), self.session, self.kind, device, deadline_s=20.0)
-            engine.add_link(self.session, link, group)
+        one, two = connected_pair()
+        with one, two:
+            for engine, sock, device in zip(self.engines, (one, two), self.devices, strict=True):
+                link = gpu.make_link(
+                    sock.detach(), self.session, self.kind, device, deadline_s=20.0
+                )
+                engine.add_link(self.session, link, group)
 
 
 class CudaIpcRig(GpuRig):

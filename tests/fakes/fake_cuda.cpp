@@ -3,7 +3,7 @@
 //
 // Device memory is a memfd, so that another process opens it by a handle as CUDA IPC does; a stream is a thread that works
 // later. What a program must not do is an error here: use memory that is freed, open its own handle, call the driver
-// without a context or from a host function, free what a stream still uses. Freed memory is overwritten first, so that
+// without a context or from a host function, free what a stream still uses. Freed memory is cleared first, so that
 // who still reads it sees that. FAKE_CUDA_* at cuInit, or the functions fake_cuda_* at any time, choose what goes wrong.
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -138,7 +138,8 @@ class Stream {
 std::string memory_name(int pid, std::uint64_t id) { return "fake-cuda:" + std::to_string(pid) + ":" + std::to_string(id); }
 
 void drop(Pointer base, Allocation& allocation) {  // its addresses are not used again, so that late use is found out
-  if (allocation.kind == Kind::device || allocation.kind == Kind::pinned) std::memset(reinterpret_cast<void*>(base), 0xDD, allocation.size);
+  if (allocation.kind == Kind::device)
+    ::fallocate(allocation.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, static_cast<off_t>(allocation.size));
   ::mmap(reinterpret_cast<void*>(base), allocation.size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
   if (allocation.fd >= 0) ::close(allocation.fd);
   allocation.fd = -1;

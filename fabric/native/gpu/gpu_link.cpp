@@ -4,15 +4,19 @@
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <mutex>
 #include <thread>
 
+#include "core/clock.hpp"
+
 namespace fabric::gpu {
 namespace {
 
-constexpr int kLookMs = 200;                             // at work of the GPU that does not end
+constexpr int kLookMsMax = 200;                          // at work of the GPU that does not end; soon at first
+constexpr u64 kRoomNs = 1'000'000'000;                   // what a new connection waits for old ones to be gone
 
 /// Keeps what closed connections leave. In this order: our copies end, our mapping of the peer's memory goes, the peer is
 /// told (our half of the socket), the peer tells us (its half, or its death), our memory goes. Its thread begins with the
@@ -37,9 +41,10 @@ class Keeper {
   struct Kept { GpuConnection::Remains remains; bool is_told; };
 
   void run() {
-    for (;;) {
+    for (int look_ms = 1;;) {
       {
         std::lock_guard guard(lock_);
+        if (!fresh_.empty()) look_ms = 1;
         for (Kept& each : fresh_) kept_.push_back(std::move(each));
         fresh_.clear();
       }
@@ -52,7 +57,8 @@ class Keeper {
         }
         is_working |= !kept_[i++].is_told;
       }
-      wait(is_working);
+      look_ms = is_working ? std::min(2 * look_ms, kLookMsMax) : 1;
+      wait(is_working ? look_ms : -1);
     }
   }
 
@@ -68,11 +74,11 @@ class Keeper {
     return count == 0 || (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR);
   }
 
-  void wait(bool is_working) {
+  void wait(int wait_ms) {
     std::vector<pollfd> polled{{wake_.get(), POLLIN, 0}};
     for (const Kept& each : kept_)
       polled.push_back({each.is_told ? each.remains.socket.get() : each.remains.event.get(), POLLIN, 0});
-    ::poll(polled.data(), polled.size(), is_working ? kLookMs : -1);
+    ::poll(polled.data(), polled.size(), wait_ms);
     eventfd_t rung;
     ::eventfd_read(wake_.get(), &rung);
     for (const Kept& each : kept_) ::eventfd_read(each.is_told ? -1 : each.remains.event.get(), &rung);
@@ -92,6 +98,7 @@ std::size_t remains() { return Keeper::instance().count(); }
 GpuLink::GpuLink(int fd, u64 session, const PathOptions& options, std::string& why)
     : is_nccl_(options.kind == "nccl") {
   Fd owned(fd);
+  for (const u64 until = monotonic_ns() + kRoomNs; remains() >= kRemainsMax && monotonic_ns() < until;) ::poll(nullptr, 0, 5);
   if (remains() >= kRemainsMax) {
     why = std::to_string(kRemainsMax) + " closed connections are held by peers that do not let go of this side's memory: end those";
     return;
