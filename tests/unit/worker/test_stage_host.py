@@ -62,7 +62,7 @@ class Native:
         self.payload_bytes = len(meta) + sum(t.nbytes for t in tensors)
 
     def tensor(self, index, dtype, shape):
-        return self.tensors[index].view(dtype).reshape(shape)
+        return np.frombuffer(self.tensors[index].tobytes(), dtype).reshape(shape)
 
     def ack(self):
         self.ends.append("ack")
