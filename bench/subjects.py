@@ -27,7 +27,7 @@ NODES = Subject("fabric two nodes", "bench.ours.nodes", {"checksums": True})
 NODES_PLAIN = Subject("fabric two nodes, no checksums", "bench.ours.nodes", {"checksums": False})
 ALONE = Subject("fabric alone", "bench.ours.growth")
 FOOTPRINT = Subject("fabric footprint", "bench.ours.footprint")
-FUSION = Subject("fabric", "bench.ours.fusion")
+FUSION = Subject("fabric fusion", "bench.ours.fusion")
 BROADCAST = Subject("fabric broadcast", "bench.ours.broadcast")
 
 

@@ -25,6 +25,5 @@ FUSION = (
         ),
         None,
         FIGURES,
-        rounds=3,
     ),
 )
