@@ -9,7 +9,15 @@ from bench.verdicts import Bar
 
 ROUTING = Subject("fabric", "bench.ours.routing")
 SENDS = Amount(seconds=1.0, least=1_280, most=64_000)
-BUILT_IN = ("round_robin", "least_outstanding", "hash_key", "weighted", "locality", "failover", "deadline")
+BUILT_IN = (
+    "round_robin",
+    "least_outstanding",
+    "hash_key",
+    "weighted",
+    "locality",
+    "failover",
+    "deadline",
+)
 
 
 def routed(workload: str, policy: str | None) -> Contender:
