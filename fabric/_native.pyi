@@ -1,5 +1,5 @@
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any
 
 from numpy import ndarray
 from typing_extensions import Buffer
@@ -18,12 +18,8 @@ class NeedSegment(Exception):
 def monotonic_ns() -> int:
     """CLOCK_MONOTONIC, the clock of every deadline."""
 
-@overload
 def crc32c(data: Any, seed: int = 0) -> int:
     """CRC-32C of a contiguous buffer."""
-
-@overload
-def crc32c(data: Buffer, seed: int = 0) -> int: ...
 
 def create_state(port: int, incarnation: int, tenant: int) -> int:
     """A port's state segment; the fd is the caller's."""
