@@ -1,4 +1,4 @@
-"""Engine rigs over GPU memory: CUDA IPC and NCCL, each with faults, with whatever libraries `fabric.links.gpu` opens.
+"""Engine rigs over GPU memory: CUDA IPC, also with faults and beside tcp, and NCCL; by what `fabric.links.gpu` opens.
 
 With FABRIC_CUDA_LIBRARY and FABRIC_NCCL_LIBRARY set to the fakes they run without a GPU.
 """
@@ -62,12 +62,4 @@ class NcclRig(GpuRig):
     devices = (0, 1)
 
 
-class FaultNcclRig(Faulty, NcclRig):
-    """NCCL that misbehaves."""
-
-    name = "fault_nccl"
-
-
-RIGS.update(
-    {rig.name: rig for rig in (CudaIpcRig, CudaIpcRailsRig, FaultCudaIpcRig, NcclRig, FaultNcclRig)}
-)
+RIGS.update({rig.name: rig for rig in (CudaIpcRig, CudaIpcRailsRig, FaultCudaIpcRig, NcclRig)})

@@ -43,11 +43,6 @@ class TestFakeNccl(LinkConformance):
     rig_name = "nccl"
 
 
-@pytest.mark.usefixtures("fake_nccl")
-class TestFaultFakeNccl(LinkConformance):
-    rig_name = "fault_nccl"
-
-
 @pytest.mark.needs_gpu
 class TestCudaIpc(LinkConformance):
     rig_name = "cuda_ipc"
