@@ -25,7 +25,7 @@ from fabric_routes.locality import Locality
 from fabric_routes.prefix_affinity import PrefixAffinity
 from fabric_routes.round_robin import RoundRobin
 from fabric_routes.weighted import Weighted
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fabric import _native
@@ -114,6 +114,7 @@ def first(case: Case, policy: Policy, header: Header, targets: Sequence[Target])
 
 
 @every
+@settings(max_examples=40)
 @given(drawn=rows, asked=st.lists(keys, min_size=1, max_size=6))
 def test_it_answers_offered_targets_only_and_the_same_state_gives_the_same(case, drawn, asked):
     targets = targets_of(drawn)
@@ -126,6 +127,7 @@ def test_it_answers_offered_targets_only_and_the_same_state_gives_the_same(case,
 
 
 @every
+@settings(max_examples=40)
 @given(changes=st.lists(st.sets(st.integers(0, 7), min_size=1), min_size=1, max_size=12), key=keys)
 def test_targets_come_and_go(case, changes, key):
     targets, policy = even(8), case.make()
@@ -179,6 +181,7 @@ def test_hash_key_gives_no_target_more_than_its_bound(case, names):
 
 
 @pytest.mark.parametrize("name", [name for name in BUILT_IN if name != "broadcast"])
+@settings(max_examples=60)
 @given(drawn=st.lists(rows, min_size=1, max_size=8), key=keys)
 def test_the_native_policy_says_what_the_one_in_python_says(name, drawn, key):
     python = next(case.make() for case in CASES if case.name == name)

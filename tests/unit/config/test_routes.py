@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fabric import limits
@@ -21,6 +21,7 @@ def of(route: str, pattern: str = "queue") -> list[str]:
     return [str(p) for p in validate(parse(text)) if p.where == "channels.c.route"]
 
 
+@settings(max_examples=50)
 @given(params=st.dictionaries(st.text(min_size=1, max_size=8), VALUES, max_size=4))
 def test_a_route_survives_its_text_whatever_its_parameters(params):
     spec = routes.RouteSpec("mine", params)
