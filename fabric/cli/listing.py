@@ -21,7 +21,7 @@ def _exports(row: Mapping[str, Any]) -> list[str]:
     return named + [f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count]
 
 
-def _decides(row: dict[str, Any]) -> str:
+def _decides(row: Mapping[str, Any]) -> str:
     """Say what the routing policies of a plugin cost: decisions, time in the policy, what was cached, what failed."""
     return "; ".join(
         f"{r['name']}: {r['decisions']} asked, {r['policy_us_mean']:g} µs (max {r['policy_us_max']:g}),"
