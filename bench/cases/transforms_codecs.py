@@ -10,6 +10,7 @@ from bench.verdicts import Bar
 
 CODEC = Subject("fabric compress", "bench.ours.codec")
 ACCURACY = Subject("fabric quantize", "bench.ours.accuracy")
+AGREEMENT = Subject("fabric quantize KV", "bench.ours.accuracy", {"compares": True})
 PEERS = (
     s.peer("zstd-1 + shuffle", "codecs", codec="zstd"),
     s.peer("blosc2", "codecs", codec="blosc2"),
@@ -19,7 +20,8 @@ PEERS = (
 
 def accuracy(name: str, run: str, code: str, bar: Bar, figures: tuple[str, ...]) -> Row:
     """Return a row that is held against a number."""
-    ours = Contender(ACCURACY, {"code": code}, f"quantize {code}")
+    subject = AGREEMENT if run == "agreement" else ACCURACY
+    ours = Contender(subject, {"code": code}, f"quantize {code}")
     return Row(
         "transforms", name, {"run": run}, ours, floor=1.0, bars=(bar,), figures=figures, rounds=1
     )

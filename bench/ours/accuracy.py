@@ -1,4 +1,5 @@
-"""Subject ``bench.ours.accuracy``: what quantised KV and hidden states of the model lose. The near half works.
+"""What quantised KV and hidden states of a model lose: subject ``bench.ours.accuracy``. The near half works; option
+`compares`: what follows bf16 KV is found while it connects.
 
 Workloads, each deterministic, so that a run after the first repeats its answer:
 
@@ -50,7 +51,7 @@ class Accuracy:
 
     workloads = ("agreement", "outliers")
 
-    def __init__(self, role: str) -> None:
+    def __init__(self, role: str, compares: bool) -> None:
         self._found: dict[tuple[str, str], dict[str, float]] = {}
         if role == "near":
             files = prepare_model("smollm2")
@@ -59,7 +60,8 @@ class Accuracy:
             texts = [(ROOT / name).read_text() for name in TEXTS]
             self._ids = [tokenizer.encode(t, add_special_tokens=False).ids for t in texts]
             with torch.inference_mode():
-                self._plain = [self._tops(ids, lambda t, field: t.bfloat16()) for ids in self._ids]
+                plain = self._ids if compares else []
+                self._plain = [self._tops(ids, lambda t, field: t.bfloat16()) for ids in plain]
 
     def agreement(self, role: str, order: dict[str, Any]) -> dict[str, Any]:
         """Return the share of positions that agree."""
@@ -124,4 +126,4 @@ def through(codec: Quantize, tensor: torch.Tensor, field: str) -> torch.Tensor:
 
 def connect(role: str, folder: Path, options: dict[str, Any]) -> Accuracy:
     """Return the end."""
-    return Accuracy(role)
+    return Accuracy(role, bool(options.get("compares")))
