@@ -46,6 +46,9 @@ FIGURES: Mapping[str, Figure] = {
     "decode_gb_per_s": Figure("decoding", "GB/s", HIGHER),
     "agreement": Figure("same next token", "of positions", HIGHER),
     "positions": Figure("positions", "", HIGHER),
+    "slow_p99_us": Figure(
+        "p99 beside a slow replica", "µs", LOWER
+    ),  # of some thousand messages a round
     "recover_s": Figure("recovered after", "s", LOWER),
     "hit_share": Figure("prefix hits", "× one cache without bounds", HIGHER),
     "imbalance": Figure("largest load", "× the mean", LOWER),

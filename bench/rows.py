@@ -31,6 +31,8 @@ class Row:
         Shown in the table, in this order.
     is_latency : bool
         In both placements; each has to hold, so the worse one counts.
+    is_exact : bool
+        It is computed, not timed: every round gives the same.
     """
 
     group: str
@@ -44,6 +46,7 @@ class Row:
     figures: tuple[str, ...] = ("p50_us",)
     is_latency: bool = False
     rounds: int = field(default=ROUNDS)
+    is_exact: bool = False
 
     def subjects(self) -> list[Subject]:
         """Return everyone that takes part."""

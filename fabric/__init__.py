@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from fabric.dataplane.responder import Request, Responder
     from fabric.dataplane.scatter import Scatterer
     from fabric.dataplane.sender import Sender
-    from fabric.messages import Redacted, Tensor, as_fp8, as_torch, field, message
+    from fabric.messages import Redacted, Tensor, as_fp8, as_torch, message
+    from fabric.messages.field_marks import field
     from fabric.messages.lease import Lease
     from fabric.worker.module import Call, In, Module, Out, Serve
 

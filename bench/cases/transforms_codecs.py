@@ -23,7 +23,15 @@ def accuracy(name: str, run: str, code: str, bar: Bar, figures: tuple[str, ...])
     subject = AGREEMENT if run == "agreement" else ACCURACY
     ours = Contender(subject, {"code": code}, f"quantize {code}")
     return Row(
-        "transforms", name, {"run": run}, ours, floor=1.0, bars=(bar,), figures=figures, rounds=1
+        "transforms",
+        name,
+        {"run": run},
+        ours,
+        floor=1.0,
+        bars=(bar,),
+        figures=figures,
+        rounds=1,
+        is_exact=True,
     )
 
 

@@ -24,13 +24,12 @@ def row(name: str, codec: dict[str, Any], number: float, is_exact: bool, **order
         "transforms",
         name,
         given,
-        Contender(Subject("fabric", FABRIC), {**coded, "is_exact": is_exact}, "when: pays"),
+        Contender(Subject("fabric codecs", FABRIC), {**coded, "is_exact": is_exact}, "when: pays"),
         (),
         Contender(Subject("raw", FABRIC), {"label": "raw", "is_exact": True}, "raw"),
         (Bar("gb_per_s", number, "floor"),),
         None,
         FIGURES,
-        rounds=3,
     )
 
 

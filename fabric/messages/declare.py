@@ -18,7 +18,7 @@ import msgspec
 from fabric import limits
 from fabric.errors import TypeMismatchError
 from fabric.messages import codec, loans, records, scalars, tensor_check
-from fabric.messages.field import MISSING, declared_field, default_of, field, spec_of
+from fabric.messages.field_marks import MISSING, declared_field, default_of, field, spec_of
 from fabric.messages.native_plan import DecodePlan, decode_plan
 from fabric.messages.schema import FieldSchema, Schema
 from fabric.messages.show import message_text

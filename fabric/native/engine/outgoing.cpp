@@ -144,6 +144,7 @@ bool Engine::comes_too_early(const Forward& flow) {
 }
 
 void Engine::post_entry(Session& session, Forward& flow, Outgoing& entry, u64 now) {
+  if (entry.deadline_ns != 0) now = monotonic_ns();  // this turn may have begun before the message was sent
   if (entry.end == End::none && !entry.sent && entry.deadline_ns != 0 && now >= entry.deadline_ns)
     end_here(entry, End::dropped, Reason::expired, now);
   if (entry.sent) ++session.count.retransmits;
