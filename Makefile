@@ -79,7 +79,7 @@ quickstart: build ## two processes, one message type, one transform; no model
 	@$(PY) examples/quickstart.py
 
 test: setup ## the Python test suite, two files at a time (JOBS=2, PYTEST_ARGS=…); `make sweep` has the many kills
-	$(PY) -m pytest tests -m "not sweep" -n $(JOBS) --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
+	$(PY) -m pytest tests -m "not sweep" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 sweep: setup ## kill, stop and end every process at every named step of every protocol (about 8 minutes)
 	$(PY) -m pytest tests/integration -m sweep $(PYTEST_ARGS)

@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -75,29 +76,41 @@ def pytest_report_header() -> str:
     return f"order seed: {SEED} (repeat with FABRIC_TEST_SEED={SEED})"
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Shuffle files, and tests within a file, so that no test leans on another; say what may run side by side.
+OF_MACHINE = ("mark.machine", "mark.netns", "mark.needs_ucx")
 
-    Files do. Those whose tests make or count what a whole machine has (namespaces, /dev/shm) come one after another.
-    """
+
+@functools.cache
+def _is_of_machine(path: Path) -> bool:
+    """Tell whether tests of a file make or count what a whole machine has: namespaces, /dev/shm."""
+    text = path.read_text()
+    return any(mark in text for mark in OF_MACHINE)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Let files run side by side; those of the machine come one after another."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "machine" if _is_of_machine(config.rootpath / file) else file
+
+    return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Shuffle files, and tests within a file, so that no test leans on another; the long row of the machine's first."""
     chance = random.Random(SEED)
     by_file: dict[Path, list[pytest.Item]] = {}
     for item in items:
         by_file.setdefault(item.path, []).append(item)
     files = list(by_file)
     chance.shuffle(files)
-    counts = {path: any(_is_of_machine(item) for item in by_file[path]) for path in files}
     items.clear()
-    for path in sorted(files, key=lambda path: not counts[path]):  # the long row first
+    for path in sorted(files, key=lambda path: not _is_of_machine(path)):
         chance.shuffle(by_file[path])
-        for item in by_file[path]:
-            item.add_marker(pytest.mark.xdist_group("machine" if counts[path] else str(path)))
         items.extend(by_file[path])
-
-
-def _is_of_machine(item: pytest.Item) -> bool:
-    return any(item.get_closest_marker(name) for name in ("machine", "netns", "needs_ucx"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -66,12 +66,12 @@ def test_messages_go_over_memory_of_gpus_and_a_killed_daemons_is_let_go_of(
     out = cluster.worker(a, "produce", "out", count=60, **LARGE)
     inn.wait_for("got", 20)
     assert opened_by(a) == opened_by(b) == 2, "a memory a connection"
+    assert rails(a)[1]["delivered"] > 0
     b.kill_daemon()
     inn.wait_for("got", 60)
     out.wait_for("flushed")
     out.finish()
     all_up(a, b)
-    assert rails(a)[1]["delivered"] > 0
     deadline = time.monotonic() + 20
     while opened_by(a) != 2:
         assert time.monotonic() < deadline, "memory of the killed daemon is still mapped"

@@ -14,6 +14,7 @@ from bench import namespaces
 from bench.namespaces import PREFIX, Bed, NetworkUnavailable, Rail, run
 
 REASON = namespaces.reason_against()
+pytestmark = pytest.mark.machine
 needs_namespaces = pytest.mark.skipif(bool(REASON), reason=REASON)
 DEAD = 4_190_001  # no process has this id: it is beyond pid_max of every machine here
 

@@ -15,6 +15,7 @@ from bench.paths.stage import FOLDER, TCP, Schedule, Stage, sweep_folders
 from bench.paths.timeline import Arrivals
 
 REASON = namespaces.reason_against()
+pytestmark = pytest.mark.machine
 needs_namespaces = pytest.mark.skipif(bool(REASON), reason=REASON)
 SIZE = 1 << 20
 
