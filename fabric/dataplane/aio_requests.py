@@ -51,6 +51,7 @@ class Requester(Generic[M, R]):
         try:
             meta, tensors = self.sync.sender.type.encode(message)
             key_bytes = as_key(key)
+            call.preferred = await self._preferred(message, key_bytes, meta, tensors)
 
             def send(_: int) -> int:
                 self.sync.send_request(call, meta, tensors, key_bytes, 0, may_provide=False)
@@ -68,6 +69,15 @@ class Requester(Generic[M, R]):
                 yield reply
         finally:
             self.sync.finish(call)
+
+    async def _preferred(
+        self, message: M, key: bytes | None, meta: bytes, tensors: list[Any]
+    ) -> int:
+        """Return the flow that the policy prefers; a policy in Python is asked beside the loop."""
+        sender = self.sync.sender
+        if sender.has_policy and not (pinned := sender.pinned(key)):
+            return int(await asyncio.to_thread(sender.preferred, message, key, meta, tensors))
+        return pinned if sender.has_policy else sender.preferred(message, key, meta, tensors)
 
     def cancel(self, correlation: int) -> None:
         """See `fabric.Requester.cancel`."""

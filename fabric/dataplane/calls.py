@@ -21,14 +21,15 @@ class Call:
     """One request in flight. States: waiting → (replies)* → done; `error` set when it ended badly."""
 
     __slots__ = (
-        "correlation", "deadline_ns", "error", "flow", "is_done", "lost", "lost_flow", "replies", "reply_flow",
-        "sequence", "source",
+        "correlation", "deadline_ns", "error", "flow", "is_done", "lost", "lost_flow", "preferred", "replies",
+        "reply_flow", "sequence", "source",
     )  # fmt: skip
 
     def __init__(self, correlation: int, deadline_ns: int) -> None:
         self.correlation = correlation
         self.deadline_ns = deadline_ns
         self.flow = 0  # 0: not sent, or sent again to whom only the native sender knows
+        self.preferred = 0  # the flow that the channel's policy gives it; 0: none
         self.reply_flow = 0
         self.lost_flow = 0  # reply flow of the responder that was lost
         self.source = 0  # reply flow of the first reply; no other is listened to

@@ -1,9 +1,10 @@
 """The asking end of a request channel: calls, streamed replies, cancellation.
 
 Thread-safe, no thread of its own: of the callers that wait, one reads the replies for all. A call goes to the
-responder with the fewest calls of ours that has room for another reply. When that responder is lost, the call fails as
-`PeerLostError`, for it may have acted; on an `at_least_once` channel another responder gets the request, unless part of
-a streamed reply had come. Replies are taken from one responder only; those of calls that ended are discarded.
+responder that the channel's policy prefers, or with the fewest calls of ours; to one that has room for another reply.
+When that responder is lost, the call fails as `PeerLostError`, for it may have acted; on an `at_least_once` channel
+another responder gets the request, unless part of a streamed reply had come. Replies are taken from one responder only;
+those of calls that ended are discarded.
 """
 
 from __future__ import annotations
@@ -148,7 +149,9 @@ class Requester(Generic[M, R]):
         self.register(call)
         try:
             meta, tensors = self.sender.type.encode(message)
-            self.send_request(call, meta, tensors, as_key(key), deadline_ns)
+            asked = as_key(key)
+            call.preferred = self.sender.preferred(message, asked, meta, tensors)
+            self.send_request(call, meta, tensors, asked, deadline_ns)
         except BaseException:
             self.finish(call, cancel=False)
             raise
@@ -448,7 +451,7 @@ class Requester(Generic[M, R]):
         self._news.notify_all()
 
     def _choose(self, call: Call, wait_ns: int) -> None:
-        """Take the flow of the responder with the fewest calls of ours; waits for one with room for the reply."""
+        """Take the flow that the policy prefers, or of the responder with the fewest calls of ours; waits for room."""
         while True:
             flows = self.targets()
             with self._lock:
@@ -458,7 +461,8 @@ class Requester(Generic[M, R]):
                     busy = collections.Counter(
                         c.flow for c in self._calls.values() if not c.is_done
                     )
-                    if self.take_flow(call, min(flows, key=lambda f: busy[f["flow"]])):
+                    flows.sort(key=lambda f: (f["flow"] != call.preferred, busy[f["flow"]]))
+                    if any(self.take_flow(call, flow) for flow in flows[:2]):
                         return  # taken under the lock: the next chooser sees this one
                 lack = (
                     "every responder has its room for replies in use"

@@ -89,6 +89,15 @@ class RoutedCalls:
             asked = (key, *(tuple(v) if isinstance(v, list) else v for v in values))
         return pins.flow_for(asked, lambda: self._header(message, key, meta, tensors))
 
+    def preferred(self, message: Any, key: bytes | None, meta: bytes, tensors: list[Any]) -> int:
+        """Return the flow that the channel's policy gives a request; 0: the requester decides by itself."""
+        if self._pins is not None:
+            return self.choose(message, key, meta, tensors)
+        try:
+            return int(self.native.decide(key)) if self._route else 0
+        except FabricError:
+            return 0  # what is wrong with the port, the send says
+
     def other_flows(
         self, message: Any, key: bytes | None, meta: bytes, tensors: list[Any], flow: int
     ) -> Iterator[int]:
