@@ -14,12 +14,16 @@ std::function<u64(u64)> always(u64 bytes) {
 
 void both_rails_carry_a_large_transfer() {
   Railed pair(2);
-  for (u32 rail = 0; rail < 2; ++rail) pair.relay[rail]->rate = 60 * kMiB;
+  for (u32 rail = 0; rail < 2; ++rail) pair.relay[rail]->rate = 60 * kMiB / kSlower;  // rails, not processors, are short
   for (int i = 0; i < 4; ++i) pair.send(0, 8 * kMiB);
   pair.settle(always(8 * kMiB));
-  const u64 first = pair.rail(0, 0).terms.delivered, second = pair.rail(0, 1).terms.delivered;
-  CHECK(first + second >= 32 * kMiB);
-  CHECK(first > 10 * kMiB && second > 10 * kMiB);
+  u64 first = 0, second = 0;
+  CHECK(eventually([&] {                                // the last acknowledgements come behind the last message's end
+    first = pair.rail(0, 0).terms.delivered;
+    second = pair.rail(0, 1).terms.delivered;
+    return first + second >= 32 * kMiB;
+  }));
+  CHECK(first > 10 * kMiB / kSlower && second > 10 * kMiB / kSlower);
 }
 
 void faster_rail_carries_more() {
@@ -96,7 +100,8 @@ void pinned_rail_carries_alone() {
   must(pair.a.engine.pin(kSession, 1u << 1));
   for (int i = 0; i < 4; ++i) pair.send(0, 4 * kMiB);
   pair.settle(always(4 * kMiB));
-  CHECK(pair.rail(0, 0).terms.delivered == 0 && pair.rail(0, 1).terms.delivered >= 16 * kMiB);
+  CHECK(eventually([&] { return pair.rail(0, 1).terms.delivered >= 16 * kMiB; }));
+  CHECK(pair.rail(0, 0).terms.delivered == 0);
   CHECK(!pair.a.engine.pin(kSession, 1u << paths::kRailsMax).ok());
 }
 
